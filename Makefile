@@ -1,0 +1,46 @@
+SHELL := bash
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+UV_COMPILE := .venv/uv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup system fuse lint test demo demo-down lock
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: fuse setup ## a whole environment on this machine, and a live volume switched in it through Airflow
+	$(BIN)/python -m lab.demo
+
+demo-down: ## stop what `make demo` left running
+	$(BIN)/python -m lab down
+
+test: fuse lint ## lint, then the unit, integration and e2e tests
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/integration tests/e2e
+
+lint: setup ## format, types, layers, shell and compose file
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+	bash -n setup.sh .ci/run
+	@# Any value will do where only the file is checked.
+	@env=$$(mktemp) && trap 'rm -f "$$env"' EXIT && \
+	sed -n 's/^\([A-Z0-9_]*\)=.*/\1=lint/p' .env.example >"$$env" && \
+	./setup.sh compose --env-file "$$env" config -q && echo "docker-compose.yaml: OK"
+
+setup: system .venv/.synced ## system packages and .venv; the other targets run it, nothing happens the second time
+
+system fuse:
+	@./setup.sh $@
+
+.venv/.synced: requirements.txt requirements-dev.txt setup.sh | system
+	@./setup.sh venv
+	@touch $@
+
+lock: setup ## requirements*.in -> requirements*.txt, keeping the pins that still fit
+	$(UV_COMPILE) requirements.in -o requirements.txt
+	$(UV_COMPILE) requirements-dev.in -o requirements-dev.txt
