@@ -1,0 +1,1 @@
+"""Move the object storage behind live JuiceFS volumes on Kubernetes."""

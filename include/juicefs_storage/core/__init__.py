@@ -1,0 +1,1 @@
+"""Plan, decide and verify: no Airflow and no network client; the outside world comes in through `ports`."""

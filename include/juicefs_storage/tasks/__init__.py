@@ -1,0 +1,1 @@
+"""The Airflow tasks that the DAG files wire up."""

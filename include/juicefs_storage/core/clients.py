@@ -1,0 +1,176 @@
+"""The volume's clients: mount pods, what each of them believes, and the proof of where it writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from include.juicefs_storage.core.errors import PermanentError, TransientError
+from include.juicefs_storage.core.ports import Cluster, ExecResult, ObjectStore, PersistentVolume, Pod, Session
+from include.juicefs_storage.core.setting import Setting, StorageConfig
+
+MOUNT_POD_SELECTOR = "app.kubernetes.io/name=juicefs-mount"
+MOUNT_CONTAINER = "jfs-mount"
+_MOUNT_PATH = re.compile(r"(?<=\s)(/jfs/[^\s'\"]+)")
+OBJECT_KEY = re.compile(r"\S+/chunks/\S+_\d+_\d+")
+
+# Fixed text; values arrive as positional arguments. /bin/sh of the mount image is enough.
+_READ_CONFIG = 'cat "$1/.config"'
+_READ_STATS = 'cat "$1/.stats"'
+_CANARY = """\
+set -e
+file="$1/.storage-switch-canary-$2"
+trap 'rm -f "$file"' EXIT
+dd if=/dev/urandom of="$file" bs=4096 count=1 conv=fsync 2>/dev/null
+/usr/local/bin/juicefs info "$file"
+"""
+
+
+class MountPod(BaseModel):
+    """A mount pod of the volume, as recorded before the switch and proven after it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    uid: str
+    node: str
+    restarts: int
+    volume_id: str
+    mount_path: str
+    storage: str
+    bucket: str
+    heartbeat_s: float
+    writeback: bool
+    read_only: bool
+    version: str
+    request_errors: float
+
+
+class PodIdentity(BaseModel):
+    """What must not change about a pod that goes on running."""
+
+    model_config = ConfigDict(frozen=True)
+
+    namespace: str
+    name: str
+    uid: str
+    restarts: int
+
+
+def mount_path(pod: Pod) -> str:
+    """Where a mount pod mounts its volume, from its command line.
+
+    Raises:
+        PermanentError: The command names no path below /jfs.
+    """
+    for command in pod.commands:
+        if found := _MOUNT_PATH.search(command):
+            return found.group(1)
+    raise PermanentError(
+        f"Mount pod {pod.name}: expected a mount path below /jfs in its command, found none.",
+        next_step=f"kubectl -n {pod.namespace} describe pod {pod.name}",
+    )
+
+
+def _in_pod(cluster: Cluster, pod: str, script: str, *args: str, timeout_s: float = 30) -> ExecResult:
+    command = ["sh", "-c", script, "sh", *args]
+    return cluster.exec(pod, MOUNT_CONTAINER, command, timeout_s=timeout_s)
+
+
+def read_config(cluster: Cluster, pod: Pod) -> dict[str, Any]:
+    """What the client in a mount pod believes: `.config` of its mount. Holds keys: never log it."""
+    path = mount_path(pod)
+    result = _in_pod(cluster, pod.name, _READ_CONFIG, path)
+    try:
+        config = json.loads(result.stdout)
+    except ValueError:
+        config = None
+    if result.returncode != 0 or not isinstance(config, dict):
+        raise TransientError(
+            f"Mount pod {pod.name}: {path}/.config cannot be read (exit code {result.returncode}).",
+            next_step=f"kubectl -n {pod.namespace} logs {pod.name}",
+        )
+    return config
+
+
+def read_request_errors(cluster: Cluster, pod: Pod) -> float:
+    """How many object requests of this client failed since it started (`.stats`)."""
+    result = _in_pod(cluster, pod.name, _READ_STATS, mount_path(pod))
+    rows = (line.split() for line in result.stdout.splitlines())
+    return sum(float(row[1]) for row in rows if len(row) == 2 and row[0] == "juicefs_object_request_errors")
+
+
+def find_mount_pods(cluster: Cluster, setting: Setting) -> list[MountPod]:
+    """Every mount pod that serves this volume, told by the UUID in its `.config`."""
+    found = []
+    for pod in cluster.pods(MOUNT_POD_SELECTOR):
+        config = read_config(cluster, pod)
+        form, meta, chunk = config.get("Format") or {}, config.get("Meta") or {}, config.get("Chunk") or {}
+        if form.get("UUID") != setting.uuid:
+            continue
+        found.append(
+            MountPod(
+                name=pod.name,
+                uid=pod.uid,
+                node=pod.node,
+                restarts=pod.restarts,
+                volume_id=pod.labels.get("volume-id", ""),
+                mount_path=mount_path(pod),
+                storage=form.get("Storage", ""),
+                bucket=form.get("Bucket", ""),
+                heartbeat_s=float(meta.get("Heartbeat", 0)) / 1e9,
+                writeback=bool(chunk.get("Writeback")),
+                read_only=bool(meta.get("ReadOnly")),
+                version=str(config.get("Version", "")),
+                request_errors=read_request_errors(cluster, pod),
+            )
+        )
+    return sorted(found, key=lambda mount: mount.name)
+
+
+def business_pods(cluster: Cluster, volumes: Sequence[PersistentVolume]) -> list[PodIdentity]:
+    """The pods that use the volume through a claim, in whatever namespace they are."""
+    claims = {(volume.claim_namespace, volume.claim_name) for volume in volumes if volume.claim_name}
+    return [
+        PodIdentity(namespace=pod.namespace, name=pod.name, uid=pod.uid, restarts=pod.restarts)
+        for namespace in sorted({namespace for namespace, _ in claims})
+        for pod in cluster.pods(namespace=namespace)
+        if any((namespace, claim) in claims for claim in pod.claims)
+    ]
+
+
+def unknown_sessions(sessions: Sequence[Session], mounts: Sequence[MountPod]) -> list[Session]:
+    """Sessions of clients that are not among the mount pods and so cannot be proven.
+
+    The last part of the mount point (`<volume id>-<6 random characters>`) tells a mount pod's session.
+    """
+    known = {PurePosixPath(mount.mount_path).name for mount in mounts}
+    return [session for session in sessions if PurePosixPath(session.mount_point).name not in known]
+
+
+def prove_client(
+    cluster: Cluster, pod: Pod, config: StorageConfig, store: ObjectStore, canary: str, *, timeout_s: float
+) -> str:
+    """Prove that one client uses a storage: by its `.config`, then by a block written through its very mount.
+
+    Only the block is conclusive: a client may show the new bucket and still write to the old one.
+
+    Returns:
+        The empty string when proven, else what was found instead.
+    """
+    form = read_config(cluster, pod).get("Format") or {}
+    if form.get("Storage") != config.storage or form.get("Bucket") != config.bucket:
+        return f"its .config shows bucket {form.get('Bucket')!r}"
+    if form.get("AccessKey") != config.access_key.get_secret_value():
+        return "its .config shows another access key"
+    result = _in_pod(cluster, pod.name, _CANARY, mount_path(pod), canary, timeout_s=timeout_s)
+    keys = OBJECT_KEY.findall(result.stdout)
+    if result.returncode != 0 or not keys:
+        return f"a file could not be written through its mount (exit code {result.returncode}): {result.stderr[-300:]}"
+    missing = [key for key in keys if not store.exists(key)]
+    return f"a block written through its mount is not in bucket {config.bucket}: {missing[0]}" if missing else ""

@@ -1,0 +1,115 @@
+"""The params of the DAGs as frozen models: validated once, in the first task of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from include.juicefs_storage.core.errors import PermanentError
+
+BUCKET_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+
+Consistency = Literal["off", "listing"]
+Runner = Literal["controller", "worker"]
+OnFailure = Literal["rollback", "hold"]
+
+
+class SwitchParams(BaseModel):
+    """The params of `juicefs_storage_switch`. Field names are the public interface; docs/switch.md lists them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    volume: str | None = None
+    kubernetes_conn_id: str = "kubernetes_default"
+    namespace: str = "juicefs"
+    secret_name: str = "juicefs-sc-secret"  # noqa: S105  the name of a Kubernetes Secret
+    meta_conn_id: str | None = None
+    target_conn_id: str = Field(min_length=1, examples=["minio_new"])
+    target_bucket: str = Field(examples=["juicefs-data"])
+    target_endpoint: str | None = Field(default=None, examples=["https://minio.new.example:9000"])
+    source_conn_id: str | None = None
+    juicefs_runner: Runner = "controller"
+    dry_run: bool = True
+    require_approval: bool = True
+    consistency: Consistency = "listing"
+    catch_up: bool = True
+    restart_csi: bool = True
+    on_failure: OnFailure = "rollback"
+    client_timeout_s: Annotated[int, Field(ge=5, le=3600)] = 60
+    rollout_timeout_s: Annotated[int, Field(ge=10, le=7200)] = 300
+    settle_s: Annotated[int, Field(ge=0, le=3600)] = 40
+
+    @field_validator("target_bucket")
+    @classmethod
+    def _bucket_name(cls, value: str) -> str:
+        if not BUCKET_NAME.match(value):
+            raise ValueError("expected the bucket's name alone: 3 to 63 of a-z 0-9 . -, without endpoint or path")
+        return value
+
+    @field_validator("target_endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"^https?://[^/\s?#@]+/?$", value):
+            raise ValueError("expected http(s)://host[:port] without bucket, path or keys")
+        return value.rstrip("/") if value else value
+
+
+#: What an entry of the registry may fill in: where a volume lives and where it may move. Never the safety params.
+REGISTRY_FIELDS = frozenset(
+    {
+        "kubernetes_conn_id", "namespace", "secret_name", "meta_conn_id", "juicefs_runner",
+        "target_conn_id", "target_bucket", "target_endpoint", "source_conn_id",
+    }
+)  # fmt: skip
+
+
+def resolve_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -> SwitchParams:
+    """Validate the params of a run, filled in from the registry.
+
+    Args:
+        given: The params as Airflow hands them over.
+        registry: `include/volumes.yaml`: volume name -> params that fill in what the run leaves null.
+
+    Raises:
+        PermanentError: A param is unknown or has a value that is not allowed; all of them are named.
+    """
+    name = given.get("volume")
+    entry: dict[str, Any] = {}
+    if name is not None:
+        if name not in registry:
+            known = ", ".join(sorted(registry)) or "none"
+            raise PermanentError(
+                f"Param `volume`: {name!r} is not in include/volumes.yaml; registered: {known}.",
+                next_step="register the volume, or leave `volume` empty and fill in the other params",
+            )
+        entry = registry[name]
+        if unknown := sorted(entry.keys() - REGISTRY_FIELDS):
+            raise PermanentError(
+                f"include/volumes.yaml, volume {name!r}: {', '.join(unknown)} cannot be set there; "
+                f"allowed: {', '.join(sorted(REGISTRY_FIELDS))}.",
+                next_step="correct the entry and trigger the DAG again",
+            )
+    defaults = {field: info.default for field, info in SwitchParams.model_fields.items()}
+    # The registry speaks where the run says nothing of its own: null, or what the form shows by default.
+    chosen = {key: value for key, value in given.items() if value is not None and value != defaults.get(key)}
+    try:
+        return SwitchParams.model_validate({**entry, **chosen})
+    except ValidationError as error:
+        lines = [_explain(dict(detail)) for detail in error.errors(include_url=False)]
+        raise PermanentError(
+            "Params refused:\n" + "\n".join(f"- {line}" for line in lines),
+            next_step="trigger the DAG again with the values corrected",
+        ) from None
+
+
+def _explain(detail: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"`{field}` is not a param of this DAG; params: {', '.join(SwitchParams.model_fields)}"
+    info = SwitchParams.model_fields.get(field)
+    example = f", for example {json.dumps(info.examples[0])}" if info and info.examples else ""
+    found = "nothing" if detail["type"] == "missing" else json.dumps(detail["input"], default=str)
+    return f"`{field}`: {detail['msg'].removeprefix('Value error, ')}; found {found}{example}"

@@ -1,0 +1,130 @@
+"""The plan of a switch: made once from what was observed, shown to a human, and then carried out."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from include.juicefs_storage.core.clients import MountPod, PodIdentity
+from include.juicefs_storage.core.setting import StorageConfig, masked
+
+
+class Frozen(BaseModel):
+    """Base of the values that travel between tasks as XCom: plain data, never a secret."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Finding(Frozen):
+    """What one check found. A refusal stops the run before anything is touched."""
+
+    check: str
+    level: Literal["ok", "warning", "refusal"]
+    message: str
+    remedy: str = ""
+
+
+class StorageView(Frozen):
+    """A storage as plans and reports show it."""
+
+    storage: str
+    bucket: str
+    access_key: str
+
+    @classmethod
+    def of(cls, config: StorageConfig) -> StorageView:
+        """Mask a storage."""
+        return cls(storage=config.storage, bucket=config.bucket, access_key=masked(config.access_key))
+
+
+class SecretChange(Frozen):
+    """The keys of one Secret that the switch sets."""
+
+    namespace: str
+    name: str
+    keys: tuple[str, ...]
+
+
+class Plan(Frozen):
+    """Everything that a switch will change, and everything that must not change."""
+
+    volume: str
+    uuid: str
+    before: StorageView
+    after: StorageView
+    target_fingerprint: str
+    secrets: tuple[SecretChange, ...]
+    workloads: tuple[str, ...]
+    mount_pods: tuple[MountPod, ...]
+    business_pods: tuple[PodIdentity, ...]
+    missing_objects: int | None
+    steps: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def refusals(self) -> list[Finding]:
+        """What forbids the switch."""
+        return [finding for finding in self.findings if finding.level == "refusal"]
+
+    def to_markdown(self) -> str:
+        """The plan for the person who approves it."""
+        rows = [
+            ("storage", self.before.storage, self.after.storage),
+            ("bucket", self.before.bucket, self.after.bucket),
+            ("access key", self.before.access_key, self.after.access_key),
+        ]
+        secrets = [f"`{change.namespace}/{change.name}`: {', '.join(change.keys)}" for change in self.secrets]
+        lines = [
+            f"## Switch of volume `{self.volume}`",
+            f"UUID `{self.uuid}`",
+            "",
+            "| | now | after |",
+            "|---|---|---|",
+            *(f"| {name} | `{before}` | `{after}` |" for name, before, after in rows),
+            "",
+            "### Steps, in this order",
+            *(f"{number}. {step}" for number, step in enumerate(self.steps, 1)),
+            "",
+            "### Secrets that will be patched",
+            *bullets(secrets),
+            "",
+            "### Clients that will be proven on the new store",
+            *bullets([f"`{pod.name}` on {pod.node}, heartbeat {pod.heartbeat_s:g} s" for pod in self.mount_pods]),
+            "",
+            "### Pods that must not restart",
+            f"{len(self.mount_pods)} mount pods, {len(self.business_pods)} business pods",
+            "",
+            "### Findings",
+            *findings_markdown(self.findings),
+        ]
+        return "\n".join(lines)
+
+
+def bullets(items: Sequence[str]) -> list[str]:
+    """A Markdown list; says so where it is empty."""
+    return [f"- {item}" for item in items] or ["- none"]
+
+
+def findings_markdown(findings: Sequence[Finding]) -> list[str]:
+    """Findings as a Markdown list, refusals first."""
+    order = {"refusal": 0, "warning": 1, "ok": 2}
+    marks = {"refusal": "**refused**", "warning": "**warning**", "ok": "ok"}
+    return bullets(
+        [
+            f"{marks[finding.level]} `{finding.check}`: {finding.message}"
+            + (f" Remedy: {finding.remedy}" if finding.remedy else "")
+            for finding in sorted(findings, key=lambda finding: order[finding.level])
+        ]
+    )
+
+
+def fingerprint(config: StorageConfig, key: bytes) -> str:
+    """A keyed digest of a storage with its keys: tells whether a connection changed since the plan was made."""
+    text = "\0".join(
+        (config.storage, config.bucket, config.access_key.get_secret_value(), config.secret_key.get_secret_value())
+    )
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]

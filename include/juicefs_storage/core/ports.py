@@ -1,0 +1,222 @@
+"""What core needs of the outside world, as Protocols and frozen value types. `adapters` fulfils them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from include.juicefs_storage.core.setting import Setting, StorageConfig
+
+WorkloadKind = Literal["StatefulSet", "DaemonSet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A client of the volume, from `jfs_session2`."""
+
+    sid: int
+    version: str
+    host: str
+    mount_point: str
+    expires: datetime
+
+
+class MetadataStore(Protocol):
+    """The volume's metadata database."""
+
+    def read_setting(self) -> Setting:
+        """Read the row `format` of `jfs_setting`."""
+
+    def replace_setting(self, expected: Setting, new: Setting) -> bool:
+        """Put `new` where `expected` stands, in one statement; False (and no change) where something else stands."""
+
+    def sessions(self) -> Sequence[Session]:
+        """The clients whose session has not expired."""
+
+    def slices(self) -> Iterator[tuple[int, int]]:
+        """Id and size in bytes of every slice that some file refers to (`jfs_chunk_ref`, refs > 0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object of a listing."""
+
+    key: str
+    size_bytes: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """One bucket of an object store."""
+
+    def check_bucket(self) -> None:
+        """HEAD the bucket; never creates it."""
+
+    def probe(self, key: str) -> None:
+        """PUT, GET, LIST and DELETE one small object under a key of our own."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object under a prefix, ordered by the key's UTF-8 bytes."""
+
+    def read(self, key: str) -> bytes | None:
+        """A small object's content; None where there is none."""
+
+    def exists(self, key: str) -> bool:
+        """HEAD one object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """One permission in RBAC terms; `name` where it is needed for one object alone."""
+
+    verb: str
+    resource: str
+    group: str = ""
+    subresource: str = ""
+    namespace: str | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        resource = "/".join(part for part in (self.resource, self.subresource) if part)
+        group = f".{self.group}" if self.group else ""
+        where = f" in namespace {self.namespace}" if self.namespace else " cluster-wide"
+        return f"{self.verb} {resource}{group}{f' {self.name}' if self.name else ''}{where}"
+
+
+@dataclass(frozen=True)
+class SecretObject:
+    """A Kubernetes Secret. `data` is decoded and holds secrets: it is left out of `repr`."""
+
+    namespace: str
+    name: str
+    resource_version: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A StatefulSet or DaemonSet with what tells whether its rollout is done."""
+
+    kind: WorkloadKind
+    name: str
+    args: tuple[str, ...]
+    annotations: Mapping[str, str]
+    rolled_out: bool
+    progress: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod as the proofs need it. `restarts` is the sum over its containers."""
+
+    namespace: str
+    name: str
+    uid: str
+    node: str
+    ready: bool
+    restarts: int
+    problem: str
+    labels: Mapping[str, str]
+    commands: tuple[str, ...]
+    claims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PersistentVolume:
+    """A PV of the JuiceFS CSI driver and the claim bound to it."""
+
+    name: str
+    volume_handle: str
+    secret_namespace: str
+    secret_name: str
+    claim_namespace: str
+    claim_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What a command in a pod (or on the worker) printed, and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Cluster(Protocol):
+    """The Kubernetes cluster, seen from one namespace: the CSI driver's."""
+
+    namespace: str
+
+    def allows(self, right: Right) -> bool:
+        """Ask the API server whether the connection's user may do this."""
+
+    def secret(self, name: str) -> SecretObject:
+        """Read one Secret."""
+
+    def secrets(self, label_selector: str) -> Sequence[SecretObject]:
+        """Read the Secrets with a label."""
+
+    def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
+        """Set values by JSON patch; refused by the server where the Secret changed since it was read."""
+
+    def workload(self, kind: WorkloadKind, name: str) -> Workload:
+        """Read one workload."""
+
+    def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
+        """Set annotations of the pod template, which makes the workload replace its pods."""
+
+    def templates(self) -> Mapping[str, Any]:
+        """The pod templates of the CSI workloads, for the backup."""
+
+    def pods(self, label_selector: str = "", namespace: str | None = None) -> Sequence[Pod]:
+        """Read pods."""
+
+    def persistent_volumes(self) -> Sequence[PersistentVolume]:
+        """The PVs of driver csi.juicefs.com."""
+
+    def exec(
+        self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
+    ) -> ExecResult:
+        """Run a command in a pod and wait for its end."""
+
+    def log_tail(self, pod: str, lines: int = 20) -> str:
+        """The last lines of a pod's log, masked."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What a copy between two stores did."""
+
+    found: int
+    copied: int
+    copied_bytes: int
+    failed: int
+
+
+class JuiceFS(Protocol):
+    """The juicefs command line, wherever it runs."""
+
+    def write_storage(self, config: StorageConfig) -> None:
+        """`juicefs config`: set storage, bucket and keys."""
+
+    def status(self) -> Mapping[str, Any]:
+        """`juicefs status`."""
+
+    def prove_fresh_mount(self, canary: str) -> Sequence[str]:
+        """Mount with an empty cache, write, read, list and unmount; the object keys of what was written."""
+
+    def copy_missing(self, source: StorageConfig, target: StorageConfig, prefix: str) -> CopyResult:
+        """`juicefs sync`: copy what the target lacks; overwrites nothing, deletes nothing."""
+
+
+class Vault(Protocol):
+    """Where backups lie, encrypted."""
+
+    def save(self, backup_id: str, content: bytes) -> None:
+        """Encrypt and write; then read back and compare."""
+
+    def load(self, backup_id: str) -> bytes | None:
+        """Read and decrypt; None where there is no such backup."""

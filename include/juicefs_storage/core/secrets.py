@@ -1,0 +1,80 @@
+"""The Kubernetes Secrets that hold a copy of the storage's values."""
+
+from __future__ import annotations
+
+import re
+
+from include.juicefs_storage.core.errors import PermanentError
+from include.juicefs_storage.core.ports import Cluster, SecretObject
+from include.juicefs_storage.core.setting import StorageConfig
+
+#: Label of the per-volume Secrets that the CSI driver writes.
+DRIVER_SECRET_SELECTOR = "juicefs/secret=true"  # noqa: S105
+_ALIASES = {
+    "storage": ("storage",),
+    "bucket": ("bucket",),
+    "access-key": ("access-key", "accesskey"),
+    "secret-key": ("secret-key", "secretkey"),
+}
+_METAURL = re.compile(r"^mysql://(?:[^@]*@)?(?:tcp)?\(?(?P<host>[^)/]+)\)?/(?P<database>[^?]*)")
+
+
+def same_metadata(one: str, other: str) -> bool:
+    """Whether two metaurls name the same database: user, password and options may differ."""
+    first, second = _METAURL.match(one), _METAURL.match(other)
+    return bool(first and second and first.groupdict() == second.groupdict())
+
+
+def desired_values(secret: SecretObject, config: StorageConfig) -> dict[str, str]:
+    """The values that a Secret should hold for a storage: key -> value.
+
+    Every alias that is present is set. Keys come in pairs with a bucket: where a Secret has `bucket` it is given keys.
+    `storage` and `bucket` are never added: a Secret without them makes starting mount pods leave the setting alone.
+    """
+    values = {
+        "storage": config.storage,
+        "bucket": config.bucket,
+        "access-key": config.access_key.get_secret_value(),
+        "secret-key": config.secret_key.get_secret_value(),
+    }
+    wanted: dict[str, str] = {}
+    for canonical, aliases in _ALIASES.items():
+        present = [alias for alias in aliases if alias in secret.data]
+        if not present and "bucket" in secret.data and canonical.endswith("-key"):
+            present = [canonical]
+        wanted |= dict.fromkeys(present, values[canonical])
+    return wanted
+
+
+def storage_values(secret: SecretObject) -> dict[str, str]:
+    """The values of a Secret that a switch may change, for the backup."""
+    return {key: secret.data[key] for aliases in _ALIASES.values() for key in aliases if key in secret.data}
+
+
+def volume_secrets(cluster: Cluster, secret_name: str, volume: str) -> list[SecretObject]:
+    """The Secret of the volume and every per-volume copy that the CSI driver made of it.
+
+    Raises:
+        PermanentError: The Secret belongs to another volume or lacks its metaurl.
+    """
+    main = cluster.secret(secret_name)
+    if not main.data.get("metaurl") or main.data.get("name") != volume:
+        raise PermanentError(
+            f"Secret {main.namespace}/{main.name}: expected keys metaurl and name={volume!r}, "
+            f"found name={main.data.get('name')!r} and keys {', '.join(sorted(main.data))}.",
+            next_step="correct `secret_name`, `namespace` or `meta_conn_id`",
+        )
+    copies = [
+        secret
+        for secret in cluster.secrets(DRIVER_SECRET_SELECTOR)
+        if secret.name != main.name and same_metadata(secret.data.get("metaurl", ""), main.data["metaurl"])
+    ]
+    return [main, *copies]
+
+
+def split_password(metaurl: str) -> tuple[str, str]:
+    """A metaurl without its password, and the password: the first may stand in argv, the second may not."""
+    found = re.match(r"^(?P<scheme>[a-z0-9+]+://)(?P<user>[^:@/]*):(?P<password>.*)@(?P<rest>[^@]*)$", metaurl)
+    if not found:
+        return metaurl, ""
+    return f"{found['scheme']}{found['user']}@{found['rest']}", found["password"]

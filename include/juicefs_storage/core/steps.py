@@ -1,0 +1,240 @@
+"""The steps that change something. Each observes first, answers "already done", and can be undone.
+
+Every step has the same verbs: `observe` reads the world, `plan` says what would be done, `apply` does it, `verify`
+reads it back. `undo` goes back; where a step has none, `apply` with the old storage as its target is its undo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, TransientError
+from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, SecretObject, WorkloadKind
+from include.juicefs_storage.core.secrets import desired_values, volume_secrets
+from include.juicefs_storage.core.setting import Setting, StorageConfig
+
+#: Annotation of the pod templates; its value is the run, so that a retry does not restart twice.
+RESTART_ANNOTATION = "juicefs-storage-switch/restarted-by"
+CSI_WORKLOADS: tuple[tuple[WorkloadKind, str], ...] = (
+    ("StatefulSet", "juicefs-csi-controller"),
+    ("DaemonSet", "juicefs-csi-node"),
+)
+CSI_CONTAINER = "juicefs-plugin"
+CSI_CONTROLLER_SELECTOR = "app=juicefs-csi-controller"
+
+
+@dataclass(frozen=True)
+class WriteSetting:
+    """Point the volume's setting at a storage; the clients follow on their next heartbeat. This is the cut-over."""
+
+    metadata: MetadataStore
+    juicefs: JuiceFS
+    before: Setting
+    target: StorageConfig
+
+    def observe(self) -> Setting:
+        """The setting as it is now.
+
+        Raises:
+            NeedsHumanError: It is neither what was backed up nor the target: somebody else changed it.
+        """
+        now = self.metadata.read_setting()
+        if now.uuid != self.before.uuid:
+            raise NeedsHumanError(
+                f"The metadata database holds volume {now.uuid}, expected {self.before.uuid}.",
+                state="nothing was written by this step",
+                next_step="compare the metadata connection with the Secret's metaurl",
+            )
+        if not now.uses(self.target) and not now.uses(self.before.config):
+            raise NeedsHumanError(
+                f"The setting's bucket or keys changed during this run: now {now.bucket}; "
+                f"expected {self.before.bucket} (as backed up) or {self.target.bucket} (as planned).",
+                state="this step left the setting as it found it",
+                next_step="find out who changed it (a mount pod started with other values?), then start a new run",
+            )
+        return now
+
+    def plan(self) -> str:
+        """What `apply` does, in words."""
+        return f"`juicefs config`: bucket `{self.before.bucket}` → `{self.target.bucket}`, keys likewise"
+
+    def apply(self) -> bool:
+        """Write the setting with `juicefs config` and read it back.
+
+        Returns:
+            False where it was already written.
+        """
+        if self.observe().uses(self.target):
+            return False
+        self.juicefs.write_storage(self.target)
+        self.verify()
+        return True
+
+    def verify(self) -> None:
+        """Compare the row with the target, field by field.
+
+        Raises:
+            TransientError: `juicefs config` reported success and the row does not show it.
+        """
+        now = self.observe()
+        if not now.uses(self.target):
+            raise TransientError(
+                f"The setting still shows bucket {now.bucket}, expected {self.target.bucket}.",
+                state="the clients stay on the old store, or go back to it on their next heartbeat",
+                next_step="the task tries again; if it goes on, look for mount pods that start with old values",
+            )
+
+    def undo(self) -> bool:
+        """Put the old storage back by compare-and-set; the row is never absent, and other fields stay as they are.
+
+        Returns:
+            False where the old storage was in place already.
+        """
+        now = self.observe()
+        if now.uses(self.before.config):
+            return False
+        if not self.metadata.replace_setting(expected=now, new=now.with_storage_of(self.before)):
+            raise TransientError(
+                "The setting changed between reading it and putting the old values back.",
+                state="the setting is as somebody else wrote it",
+                next_step="the task tries again by itself",
+            )
+        return True
+
+
+@dataclass(frozen=True)
+class PatchSecrets:
+    """Make every Secret that holds a copy of the storage's values agree with the setting.
+
+    To undo it, apply it with the old storage as `target` and the backed-up values as `exact`.
+
+    Attributes:
+        exact: Name of a Secret -> values that it gets to the letter, whatever `target` says.
+    """
+
+    cluster: Cluster
+    secret_name: str
+    volume: str
+    target: StorageConfig
+    exact: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    def observe(self) -> list[SecretObject]:
+        """The volume's Secrets as they are now."""
+        return volume_secrets(self.cluster, self.secret_name, self.volume)
+
+    def plan(self) -> list[tuple[SecretObject, dict[str, str]]]:
+        """Which values each Secret lacks; Secrets that lack none are left out."""
+        wanted = []
+        for secret in self.observe():
+            desired = {**desired_values(secret, self.target), **self.exact.get(secret.name, {})}
+            if values := {key: value for key, value in desired.items() if secret.data.get(key) != value}:
+                wanted.append((secret, values))
+        return wanted
+
+    def apply(self) -> list[str]:
+        """Patch what differs; the resourceVersion is tested, so that nobody's change is overwritten unseen.
+
+        Returns:
+            The names of the Secrets that were changed; empty where all agreed already.
+        """
+        changed = []
+        for secret, values in self.plan():
+            self.cluster.patch_secret(secret, values)
+            changed.append(f"{secret.namespace}/{secret.name}")
+        self.verify()
+        return changed
+
+    def verify(self) -> None:
+        """Read every Secret again.
+
+        Raises:
+            TransientError: A Secret does not hold the values: somebody (Helm, GitOps) put others back.
+        """
+        if differing := [f"{secret.namespace}/{secret.name}" for secret, _ in self.plan()]:
+            raise TransientError(
+                f"Secrets {', '.join(differing)} do not hold the values that were just written.",
+                state="starting mount pods may write the values of these Secrets into the setting",
+                next_step="stop what manages them (Helm, GitOps), then clear this task",
+            )
+
+
+@dataclass(frozen=True)
+class RestartCsi:
+    """Restart the CSI controller and node components. In mount-pod mode the mounts do not notice."""
+
+    cluster: Cluster
+    stamp: str
+
+    def plan(self) -> list[tuple[WorkloadKind, str]]:
+        """The workloads that do not carry this run's stamp yet."""
+        return [
+            (kind, name)
+            for kind, name in CSI_WORKLOADS
+            if self.cluster.workload(kind, name).annotations.get(RESTART_ANNOTATION) != self.stamp
+        ]
+
+    def apply(self) -> list[str]:
+        """Stamp the templates; the workloads' controllers do the rest.
+
+        Returns:
+            The workloads that were told to restart; empty where this run had told them already.
+        """
+        restarted = []
+        for kind, name in self.plan():
+            self.cluster.stamp_template(kind, name, {RESTART_ANNOTATION: self.stamp})
+            restarted.append(f"{kind}/{name}")
+        return restarted
+
+    def verify(self) -> list[str]:
+        """The rollouts that are not done yet, each with its progress; empty when all are done.
+
+        Raises:
+            PermanentError: A pod of a workload cannot start.
+        """
+        waiting = []
+        for kind, name in CSI_WORKLOADS:
+            workload = self.cluster.workload(kind, name)
+            if workload.rolled_out:
+                continue
+            waiting.append(f"{kind}/{name}: {workload.progress}")
+            for pod in self.cluster.pods(f"app={name}"):
+                if pod.problem in {
+                    "CrashLoopBackOff",
+                    "ImagePullBackOff",
+                    "ErrImagePull",
+                    "CreateContainerConfigError",
+                }:
+                    raise PermanentError(
+                        f"Pod {pod.name} of {kind}/{name} is in {pod.problem}. Its last lines:\n"
+                        f"{self.cluster.log_tail(pod.name)}",
+                        state="the existing mounts go on; new volumes may not mount",
+                        next_step=f"kubectl -n {pod.namespace} describe pod {pod.name}",
+                    )
+        return waiting
+
+
+def settle(
+    step: WriteSetting, *, for_s: float, clock: Callable[[], float], sleep: Callable[[float], None], every_s: float = 1
+) -> Sequence[str]:
+    """Guard the setting against a pod that starts with old values and writes them back.
+
+    Args:
+        step: The step whose result is guarded; it is applied again where the row moved back.
+        for_s: How long to watch, in seconds.
+        clock: A monotonic clock.
+        sleep: Waits the given seconds.
+        every_s: Seconds between two readings.
+
+    Returns:
+        What was put right, one line each; usually empty.
+    """
+    deadline = clock() + for_s
+    repaired = []
+    while True:
+        if step.apply():
+            repaired.append(f"the setting had moved back to {step.before.bucket}; it was written again")
+            deadline = clock() + for_s
+        if clock() >= deadline:
+            return repaired
+        sleep(every_s)
