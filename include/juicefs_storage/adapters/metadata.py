@@ -1,0 +1,139 @@
+"""The metadata database of a JuiceFS volume, through Airflow's MySqlHook."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from include.juicefs_storage.core.errors import PermanentError, TransientError
+from include.juicefs_storage.core.ports import Session
+from include.juicefs_storage.core.setting import Setting
+
+if TYPE_CHECKING:
+    from airflow.providers.mysql.hooks.mysql import MySqlHook
+
+_METAURL = re.compile(
+    r"^mysql://(?P<user>[^:@/]*)(?::(?P<password>.*))?@(?:tcp)?\(?(?P<host>[^:)/]+)(?::(?P<port>\d+))?\)?/(?P<db>[^?]+)"
+)
+_FETCH_ROWS = 10_000
+#: Errors of the MySQL client that do not go away by themselves: access denied, no such database, table or column.
+_PERMANENT_CODES = frozenset({1044, 1045, 1049, 1054, 1142, 1146, 1698})
+
+
+class MySqlMetadata:
+    """`ports.MetadataStore` on MySQL or MariaDB. Every call opens and closes a connection of its own."""
+
+    def __init__(self, hook: MySqlHook) -> None:
+        self._hook = hook
+
+    @classmethod
+    def from_connection(cls, conn_id: str) -> MySqlMetadata:
+        """Use an Airflow connection of type MySQL."""
+        from airflow.providers.mysql.hooks.mysql import MySqlHook
+
+        return cls(MySqlHook(mysql_conn_id=conn_id))
+
+    @classmethod
+    def from_metaurl(cls, metaurl: str) -> MySqlMetadata:
+        """Use the `metaurl` of the volume's Secret: `mysql://user:password@(host:port)/database`.
+
+        Raises:
+            PermanentError: It is not of that form. Options after `?`, such as TLS, need a connection instead.
+        """
+        from airflow.providers.mysql.hooks.mysql import MySqlHook
+        from airflow.sdk import Connection  # noqa: PLC0415
+
+        found = _METAURL.match(metaurl)
+        if not found:
+            raise PermanentError(
+                "The Secret's metaurl is not of the form mysql://user:password@(host:port)/database.",
+                next_step="make an Airflow connection of type MySQL to the metadata and name it in `meta_conn_id`",
+            )
+        connection = Connection(
+            conn_id="metaurl",
+            conn_type="mysql",
+            host=found["host"],
+            port=int(found["port"] or 3306),
+            login=found["user"],
+            password=unquote(found["password"] or ""),
+            schema=found["db"],
+        )
+        return cls(MySqlHook(connection=connection))
+
+    @contextmanager
+    def _cursor(self) -> Iterator[Any]:
+        import MySQLdb
+
+        try:
+            with closing(self._hook.get_conn()) as connection, closing(connection.cursor()) as cursor:
+                yield cursor
+                connection.commit()
+        except MySQLdb.Error as error:
+            code, *text = error.args or (0,)
+            kind = PermanentError if code in _PERMANENT_CODES else TransientError
+            raise kind(
+                f"The metadata database answered: {code} {' '.join(str(part) for part in text)}",
+                next_step="test the metadata connection in Airflow (Admin → Connections)",
+            ) from None
+
+    def read_setting(self) -> Setting:
+        """Read the row's exact bytes."""
+        with self._cursor() as cursor:
+            # CAST: the bytes as stored, whatever the connection's character set is.
+            cursor.execute("SELECT CAST(value AS BINARY) FROM jfs_setting WHERE name = 'format'")
+            row = cursor.fetchone()
+        if not row:
+            raise PermanentError(
+                "jfs_setting has no row named 'format': this database does not hold a JuiceFS volume.",
+                next_step="compare the metadata connection with the Secret's metaurl",
+            )
+        return Setting(bytes(row[0]))
+
+    def replace_setting(self, expected: Setting, new: Setting) -> bool:
+        """Compare and set in one UPDATE. The row is never deleted: clients of 1.2 and later exit without it."""
+        with self._cursor() as cursor:
+            return bool(
+                cursor.execute(
+                    "UPDATE jfs_setting SET value = %s WHERE name = 'format' AND CAST(value AS BINARY) = %s",
+                    (new.raw.decode(), expected.raw),
+                )
+            )
+
+    def sessions(self) -> Sequence[Session]:
+        """The live sessions of `jfs_session2`; `expire` is in Unix seconds."""
+        with self._cursor() as cursor:
+            cursor.execute("SELECT sid, expire, info FROM jfs_session2 WHERE expire > UNIX_TIMESTAMP()")
+            rows = cursor.fetchall()
+        found = []
+        for sid, expire, info in rows:
+            fields = json.loads(info or b"{}")
+            found.append(
+                Session(
+                    sid=int(sid),
+                    version=str(fields.get("Version", "")),
+                    host=str(fields.get("HostName", "")),
+                    mount_point=str(fields.get("MountPoint", "")),
+                    expires=datetime.fromtimestamp(int(expire), UTC),
+                )
+            )
+        return found
+
+    def slices(self) -> Iterator[tuple[int, int]]:
+        """Read `jfs_chunk_ref` in ranges of its primary key, so that no query holds many rows."""
+        last = -1
+        while True:
+            with self._cursor() as cursor:
+                cursor.execute(
+                    "SELECT chunkid, size FROM jfs_chunk_ref WHERE chunkid > %s AND refs > 0 ORDER BY chunkid LIMIT %s",
+                    (last, _FETCH_ROWS),
+                )
+                rows = cursor.fetchall()
+            yield from ((int(chunk_id), int(size)) for chunk_id, size in rows)
+            if len(rows) < _FETCH_ROWS:
+                return
+            last = int(rows[-1][0])
