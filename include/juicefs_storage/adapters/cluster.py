@@ -205,6 +205,7 @@ class KubernetesCluster:
                 last two cases it may still be running.
         """
         from kubernetes import client, stream
+        from websocket import WebSocketException
 
         where = f"{command[0]} in pod {self.namespace}/{pod}"
         # stream() swaps the request method of its client: one client per call keeps threads apart.

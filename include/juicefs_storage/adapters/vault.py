@@ -43,7 +43,7 @@ class FileVault:
         path = connection.extra_dejson.get("path")
         if len(key) != _KEY_BYTES or not path:
             raise PermanentError(
-                f"Connection {conn_id!r} for backups: expected base64 of {_KEY_BYTES} bytes as password and a folder as "
+                f"Connection {conn_id!r} for backups: expected base64 of {_KEY_BYTES} bytes as password, a folder as "
                 f'extra {{"path": "s3://…"}}; found {len(key)} bytes and path {path!r}.',
                 next_step="make a key with `openssl rand -base64 32`, keep a copy of it elsewhere, save the connection",
             )
