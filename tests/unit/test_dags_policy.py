@@ -105,7 +105,7 @@ def test_no_import_errors(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
 def test_parsing_is_cheap(path: Path, environment: dict[str, str]) -> None:
     # The least of several runs counts, for noise only ever adds: the first one within the budget settles it.
-    cpu_s = []
+    cpu_s: list[float] = []
     while not cpu_s or (min(cpu_s) > PARSE_BUDGET_S and len(cpu_s) < 4):
         run = run_python(PARSE_COST, path, environment)
         cpu_s.append(run["cpu_s"])
