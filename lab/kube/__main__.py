@@ -1,0 +1,89 @@
+"""`python -m lab.kube --state DIR`: serves until SIGTERM; its configuration, a JSON object, comes on stdin."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+from aiohttp import web
+
+from lab.kube.api import Api
+from lab.kube.csi import Csi
+from lab.kube.faults import Faults
+from lab.kube.pods import Kubelet, Publishing
+from lab.kube.store import PODS, Store
+from lab.kube.tls import server_context, write_kubeconfig, write_private
+from lab.kube.workloads import Workloads
+
+_READY_S = 90.0
+
+
+async def serve(state: Path, config: dict[str, object]) -> None:
+    """Runs the server; `server.json` appears in `state` when it answers and the initial pods are ready."""
+    store, faults = Store(), Faults()
+    kubelet = Kubelet(store, faults, state, Path(str(config["juicefs"])))
+    volume = config["volume"]
+    csi = Csi(store, kubelet, volume if isinstance(volume, dict) else None, int(str(config["heartbeat_s"])))
+    kubelet.publishing = Publishing(csi.publish, csi.unpublish, csi.serving)
+    token = secrets.token_urlsafe(24)
+    audit = state / "audit.jsonl"
+    write_private(audit, b"")
+    api = Api(store, kubelet, faults, token, audit)
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=2)
+    workloads = Workloads(store, kubelet, float(str(config["rollout_delay_s"])))
+    controllers = asyncio.create_task(workloads.run())
+    try:
+        await kubelet.prepare()
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server_context(state))
+        await site.start()
+        port = runner.addresses[0][1]
+        url = f"https://127.0.0.1:{port}"
+        write_kubeconfig(state, url, token)
+        csi.install()
+        expected = 3 if volume is None else 7
+        async with asyncio.timeout(_READY_S):
+            while not stopped.is_set() and _ready_pods(store) < expected:
+                await asyncio.sleep(0.05)
+        pid = os.getpid()
+        server = {"pid": pid, "create_time": psutil.Process(pid).create_time(), "url": url}
+        write_private(state / "server.json.new", json.dumps(server).encode())
+        (state / "server.json.new").rename(state / "server.json")
+        await stopped.wait()
+    finally:
+        controllers.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await controllers
+        await kubelet.stop()
+        api.close()
+        await runner.cleanup()
+
+
+def _ready_pods(store: Store) -> int:
+    return sum(
+        any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", []))
+        for pod in store.list(PODS)
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m lab.kube", description=__doc__)
+    parser.add_argument("--state", type=Path, required=True, help="an existing folder, for this server alone")
+    state = parser.parse_args().state.resolve()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asyncio.run(serve(state, json.loads(sys.stdin.read())))
+
+
+if __name__ == "__main__":
+    main()
