@@ -54,7 +54,7 @@ class KubernetesCluster:
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
         from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415
+        from urllib3.exceptions import HTTPError
 
         try:
             yield

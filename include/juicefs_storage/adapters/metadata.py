@@ -46,7 +46,7 @@ class MySqlMetadata:
             PermanentError: It is not of that form. Options after `?`, such as TLS, need a connection instead.
         """
         from airflow.providers.mysql.hooks.mysql import MySqlHook
-        from airflow.sdk import Connection  # noqa: PLC0415
+        from airflow.sdk import Connection
 
         found = _METAURL.match(metaurl)
         if not found:

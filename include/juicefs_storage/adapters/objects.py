@@ -40,7 +40,7 @@ def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | 
     Raises:
         PermanentError: The connection lacks a field.
     """
-    from airflow.sdk import BaseHook  # noqa: PLC0415
+    from airflow.sdk import BaseHook
 
     connection = BaseHook.get_connection(conn_id)
     endpoint = endpoint or connection.extra_dejson.get("endpoint_url")

@@ -33,7 +33,7 @@ class FileVault:
         Raises:
             PermanentError: The connection has no usable key or path.
         """
-        from airflow.sdk import BaseHook, ObjectStoragePath  # noqa: PLC0415
+        from airflow.sdk import BaseHook, ObjectStoragePath
 
         connection = BaseHook.get_connection(conn_id)
         try:

@@ -59,6 +59,7 @@ class PodIdentity(BaseModel):
     namespace: str
     name: str
     uid: str
+    node: str
     restarts: int
 
 
@@ -137,7 +138,7 @@ def business_pods(cluster: Cluster, volumes: Sequence[PersistentVolume]) -> list
     """The pods that use the volume through a claim, in whatever namespace they are."""
     claims = {(volume.claim_namespace, volume.claim_name) for volume in volumes if volume.claim_name}
     return [
-        PodIdentity(namespace=pod.namespace, name=pod.name, uid=pod.uid, restarts=pod.restarts)
+        PodIdentity(namespace=pod.namespace, name=pod.name, uid=pod.uid, node=pod.node, restarts=pod.restarts)
         for namespace in sorted({namespace for namespace, _ in claims})
         for pod in cluster.pods(namespace=namespace)
         if any((namespace, claim) in claims for claim in pod.claims)

@@ -1,0 +1,127 @@
+"""The DAG `juicefs_storage_switch`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import Param, TaskGroup, dag
+
+from include.juicefs_storage.tasks import switch
+
+DOC = """
+### Use this when
+MinIO (or another S3 store) behind a live JuiceFS volume moves or is upgraded: endpoint, bucket, access key and secret
+key change, the data is kept. No business pod and no mount pod restarts.
+
+### Dry run first
+`dry_run` is on by default: the run makes every check and ends with the plan. Nothing is changed.
+
+### What it changes
+The setting in `jfs_setting`, the volume's Secrets, and an annotation of the CSI workloads, in this order, after a backup.
+The old store is never changed by a switch. If a step fails after the setting was written, the run puts everything back,
+proves every client on the old store, and ends red.
+
+### Before you start
+Copy the volume's data to the new bucket, and make an Airflow connection of type Amazon Web Services for it (login = access
+key, password = secret key, extra `endpoint_url`). Backups need the connection `juicefs_backup`. See `docs/switch.md`.
+"""
+
+
+def _text(default: str | None, title: str, description: str, section: str, **schema: object) -> Param:
+    kind = ["null", "string"] if default is None else "string"
+    return Param(default, type=kind, title=title, description_md=description, section=section, **schema)
+
+
+def _seconds(default: int, title: str, description: str, minimum: int, maximum: int) -> Param:
+    return Param(
+        default, type="integer", title=title, description_md=description, section="Advanced",
+        minimum=minimum, maximum=maximum,
+    )  # fmt: skip
+
+
+def _flag(default: bool, title: str, description: str, section: str) -> Param:
+    return Param(default, type="boolean", title=title, description_md=description, section=section)
+
+
+PARAMS = {
+    "volume": _text(None, "Registered volume", "A name in `include/volumes.yaml` that fills in what is left at its default.", "Volume"),
+    "kubernetes_conn_id": _text("kubernetes_default", "Kubernetes connection", "The cluster of the CSI driver.", "Volume"),
+    "namespace": _text("juicefs", "Namespace", "Where the CSI driver and its Secret are.", "Volume"),
+    "secret_name": _text("juicefs-sc-secret", "Secret", "The Secret that the CSI driver uses for the volume.", "Volume"),
+    "meta_conn_id": _text(None, "Metadata connection", "Type MySQL. Empty: from the Secret's `metaurl`.", "Volume"),
+    "target_conn_id": Param(type="string", title="New store's connection", description_md="Type `aws`: login = access key, password = secret key, extra `endpoint_url`.", section="New storage", minLength=1, examples=["minio_new"]),
+    "target_bucket": Param(type="string", title="New bucket", description_md="The bucket's name alone.", section="New storage", minLength=3, examples=["juicefs-data"]),
+    "target_endpoint": _text(None, "Endpoint for the clients", "As the JuiceFS clients reach it, where that differs from the connection's.", "New storage"),
+    "source_conn_id": _text(None, "Old store's connection", "Empty: the endpoint and keys in the setting.", "New storage"),
+    "juicefs_runner": _text("controller", "Where juicefs runs", "In the CSI controller pod, or on the Airflow worker.", "Advanced", enum=["controller", "worker"]),
+    "dry_run": _flag(True, "Dry run", "Stop after the plan. Nothing is changed.", "Safety"),
+    "require_approval": _flag(True, "Require approval", "Wait for a human who has read the plan.", "Safety"),
+    "consistency": _text("listing", "Compare the stores", "How the new store is compared with the old one before the switch.", "Safety", enum=["off", "listing"]),
+    "catch_up": _flag(True, "Catch up", "Copy what clients write to the old store until they have moved.", "Safety"),
+    "restart_csi": _flag(True, "Restart CSI", "Restart the CSI controller and node components.", "Safety"),
+    "on_failure": _text("rollback", "On failure", "Roll back, or hold for a human.", "Safety", enum=["rollback", "hold"]),
+    "client_timeout_s": _seconds(60, "Client timeout (s)", "How long the clients may take to follow.", 5, 3600),
+    "rollout_timeout_s": _seconds(300, "Rollout timeout (s)", "How long the CSI restarts may take.", 10, 7200),
+    "settle_s": _seconds(40, "Settle (s)", "How long the setting is guarded; at least three heartbeats.", 0, 3600),
+}  # fmt: skip
+
+
+@dag(
+    dag_display_name="JuiceFS: switch storage",
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    params=PARAMS,
+    doc_md=DOC,
+    tags=["juicefs", "storage", "runbook"],
+    default_args={
+        "owner": "storage-sre",
+        "retries": 1,
+        "retry_delay": timedelta(seconds=5),
+        "execution_timeout": timedelta(hours=8),
+    },
+)
+def juicefs_storage_switch() -> None:
+    """Check, plan, approve, back up, switch, verify; roll back on failure."""
+    with TaskGroup("check", prefix_group_id=False, tooltip="Asked before anything is touched; changes nothing"):
+        checks = [
+            switch.check_rights(), switch.check_csi(), switch.check_volume(),
+            switch.check_target_bucket(), switch.check_consistency(),
+        ]  # fmt: skip
+        switch.resolve_params() >> checks
+
+    plan, path, approval = switch.plan(), switch.choose_path(), switch.approve()
+    checks >> plan >> path >> approval
+
+    with TaskGroup("apply", prefix_group_id=False, tooltip="Back up, then move the volume"):
+        backup, patched, settled, rolled = (
+            switch.backup(),
+            switch.patch_secret(),
+            switch.settle(),
+            switch.wait_for_rollouts(),
+        )
+        [path, approval] >> backup >> switch.copy_ahead() >> switch.write_setting() >> patched
+        patched >> [settled, restarted := switch.restart_csi()]
+        restarted >> rolled
+
+        with TaskGroup("verify", prefix_group_id=False, tooltip="Every client moved, no block lost, no pod restarted"):
+            blocks, mounted, unharmed = switch.prove_blocks(), switch.prove_fresh_mount(), switch.prove_no_restarts()
+            rolled >> switch.prove_clients() >> switch.catch_up() >> blocks
+            [blocks, settled] >> mounted >> unharmed
+
+    decide, finalize = switch.decide(), switch.finalize()
+    # All of them: the guard of the setting must have ended before a rollback writes it.
+    [settled, blocks, unharmed] >> decide
+
+    with TaskGroup("rollback", prefix_group_id=False, tooltip="Back to the old store, every client proven there"):
+        first, last = switch.copy_back(), switch.prove_blocks_on_old()
+        (
+            first >> switch.restore_setting() >> switch.restore_secret() >> switch.restart_csi_again()
+            >> switch.wait_for_rollouts_again() >> switch.prove_clients_on_old() >> switch.copy_back_again() >> last
+        )  # fmt: skip
+
+    decide >> [first, finalize]
+    [path, last] >> finalize
+
+
+juicefs_storage_switch()

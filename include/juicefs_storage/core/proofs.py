@@ -1,0 +1,211 @@
+"""What a switch proves instead of hoping: every client moved, no block lost, no pod restarted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from include.juicefs_storage.core.clients import (
+    MOUNT_POD_SELECTOR,
+    MountPod,
+    PodIdentity,
+    business_pods,
+    prove_client,
+    read_config,
+)
+from include.juicefs_storage.core.copying import Difference, missing_blocks
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.core.plan import Frozen, Plan
+from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, ObjectStore, Pod
+from include.juicefs_storage.core.setting import Setting, StorageConfig
+
+_PARALLEL_PODS = 8
+_CANARY_TIMEOUT_S = 30.0
+
+
+class ClientProof(Frozen):
+    """One mount pod that was proven to use a storage."""
+
+    pod: str
+    node: str
+    after_s: float
+
+
+def prove_clients(
+    cluster: Cluster,
+    setting: Setting,
+    config: StorageConfig,
+    store: ObjectStore,
+    canary: str,
+    *,
+    timeout_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> list[ClientProof]:
+    """Prove every mount pod of the volume, waiting for those that have not followed yet.
+
+    Args:
+        cluster: Where the mount pods are.
+        setting: Tells which mount pods serve this volume.
+        config: The storage that the clients must use.
+        store: The bucket behind it.
+        canary: Name of the files that are written through the mounts and removed again.
+        timeout_s: How long the clients may take altogether, in seconds.
+        clock: A monotonic clock.
+        sleep: Waits the given seconds.
+
+    Raises:
+        PermanentError: Some client did not follow in time; each is named with what was found.
+    """
+    start = clock()
+    proven: dict[str, ClientProof] = {}
+    while True:
+        pods = [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if pod.uid not in proven]
+        with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+            problems = dict(
+                zip(
+                    pods,
+                    pool.map(lambda pod: _problem(cluster, pod, setting, config, store, canary), pods),
+                    strict=True,
+                )
+            )
+        for pod, problem in problems.items():
+            if problem == "":
+                proven[pod.uid] = ClientProof(pod=pod.name, node=pod.node, after_s=round(clock() - start, 1))
+        waiting = {pod.name: problem for pod, problem in problems.items() if problem}
+        if not waiting:
+            return sorted(proven.values(), key=lambda proof: proof.pod)
+        if clock() - start >= timeout_s:
+            listed = "\n".join(f"- {name}: {problem}" for name, problem in waiting.items())
+            raise PermanentError(
+                f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {config.bucket} "
+                f"after {timeout_s:g} s:\n{listed}",
+                next_step=f"kubectl -n {cluster.namespace} logs <mount pod>, look for 'object storage:'",
+            )
+        sleep(1)
+
+
+def _problem(
+    cluster: Cluster, pod: Pod, setting: Setting, config: StorageConfig, store: ObjectStore, canary: str
+) -> str | None:
+    """The empty string when proven, None for another volume's client, else what is wrong."""
+    try:
+        if (read_config(cluster, pod).get("Format") or {}).get("UUID") != setting.uuid:
+            return None
+        return prove_client(cluster, pod, config, store, canary, timeout_s=_CANARY_TIMEOUT_S)
+    except StorageSwitchError as error:
+        return error.problem
+
+
+def catch_up(
+    juicefs: JuiceFS,
+    metadata: MetadataStore,
+    setting: Setting,
+    source: StorageConfig,
+    target: StorageConfig,
+    target_store: ObjectStore,
+    *,
+    passes: int,
+) -> tuple[int, Difference]:
+    """Copy blocks that only one store has to the other, until the metadata misses none there.
+
+    Nothing is overwritten and nothing is deleted. A pass that copied something is followed by another: an upload that
+    was under way when its client moved may land late.
+
+    Returns:
+        The number of blocks copied, and what the metadata still misses on the target.
+    """
+    copied = 0
+    difference = Difference()
+    for _ in range(passes):
+        result = juicefs.copy_missing(source, target, f"{setting.name}/chunks/")
+        copied += result.copied
+        difference = missing_blocks(metadata, setting, target_store)
+        if not result.copied and not difference.missing:
+            break
+    return copied, difference
+
+
+def require_all_blocks(difference: Difference, bucket: str) -> None:
+    """Refuse to call anything done while a block that some file refers to is missing or cut.
+
+    Raises:
+        NeedsHumanError: Blocks are missing or differ.
+    """
+    if difference.missing or difference.different:
+        raise NeedsHumanError(
+            f"{difference.missing} of {difference.expected} blocks that files refer to are not in {bucket}, "
+            f"{difference.different} have another length: {'; '.join(difference.examples)}.",
+            state="reads of these blocks fail until they are there",
+            next_step="clear catch_up with Downstream; if they are in neither store, restore the files from elsewhere",
+        )
+
+
+def prove_no_restarts(cluster: Cluster, plan: Plan) -> list[str]:
+    """Compare the pods' UIDs and restart counts with those in the plan.
+
+    Returns:
+        Pods that left meanwhile without a trace of a restart, one line each; usually empty.
+
+    Raises:
+        NeedsHumanError: A pod restarted or was replaced while the volume moved.
+    """
+    mounts_now = {pod.name: pod for pod in cluster.pods(MOUNT_POD_SELECTOR)}
+    business_now = {(pod.namespace, pod.name): pod for pod in business_pods(cluster, cluster.persistent_volumes())}
+    nodes_in_use = {pod.node for pod in business_now.values()}
+    broken: list[str] = []
+    gone: list[str] = []
+    for before in plan.mount_pods:
+        now = mounts_now.get(before.name)
+        if now is None:
+            (broken if before.node in nodes_in_use else gone).append(f"mount pod {before.name} is gone")
+        elif (now.uid, now.restarts) != (before.uid, before.restarts):
+            broken.append(f"mount pod {before.name}: {_change(before, now.uid, now.restarts)}")
+    for identity in plan.business_pods:
+        found = business_now.get((identity.namespace, identity.name))
+        name = f"{identity.namespace}/{identity.name}"
+        if found is None:
+            gone.append(f"pod {name} is gone")
+        elif (found.uid, found.restarts) != (identity.uid, identity.restarts):
+            broken.append(f"pod {name}: {_change(identity, found.uid, found.restarts)}")
+    if broken:
+        raise NeedsHumanError(
+            "Pods restarted while the volume moved:\n" + "\n".join(f"- {line}" for line in broken),
+            next_step="kubectl describe these pods: the switch itself restarts none of them",
+        )
+    return gone
+
+
+def _change(before: MountPod | PodIdentity, uid: str, restarts: int) -> str:
+    return f"UID {before.uid} → {uid}, restarts {before.restarts} → {restarts}"
+
+
+def prove_status(juicefs: JuiceFS, setting: Setting, config: StorageConfig) -> None:
+    """`juicefs status` names this volume on this storage.
+
+    Raises:
+        TransientError: It names something else.
+    """
+    form = juicefs.status().get("Setting") or {}
+    if form.get("UUID") != setting.uuid or form.get("Bucket") != config.bucket:
+        raise TransientError(
+            f"`juicefs status` shows bucket {form.get('Bucket')!r}, expected {config.bucket!r}.",
+            next_step="the task tries again; if it goes on, somebody writes the setting",
+        )
+
+
+def prove_fresh_mount(juicefs: JuiceFS, store: ObjectStore, config: StorageConfig, canary: str) -> int:
+    """A new mount with an empty cache reads and writes, and what it writes lands on the storage.
+
+    Returns:
+        The number of objects found on the storage.
+
+    Raises:
+        TransientError: An object that was written is not there.
+    """
+    keys = juicefs.prove_fresh_mount(canary)
+    if missing := [key for key in keys if not store.exists(key)]:
+        raise TransientError(
+            f"A fresh mount wrote {missing[0]}, which is not in {config.bucket}.", next_step="the task tries again"
+        )
+    return len(keys)

@@ -1,0 +1,67 @@
+"""The report that ends every run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from include.juicefs_storage.core.plan import Finding, Frozen, StorageView, bullets, findings_markdown
+
+Outcome = Literal["switched", "planned", "refused", "rejected", "failed", "held", "rolled back", "half rolled back"]
+
+#: What each outcome means for the person who reads it.
+MEANING: Mapping[Outcome, str] = {
+    "switched": "Every client is proven on the new store and no block is missing there.",
+    "planned": "Dry run: nothing was changed. Trigger again with dry_run=false to carry the plan out.",
+    "refused": "Nothing was changed. Remove what was refused, then trigger again.",
+    "rejected": "The plan was not approved. Nothing was changed.",
+    "failed": "The run stopped before the setting was written: the volume is where it was.",
+    "held": "A step failed after the setting was written, and on_failure=hold leaves things as they are. "
+    "Clear the failed task with Downstream to go on.",
+    "rolled back": "A step failed; the volume is back on the old store, every client proven there.",
+    "half rolled back": "A step failed and the rollback did not finish. A person must look: see the failed tasks.",
+}
+
+
+class Report(Frozen):
+    """What happened in a run, in the order in which a person asks."""
+
+    outcome: Outcome
+    meaning: str
+    run_id: str
+    volume: str | None
+    before: StorageView | None
+    after: StorageView | None
+    setting_now: str | None
+    backup_id: str | None
+    approved_by: str | None
+    findings: tuple[Finding, ...]
+    states: dict[str, str]
+    took_s: dict[str, float]
+    proofs: dict[str, Any]
+
+    def to_markdown(self) -> str:
+        """The report for a person."""
+        lines = [f"## {self.outcome.capitalize()}: volume `{self.volume or '?'}`", self.meaning, ""]
+        if self.before and self.after:
+            lines += [
+                "| | storage | bucket | access key |",
+                "|---|---|---|---|",
+                f"| before | {self.before.storage} | `{self.before.bucket}` | `{self.before.access_key}` |",
+                f"| planned | {self.after.storage} | `{self.after.bucket}` | `{self.after.access_key}` |",
+                "",
+                f"The setting now names `{self.setting_now}`.",
+                "",
+            ]
+        lines += [f"Backup: `{self.backup_id or 'none'}`. Approved by: {self.approved_by or 'nobody was asked'}.", ""]
+        lines += ["### Proofs", *bullets([f"{name}: {value}" for name, value in self.proofs.items()]), ""]
+        lines += [
+            "### Findings",
+            *findings_markdown(self.findings),
+            "",
+            "### Steps",
+            "| task | state | s |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {task} | {state} | {self.took_s.get(task, '')} |" for task, state in self.states.items()]
+        return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""From the params of a run to the adapters that it works with, and from our errors to Airflow's."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, overload
+from urllib.parse import quote
+
+from airflow.sdk import get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException
+
+from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.core.params import SwitchParams
+from include.juicefs_storage.core.setting import Setting, StorageConfig
+
+if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.cluster import KubernetesCluster
+    from include.juicefs_storage.adapters.juicefs import JuiceFSCommand
+    from include.juicefs_storage.adapters.metadata import MySqlMetadata
+    from include.juicefs_storage.adapters.objects import S3Bucket
+    from include.juicefs_storage.adapters.vault import FileVault
+
+#: Where backups lie: password = key (base64 of 32 bytes), extra.path = folder.
+BACKUP_CONN_ID = "juicefs_backup"
+REGISTRY = Path(__file__).parents[2] / "volumes.yaml"
+#: Limits how many copies run at once; made by the lab, by docker-compose's init and by deploy/values.yaml.
+COPY_POOL = "juicefs_storage"
+
+log = logging.getLogger(__name__)
+
+
+@overload
+def runbook_task(function: Callable[..., Any], /) -> Any: ...
+@overload
+def runbook_task(**options: Any) -> Callable[[Callable[..., Any]], Any]: ...
+def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """`@task` for a step of the runbook.
+
+    The docstring becomes `doc_md`. A dict that the function returns gets `applied_at` (UTC) and `took_s` (seconds).
+    Our own errors that will not go away by themselves fail the task at once; the others are tried again.
+    """
+    if function is None:
+        return functools.partial(runbook_task, **options)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        start = monotonic()
+        try:
+            result = function(*args, **kwargs)
+        except TransientError:
+            raise
+        except StorageSwitchError as error:
+            raise AirflowFailException(str(error)) from error
+        if isinstance(result, dict):
+            result |= {"applied_at": datetime.now(UTC).isoformat(), "took_s": round(monotonic() - start, 1)}
+            log.info("%s", result)
+        return result
+
+    kind = options.pop("kind", None)
+    decorator = getattr(task, kind) if kind else task
+    return decorator(doc_md=inspect.getdoc(function), **options)(run)
+
+
+class Runtime:
+    """The adapters of one run, made when first used. Every secret value is registered with Airflow's masker."""
+
+    def __init__(self, params: SwitchParams) -> None:
+        self.params = params
+
+    @classmethod
+    def of_run(cls) -> Runtime:
+        """The runtime of the task that is running, from the params that the run's first task validated."""
+        params = pull("resolve_params")
+        if not params:
+            raise PermanentError(
+                "The params of this run were not validated.", next_step="clear resolve_params with Downstream"
+            )
+        return cls(SwitchParams.model_validate(params))
+
+    @cached_property
+    def cluster(self) -> KubernetesCluster:
+        """The cluster of the CSI driver."""
+        from include.juicefs_storage.adapters.cluster import KubernetesCluster
+
+        return KubernetesCluster.from_connection(self.params.kubernetes_conn_id, self.params.namespace)
+
+    @cached_property
+    def metaurl(self) -> str:
+        """The metadata URL as the CSI driver knows it."""
+        metaurl = self.cluster.secret(self.params.secret_name).data.get("metaurl", "")
+        if not metaurl:
+            raise PermanentError(
+                f"Secret {self.params.namespace}/{self.params.secret_name} has no key `metaurl`.",
+                next_step="correct `namespace` and `secret_name`",
+            )
+        from include.juicefs_storage.core.secrets import split_password
+
+        _mask(metaurl, split_password(metaurl)[1])
+        return metaurl
+
+    @cached_property
+    def metadata(self) -> MySqlMetadata:
+        """The metadata database."""
+        from include.juicefs_storage.adapters.metadata import MySqlMetadata
+
+        if self.params.meta_conn_id:
+            return MySqlMetadata.from_connection(self.params.meta_conn_id)
+        return MySqlMetadata.from_metaurl(self.metaurl)
+
+    @cached_property
+    def juicefs(self) -> JuiceFSCommand:
+        """The juicefs command line, where `juicefs_runner` says."""
+        from include.juicefs_storage.adapters.juicefs import in_controller_pod, on_worker
+
+        if self.params.juicefs_runner == "worker":
+            return on_worker(self.metaurl)
+        return in_controller_pod(self.cluster, self.metaurl)
+
+    @cached_property
+    def vault(self) -> FileVault:
+        """The backups."""
+        from include.juicefs_storage.adapters.vault import FileVault
+
+        return FileVault.from_connection(BACKUP_CONN_ID)
+
+    def setting(self) -> Setting:
+        """The setting as it is now."""
+        return self.metadata.read_setting()
+
+    def target(self, setting: Setting) -> StorageConfig:
+        """What the volume's clients will be told to use."""
+        from include.juicefs_storage.adapters.objects import connection_storage
+
+        params = self.params
+        config = connection_storage(
+            params.target_conn_id, setting.storage, params.target_bucket, params.target_endpoint
+        )
+        _mask_keys(config)
+        return config
+
+    def source(self, setting: Setting) -> StorageConfig:
+        """What the clients use by a setting: the old storage, when given the setting of the backup."""
+        config = setting.config
+        _mask_keys(config)
+        return config
+
+    @cached_property
+    def target_store(self) -> S3Bucket:
+        """The new bucket, as Airflow reaches it."""
+        from include.juicefs_storage.adapters.objects import S3Bucket
+
+        return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket)
+
+    def source_store(self, config: StorageConfig) -> S3Bucket:
+        """The old bucket, as Airflow reaches it."""
+        from include.juicefs_storage.adapters.objects import S3Bucket
+
+        if self.params.source_conn_id:
+            return S3Bucket.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
+        return S3Bucket.from_storage(config)
+
+
+def pull(task_id: str, key: str = "return_value") -> Any:
+    """An XCom of this run; None where there is none."""
+    return get_current_context()["ti"].xcom_pull(task_ids=task_id, key=key)
+
+
+def push(key: str, value: Any) -> None:
+    """Set an XCom of the task that is running; it stays when the task fails afterwards."""
+    get_current_context()["ti"].xcom_push(key=key, value=value)
+
+
+def run_id() -> str:
+    """The id of this run."""
+    return str(get_current_context()["run_id"])
+
+
+def _mask_keys(config: StorageConfig) -> None:
+    _mask(config.access_key.get_secret_value(), config.secret_key.get_secret_value())
+
+
+def _mask(*values: str) -> None:
+    """Keep values out of the logs, in the forms that they take elsewhere too: base64 (Secrets) and quoted (URLs)."""
+    from airflow.sdk.log import mask_secret
+
+    for value in filter(None, values):
+        mask_secret(value)
+        mask_secret(base64.b64encode(value.encode()).decode())
+        if (quoted := quote(value, safe="")) != value:
+            mask_secret(quoted)
