@@ -26,6 +26,7 @@ install_packages() {
   local root=()
   if ((EUID != 0)); then
     have sudo || die "missing: $* (you are not root and there is no sudo: install them, then run this again)"
+    sudo true || die "missing: $* (sudo refused: install them, then run this again)"
     root=(sudo)
   fi
   have apt-get || die "missing: $* (Debian's names; there is no apt-get here: install them, then run this again)"
