@@ -121,6 +121,7 @@ class KubeServer:
         except BaseException:
             early.stop()
             raise
+        process.returncode = 0  # stop() waits for it by pid, perhaps from another process
         return cls.from_json(json.loads(ready.read_text()) | {"state": str(state)})
 
     @classmethod

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ while [ "$binds" -gt 0 ]; do
 done
 exec chroot "$root" /bin/sh -c ': > /run/.containerenv; exec "$@"' sh "$@"
 """
+# What `unshare` of util-linux says, and exits with 1, when SIGKILL ended its child: it tries to pass the signal on.
+_KILLED = b"unshare: sigprocmask unblock failed"
 _KEEPER = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"]
 _CRASH = ["sh", "-c", "echo 'panic: ordered to crash' >&2; exit 1"]
 
@@ -90,6 +93,7 @@ class _Pod:
     name: str
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     restarts: int = 0
+    killed: bool = False
     started: str = ""
     running: Running | None = None
     task: asyncio.Task[None] | None = None
@@ -256,7 +260,8 @@ class Kubelet:
         finally:
             pod.running = None
             await asyncio.gather(*pumps)
-        code = _exit_code(process.returncode or 0)
+        code = 137 if pod.killed else _exit_code(process.returncode or 0)
+        pod.killed = False
         terminated = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "startedAt": pod.started}
         policy = obj["spec"]["restartPolicy"]
         again = policy == "Always" or (policy == "OnFailure" and code != 0)
@@ -331,6 +336,9 @@ class Kubelet:
         async def pump(name: str, stream: asyncio.StreamReader | None) -> None:
             with path.open("a") as file:
                 while stream and (line := await stream.readline()):
+                    if line.startswith(_KILLED):
+                        pod.killed = True
+                        continue
                     stamp = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
                     file.write(f"{stamp} {name} F {line.decode(errors='replace').rstrip(chr(10))}\n")
                     file.flush()
@@ -448,17 +456,26 @@ def record_process(state: Path, pid: int) -> None:
         file.write(json.dumps({"pid": pid, "create_time": psutil.Process(pid).create_time()}) + "\n")
 
 
-def kill_recorded(state: Path) -> None:
+def kill_recorded(state: Path, *, deadline_s: float = 10.0) -> None:
     """Kills whatever is left of the recorded processes: those very ones, never another that got the same pid."""
     path = state / "processes.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        record = json.loads(line)
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-            process = psutil.Process(record["pid"])
-            if process.create_time() == record["create_time"]:
-                # The end of `unshare` ends PID 1 of its namespace, and with it everything inside.
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    deadline = time.monotonic() + deadline_s
+    while (left := [p for p in map(_same_process, records) if p]) and time.monotonic() < deadline:
+        for process in left:
+            # The end of `unshare` ends PID 1 of its namespace, and with it everything inside.
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-                process.wait(5)
+        time.sleep(0.05)
+
+
+def _same_process(record: Obj) -> psutil.Process | None:
+    try:
+        process = psutil.Process(record["pid"])
+        same = process.create_time() == record["create_time"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    return process if same else None
 
 
 def _address() -> str:
