@@ -1,0 +1,316 @@
+"""A real Airflow: API server, scheduler and DAG processor as processes of their own, LocalExecutor, SQLite."""
+
+import base64
+import configparser
+import contextlib
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lab.mariadb import MariaDB
+from lab.process import LabError, Server, free_ports, run, wait_for
+from lab.seaweed import Store
+
+PROJECT = Path(__file__).resolve().parents[1]
+COMPONENTS = ("api-server", "scheduler", "dag-processor")
+POOL, POOL_SLOTS = "juicefs_storage", 4
+_END_STATES = {"success", "failed"}
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """Where a task instance stands; `state` is None before it was scheduled. Times are ISO 8601."""
+
+    task_id: str
+    map_index: int
+    state: str | None
+    try_number: int
+    start: str | None
+    end: str | None
+    duration_s: float | None
+
+
+@dataclass(frozen=True)
+class Airflow:
+    """A running Airflow with an administrator `admin` and a viewer `viewer`."""
+
+    state: Path
+    port: int
+    password: str = field(repr=False)
+    viewer_password: str = field(repr=False)
+    user: str = "admin"
+
+    @classmethod
+    def start(cls, state: Path) -> "Airflow":
+        """Write the configuration, make the database and start the components; does not wait for them: see connect."""
+        home = state / "airflow"
+        home.mkdir(parents=True, mode=0o700)
+        self = cls(state, free_ports(1)[0], secrets.token_urlsafe(9), secrets.token_urlsafe(9))
+        _write_private(
+            home / "passwords.json", json.dumps({self.user: self.password, "viewer": self.viewer_password}) + "\n"
+        )
+        config = configparser.RawConfigParser()
+        config.read_dict(self._config())
+        with (home / "airflow.cfg").open("w") as file:
+            (home / "airflow.cfg").chmod(0o600)
+            config.write(file)
+        run([*_AIRFLOW, "db", "migrate"], env=self.environment, deadline_s=180)
+        self.restart()
+        return self
+
+    def restart(self) -> None:
+        """Start the components on the same database, stopping first those that run."""
+        self.stop()
+        for component in COMPONENTS:
+            Server.start(
+                self.state, f"airflow-{component}", [*_AIRFLOW, component], env=self.environment, cwd=self.home
+            )
+
+    def stop(self) -> None:
+        """Stop the components. Idempotent."""
+        for server in self.servers():
+            server.stop()
+
+    def connect(self, mariadb: MariaDB, old_store: Store, new_store: Store, kubeconfig: Path) -> None:
+        """Wait until all components are healthy, then create the connections and the pool that the DAGs use.
+
+        They are made through the REST API, so that the UI lists them and no secret is in an argv or a file.
+
+        Raises:
+            LabError: a component did not come up; the message carries its log's last lines.
+        """
+        for component, server in zip(COMPONENTS, self.servers(), strict=True):
+            wait_for(f"{server.name} is healthy", partial(self._healthy, component), deadline_s=180, server=server)
+        backups = self.state / "backups"
+        backups.mkdir(mode=0o700, exist_ok=True)
+        connections: dict[str, dict[str, Any]] = {
+            "kubernetes_default": {"conn_type": "kubernetes", "extra": {"kube_config_path": str(kubeconfig)}},
+            "minio_old": _aws(old_store),
+            "minio_new": _aws(new_store),
+            "juicefs_meta": {
+                "conn_type": "mysql",
+                "host": mariadb.host,
+                "port": mariadb.port,
+                "schema": mariadb.database,
+                "login": mariadb.user,
+                "password": mariadb.password,
+            },
+            "juicefs_backup": {
+                "conn_type": "generic",
+                "password": base64.b64encode(secrets.token_bytes(32)).decode(),
+                "extra": {"path": backups.as_uri()},
+            },
+        }
+        for name, values in connections.items():
+            extra = {"extra": json.dumps(values["extra"])} if "extra" in values else {}
+            self.api("POST", "/connections", json={"connection_id": name, **values, **extra})
+        self.api("POST", "/pools", json={"name": POOL, "slots": POOL_SLOTS})
+
+    @property
+    def home(self) -> Path:
+        """AIRFLOW_HOME."""
+        return self.state / "airflow"
+
+    @property
+    def url(self) -> str:
+        """The UI's address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What an `airflow` command needs to work on this Airflow."""
+        # include/ is imported from the project's root by every component.
+        return {"AIRFLOW_HOME": str(self.home), "PYTHONPATH": str(PROJECT), "NO_COLOR": "1"}
+
+    def servers(self) -> list[Server]:
+        """The recorded processes."""
+        loaded = [Server.load(self.state, f"airflow-{component}") for component in COMPONENTS]
+        return [server for server in loaded if server]
+
+    def healthy(self) -> bool:
+        """Whether every component runs and says that it is well."""
+        return all(self._healthy(component) for component in COMPONENTS)
+
+    def _healthy(self, component: str) -> bool:
+        key = {"api-server": "metadatabase"}.get(component, component.replace("-", "_"))
+        try:
+            answer = httpx.get(f"{self.url}/api/v2/monitor/health", timeout=10)
+            return bool(answer.json()[key]["status"] == "healthy")
+        except (httpx.HTTPError, ValueError, KeyError):
+            return False
+
+    def api(self, method: str, path: str, *, json: object = None, params: dict[str, Any] | None = None) -> Any:
+        """Call REST API v2 as the administrator and return the answer's JSON (None where it has no body).
+
+        Raises:
+            LabError: any other status than 2xx, with what the server said.
+        """
+        answer = self._request(method, path, json, params)
+        if not answer.is_success:
+            raise LabError(f"expected 2xx from {method} {path}, found {answer.status_code}: {answer.text[:2000]}")
+        return answer.json() if answer.content else None
+
+    def _request(self, method: str, path: str, body: object, params: dict[str, Any] | None) -> httpx.Response:
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            token = client.post("/auth/token", json={"username": self.user, "password": self.password})
+            token.raise_for_status()
+            headers = {"Authorization": f"Bearer {token.json()['access_token']}"}
+            return client.request(method, f"/api/v2{path}", json=body, params=params, headers=headers)
+
+    def trigger(self, dag_id: str, conf: dict[str, Any], *, deadline_s: float = 90.0) -> str:
+        """Start a run with these params and return its id; waits until the DAG's file has been read.
+
+        Raises:
+            LabError: the DAG is not there in time (the message has the import errors), or a param was refused.
+        """
+        try:
+            wait_for(
+                f"DAG {dag_id} is there",
+                lambda: self._request("GET", f"/dags/{dag_id}", None, None).is_success,
+                deadline_s=deadline_s,
+                poll_s=0.5,
+            )
+        except LabError as error:
+            raise LabError(f"{error}; import errors: {self.import_errors()}") from error
+        run_id: str = self.api("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf})[
+            "dag_run_id"
+        ]
+        return run_id
+
+    def import_errors(self) -> dict[str, str]:
+        """DAG files that could not be read: file name to stack trace."""
+        errors = self.api("GET", "/importErrors")["import_errors"]
+        return {error["filename"]: error["stack_trace"] for error in errors}
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """State of a run: queued, running, success or failed."""
+        state: str = self.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"]
+        return state
+
+    def wait_run(
+        self,
+        dag_id: str,
+        run_id: str,
+        *,
+        timeout_s: float,
+        on_change: Callable[[TaskState], None] | None = None,
+    ) -> str:
+        """Wait for the end of a run and return its state: success or failed.
+
+        Args:
+            dag_id: of the run.
+            run_id: as trigger() returned it.
+            timeout_s: how long.
+            on_change: called whenever a task instance's state has changed.
+
+        Raises:
+            LabError: it did not end in time; says where each task stands.
+        """
+        seen: dict[tuple[str, int], tuple[str | None, int]] = {}
+        deadline = time.monotonic() + timeout_s
+        while True:
+            state = self.run_state(dag_id, run_id)
+            tasks = self.task_states(dag_id, run_id)
+            for task in tasks:
+                key, now = (task.task_id, task.map_index), (task.state, task.try_number)
+                if on_change and task.state and seen.get(key) != now:
+                    on_change(task)
+                seen[key] = now
+            if state in _END_STATES:
+                return state
+            if time.monotonic() > deadline:
+                standing = ", ".join(f"{task.task_id} {task.state}" for task in tasks if task.state)
+                raise LabError(f"expected run {run_id} of {dag_id} to end within {timeout_s:.0f} s, found {standing}")
+            time.sleep(0.5)
+
+    def task_states(self, dag_id: str, run_id: str) -> list[TaskState]:
+        """Every task instance of a run, in the order of their start."""
+        answer = self.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})
+        tasks = [
+            TaskState(
+                task_id=item["task_id"],
+                map_index=item["map_index"],
+                state=item["state"],
+                try_number=item["try_number"],
+                start=item["start_date"],
+                end=item["end_date"],
+                duration_s=item["duration"],
+            )
+            for item in answer["task_instances"]
+        ]
+        return sorted(tasks, key=lambda task: (task.start is None, task.start or ""))
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """The value that a task pushed; None where there is none."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
+        answer = self._request("GET", path, None, {"map_index": map_index})
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        return answer.raise_for_status().json()["value"]
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1, map_index: int = -1) -> str:
+        """The log of one try of a task, a line an event."""
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
+        content = self.api("GET", path, params={"map_index": map_index, "full_content": True})["content"]
+        return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in content)
+
+    def _config(self) -> dict[str, dict[str, object]]:
+        return {
+            "core": {
+                "executor": "LocalExecutor",
+                "parallelism": 6,
+                "dags_folder": PROJECT / "dags",
+                "plugins_folder": PROJECT / "plugins",
+                "load_examples": False,
+                "dags_are_paused_at_creation": False,
+                "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+                "simple_auth_manager_users": f"{self.user}:admin,viewer:viewer",
+                "simple_auth_manager_passwords_file": self.home / "passwords.json",
+                # Where the tasks' processes reach the API server: its port is not the default one.
+                "execution_api_server_url": f"{self.url}/execution/",
+                "mp_start_method": "spawn" if sys.platform == "darwin" else "fork",
+            },
+            "database": {"sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}"},
+            "api": {
+                "host": "127.0.0.1",
+                "port": self.port,
+                "base_url": self.url,
+                "workers": 1,
+                "secret_key": secrets.token_hex(32),
+            },
+            "api_auth": {"jwt_secret": secrets.token_hex(32)},
+            "logging": {"base_log_folder": self.home / "logs", "logging_level": "INFO"},
+            "scheduler": {"scheduler_idle_sleep_time": 0.2, "enable_health_check": False},
+            "dag_processor": {"refresh_interval": 10, "min_file_process_interval": 15},
+            "usage_data_collection": {"enabled": False},
+        }
+
+
+_AIRFLOW = (sys.executable, "-m", "airflow")
+
+
+def _aws(store: Store) -> dict[str, Any]:
+    return {
+        "conn_type": "aws",
+        "login": store.access_key,
+        "password": store.secret_key,
+        "extra": {
+            "endpoint_url": store.endpoint_url,
+            "region_name": "us-east-1",
+            "config_kwargs": {"s3": {"addressing_style": "path"}},
+        },
+    }
+
+
+def _write_private(path: Path, text: str) -> None:
+    with contextlib.suppress(FileExistsError):
+        path.touch(mode=0o600, exist_ok=False)
+    path.write_text(text)
