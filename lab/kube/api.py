@@ -439,7 +439,7 @@ class Api:
             "apiVersion": ACCESS_REVIEWS.api_version,
             "metadata": {},
             "spec": spec,
-            "status": {"allowed": allowed, "reason": "" if allowed else "denied by an ordered fault"},
+            "status": {"allowed": allowed},
         }
 
 
