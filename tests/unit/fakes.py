@@ -1,0 +1,113 @@
+"""In-memory stand-ins for the ports, for tests of decisions; the adapters are tested against real servers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import SecretStr
+
+from include.juicefs_storage.core.errors import TransientError
+from include.juicefs_storage.core.ports import SecretObject, Session, StoredObject
+from include.juicefs_storage.core.setting import Setting, StorageConfig
+
+UUID = "11111111-2222-3333-4444-555555555555"
+METAURL = "mysql://jfs:meta-pw@(db:3306)/jfs"
+OLD = StorageConfig("minio", "http://old:9000/data", SecretStr("OLDKEY"), SecretStr("old-secret-value"))
+NEW = StorageConfig("minio", "https://new:9000/data2", SecretStr("NEWKEY"), SecretStr("new-secret-value"))
+
+
+def setting(config: StorageConfig = OLD, *, encrypted: bool = True, **more: object) -> Setting:
+    """A row as `juicefs format` writes it."""
+    secret = config.secret_key.get_secret_value()
+    if encrypted:
+        nonce = os.urandom(12)
+        key = hashlib.md5(UUID.encode(), usedforsecurity=False).digest()
+        secret = base64.b64encode(nonce + AESGCM(key).encrypt(nonce, secret.encode(), None)).decode()
+    fields = {
+        "Name": "myjfs", "UUID": UUID, "Storage": config.storage, "Bucket": config.bucket,
+        "AccessKey": config.access_key.get_secret_value(), "SecretKey": secret, "BlockSize": 4096,
+        "Compression": "none", "TrashDays": 1, "KeyEncrypted": encrypted,
+    }  # fmt: skip
+    return Setting(json.dumps(fields | more, indent=0).encode())
+
+
+@dataclass
+class FakeMetadata:
+    row: Setting
+    rows: list[tuple[int, int]] = field(default_factory=list)
+    live: list[Session] = field(default_factory=list)
+
+    def read_setting(self) -> Setting:
+        return self.row
+
+    def replace_setting(self, expected: Setting, new: Setting) -> bool:
+        if self.row.raw != expected.raw:
+            return False
+        self.row = new
+        return True
+
+    def sessions(self) -> Sequence[Session]:
+        return self.live
+
+    def slices(self) -> Iterator[tuple[int, int]]:
+        return iter(self.rows)
+
+
+@dataclass
+class FakeJuiceFS:
+    """Writes the row as `juicefs config` does; `lies` makes it report success without writing."""
+
+    metadata: FakeMetadata
+    calls: int = 0
+    lies: bool = False
+
+    def write_storage(self, config: StorageConfig) -> None:
+        self.calls += 1
+        if not self.lies:
+            self.metadata.row = setting(config)
+
+
+@dataclass
+class FakeStore:
+    objects: dict[str, int] = field(default_factory=dict)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        for key in sorted(self.objects, key=str.encode):
+            if key.startswith(prefix):
+                yield StoredObject(key, self.objects[key], "")
+
+    def exists(self, key: str) -> bool:
+        return key in self.objects
+
+
+@dataclass
+class FakeCluster:
+    namespace: str = "juicefs"
+    store: dict[str, SecretObject] = field(default_factory=dict)
+    refuse_patches: bool = False
+
+    def add(self, secret: str, labels: Mapping[str, str] | None = None, /, **data: str) -> None:
+        self.store[secret] = SecretObject(
+            self.namespace, secret, "1", labels or {}, {k.replace("_", "-"): v for k, v in data.items()}
+        )
+
+    def secret(self, name: str) -> SecretObject:
+        return self.store[name]
+
+    def secrets(self, label_selector: str) -> list[SecretObject]:
+        key, _, value = label_selector.partition("=")
+        return [secret for secret in self.store.values() if secret.labels.get(key) == value]
+
+    def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
+        if secret.resource_version != self.store[secret.name].resource_version:
+            raise TransientError("changed")
+        if not self.refuse_patches:
+            self.store[secret.name] = replace(
+                secret, resource_version=f"{secret.resource_version}1", data={**secret.data, **values}
+            )

@@ -1,0 +1,125 @@
+"""The steps that change something: already done, read back, guarded, undone."""
+
+from __future__ import annotations
+
+import pytest
+
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, TransientError
+from include.juicefs_storage.core.setting import StorageConfig
+from include.juicefs_storage.core.steps import PatchSecrets, WriteSetting, settle
+from tests.unit.fakes import METAURL, NEW, OLD, FakeCluster, FakeJuiceFS, FakeMetadata, setting
+
+OTHER = StorageConfig("minio", "http://elsewhere:9000/data", OLD.access_key, OLD.secret_key)
+
+
+@pytest.fixture
+def write():
+    metadata = FakeMetadata(setting(OLD))
+    return WriteSetting(metadata, FakeJuiceFS(metadata), metadata.row, NEW)
+
+
+def test_write_then_already_written(write):
+    assert write.apply() is True
+    assert write.metadata.read_setting().uses(NEW)
+    assert write.apply() is False
+    assert write.juicefs.calls == 1
+
+
+def test_a_success_that_the_row_does_not_show_is_no_success(write):
+    write.juicefs.lies = True
+    with pytest.raises(TransientError, match="still shows bucket http://old:9000/data"):
+        write.apply()
+
+
+@pytest.mark.parametrize("verb", ["apply", "undo"])
+def test_a_row_that_somebody_else_changed_is_left_alone(write, verb):
+    write.metadata.row = setting(OTHER)
+    with pytest.raises(NeedsHumanError, match="http://elsewhere:9000/data"):
+        getattr(write, verb)()
+    assert write.metadata.row.uses(OTHER)
+    assert write.juicefs.calls == 0
+
+
+def test_undo_gives_the_exact_bytes_back_and_then_has_nothing_to_do(write):
+    write.apply()
+    assert write.undo() is True
+    assert write.metadata.row.raw == write.before.raw
+    assert write.undo() is False
+
+
+def test_undo_that_loses_a_race_changes_nothing(write, monkeypatch):
+    write.apply()
+    monkeypatch.setattr(write.metadata, "replace_setting", lambda expected, new: False)
+    with pytest.raises(TransientError, match="changed between"):
+        write.undo()
+    assert write.metadata.row.uses(NEW)
+
+
+def test_settle_puts_the_setting_right_and_watches_again(write):
+    write.apply()
+    now = [0.0]
+    moves_back_at = [3.0, 12.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+        if moves_back_at and now[0] >= moves_back_at[0]:
+            moves_back_at.pop(0)
+            write.metadata.row = setting(OLD)
+
+    repaired = settle(write, for_s=10, clock=lambda: now[0], sleep=sleep)
+    assert len(repaired) == 2
+    assert write.metadata.row.uses(NEW)
+    assert now[0] == 22.0  # ten quiet seconds after the last repair
+
+
+@pytest.fixture
+def cluster():
+    cluster = FakeCluster()
+    cluster.add(
+        "juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=OLD.bucket,
+        access_key="OLDKEY", secret_key="old-secret-value", token="",
+    )  # fmt: skip
+    driver = {"juicefs/secret": "true"}
+    cluster.add("juicefs-pvc-1-secret", driver, metaurl="mysql://other@(db:3306)/jfs?x=1", secretkey="old-secret-value")
+    cluster.add("juicefs-pvc-2-secret", driver, metaurl="mysql://jfs:pw@(db:3306)/another", secretkey="not-ours")
+    return cluster
+
+
+def test_every_copy_of_the_values_is_patched_and_no_other_volumes(cluster):
+    step = PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW)
+    assert step.apply() == ["juicefs/juicefs-sc-secret", "juicefs/juicefs-pvc-1-secret"]
+    assert cluster.store["juicefs-sc-secret"].data["bucket"] == NEW.bucket
+    assert cluster.store["juicefs-sc-secret"].data["secret-key"] == "new-secret-value"
+    assert cluster.store["juicefs-sc-secret"].data["token"] == ""
+    assert cluster.store["juicefs-pvc-1-secret"].data["secretkey"] == "new-secret-value"
+    assert cluster.store["juicefs-pvc-2-secret"].data["secretkey"] == "not-ours"
+    assert step.apply() == []
+
+
+def test_a_secret_without_storage_and_bucket_does_not_get_them(cluster):
+    cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs")
+    assert PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW).apply() == ["juicefs/juicefs-pvc-1-secret"]
+    assert "bucket" not in cluster.store["juicefs-sc-secret"].data
+
+
+def test_a_patch_that_does_not_last_is_reported(cluster):
+    cluster.refuse_patches = True
+    with pytest.raises(TransientError, match="do not hold the values"):
+        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW).apply()
+
+
+def test_going_back_gives_the_backed_up_values_and_old_keys_where_there_were_none(cluster):
+    cluster.add(
+        "juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket="http://old.alias:9000/data"
+    )
+    PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW).apply()
+    assert cluster.store["juicefs-sc-secret"].data["access-key"] == "NEWKEY"
+    exact = {"juicefs-sc-secret": {"storage": "minio", "bucket": "http://old.alias:9000/data"}}
+    PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", OLD, exact=exact).apply()
+    data = cluster.store["juicefs-sc-secret"].data
+    assert (data["bucket"], data["access-key"]) == ("http://old.alias:9000/data", "OLDKEY")
+
+
+def test_the_secret_of_another_volume_is_refused(cluster):
+    with pytest.raises(PermanentError, match="name='another'"):
+        PatchSecrets(cluster, "juicefs-sc-secret", "another", NEW).apply()
