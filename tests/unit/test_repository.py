@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
+import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from include.juicefs_storage.core.checks import needed_rights
+from include.juicefs_storage.core.ports import Right
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ["requirements.txt", "requirements-dev.txt"]
@@ -124,10 +131,10 @@ def test_compose_demands_every_key_and_has_no_default() -> None:
                 assert re.fullmatch(r"\$\{[A-Z_]+:\?.+\}", value), f"{name}: {variable} has a value of its own"
 
 
-def compose_config(names: set[str], env_file: Path) -> subprocess.CompletedProcess[str]:
-    env_file.write_text("".join(f"{name}=x\n" for name in sorted(names)))
+def compose_config(names: set[str], env_file: Path, more: str = "") -> subprocess.CompletedProcess[str]:
+    env_file.write_text("".join(f"{name}=x\n" for name in sorted(names)) + more)
     environment = {name: value for name, value in os.environ.items() if name not in env_names()}
-    command = ["./setup.sh", "compose", "--env-file", str(env_file), "config", "-q"]
+    command = ["./setup.sh", "compose", "--env-file", str(env_file), "config"]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
 
 
@@ -142,16 +149,40 @@ def test_compose_names_the_key_that_is_missing(missing: str, tmp_path: Path) -> 
     assert f"{missing} is missing in .env" in refused.stderr
 
 
-def test_the_roles_allow_no_more_than_the_runs_need() -> None:
-    documents = list(yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text()))
-    rules = {
-        (document["kind"], resource): set(rule["verbs"])
-        for document in documents
-        if document["kind"] in {"Role", "ClusterRole"}
-        for rule in document["rules"]
-        for resource in rule["resources"]
-    }
-    assert rules == {
+def test_compose_hands_over_a_backup_connection_that_works(tmp_path: Path) -> None:
+    key = base64.b64encode(bytes(range(222, 254))).decode()
+    env_file = tmp_path / "env"
+    rendered = compose_config(env_names() - {"JUICEFS_BACKUP_KEY"}, env_file, f"JUICEFS_BACKUP_KEY={key}\n")
+    environment = yaml.safe_load(rendered.stdout)["services"]["airflow-worker"]["environment"]
+    connection = json.loads(environment["AIRFLOW_CONN_JUICEFS_BACKUP"])
+    assert connection["password"] == key
+    assert "openssl rand -base64 32\nJUICEFS_BACKUP_KEY=" in (ROOT / ".env.example").read_text()
+    folder = connection["extra"]["path"].removeprefix("file://")
+    assert f"juicefs-backups:{folder}" in compose()["services"]["airflow-worker"]["volumes"], (
+        "must outlive the container"
+    )
+
+
+def roles() -> Iterator[tuple[str, str, str, str]]:
+    """Kind of role, API group, resource, verb."""
+    for document in yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text()):
+        for rule in document.get("rules", []):
+            for group, resource, verb in itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"]):
+                yield document["kind"], group, resource, verb
+
+
+@pytest.mark.parametrize("right", needed_rights("juicefs"), ids=str)
+def test_the_roles_grant_every_right_that_a_run_checks(right: Right) -> None:
+    resource = "/".join(part for part in (right.resource, right.subresource) if part)
+    kind = "Role" if right.namespace else "ClusterRole"
+    assert (kind, right.group, resource, right.verb) in set(roles())
+
+
+def test_the_roles_grant_nothing_else() -> None:
+    granted: dict[tuple[str, str], set[str]] = {}
+    for kind, _, resource, verb in roles():
+        granted.setdefault((kind, resource), set()).add(verb)
+    assert granted == {
         ("Role", "secrets"): {"get", "list", "patch"},
         ("Role", "pods"): {"get", "list", "watch"},
         ("Role", "pods/log"): {"get"},
@@ -162,6 +193,7 @@ def test_the_roles_allow_no_more_than_the_runs_need() -> None:
         ("Role", "events"): {"get", "list"},
         ("Role", "jobs"): {"get", "list"},
         ("Role", "leases"): {"create", "get", "update"},
+        ("ClusterRole", "pods"): {"list"},
         ("ClusterRole", "persistentvolumes"): {"get", "list"},
         ("ClusterRole", "persistentvolumeclaims"): {"get", "list"},
         ("ClusterRole", "storageclasses"): {"get", "list"},
