@@ -35,23 +35,27 @@ IFS= read -r META_PASSWORD || exit 64
 export META_PASSWORD
 exec "$1" status "$2"
 """
-_FRESH_MOUNT = """\
+_MOUNT_FRESH = """\
 IFS= read -r META_PASSWORD || exit 64
 export META_PASSWORD
+work="/tmp/storage-switch.$3" mnt="/tmp/storage-switch.$3/mnt"
+"$1" umount "$mnt" >/dev/null 2>&1 || true
 set -e
-work=$(mktemp -d /tmp/storage-switch.XXXXXX)
-mkdir "$work/mnt" "$work/cache"
-trap '"$1" umount "$work/mnt" >/dev/null 2>&1 || true; rmdir "$work/mnt" && rm -rf "$work"' EXIT
-"$1" mount -d --no-usage-report --cache-dir "$work/cache" --log "$work/log" "$2" "$work/mnt" >&2
-file="$work/mnt/.storage-switch-canary-$3"
-trap 'rm -f "$file"; "$1" umount "$work/mnt" >/dev/null 2>&1 || true; rmdir "$work/mnt" && rm -rf "$work"' EXIT
-dd if=/dev/urandom of="$file" bs=65536 count=1 conv=fsync 2>/dev/null
-cat "$file" >/dev/null
-ls "$work/mnt" >/dev/null
-find "$work/mnt" -type f -size +0 ! -name '.*' 2>/dev/null | head -n 5 | while IFS= read -r old; do
+mkdir -p "$mnt"
+rm -rf "$work/cache"
+"$1" mount -d --no-usage-report --cache-dir "$work/cache" --log "$work/log" "$2" "$mnt" >&2
+find "$mnt" -type f -size +0 ! -name '.*' 2>/dev/null | head -n 5 | while IFS= read -r old; do
   cat "$old" >/dev/null || { echo "cannot read $old" >&2; exit 65; }
 done
-"$1" info "$file"
+dd if=/dev/urandom of="$mnt/$3" bs=65536 count=1 conv=fsync 2>/dev/null
+cat "$mnt/$3" >/dev/null
+ls "$mnt" >/dev/null
+"$1" info "$mnt/$3"
+"""
+_UNMOUNT_FRESH = """\
+work="/tmp/storage-switch.$2" mnt="/tmp/storage-switch.$2/mnt"
+if grep -q " $mnt " /proc/mounts; then rm -f "$mnt/$2" && "$1" umount "$mnt" || exit 1; fi
+rmdir "$mnt" && rm -rf "$work"
 """
 _SYNC = """\
 while IFS='=' read -r name value && [ -n "$name" ]; do export "$name=$value"; done
@@ -126,13 +130,13 @@ class JuiceFSCommand:
         status: dict[str, Any] = json.loads(result.stdout[start:])
         return status
 
-    def prove_fresh_mount(self, canary: str) -> Sequence[str]:
-        """Mount with an empty cache, write, read back, read some existing files, list, unmount.
+    def mount_fresh(self, canary: str) -> Sequence[str]:
+        """Mount with an empty cache, read some existing files, write one, read it back and list.
 
         Returns:
-            The keys of the objects that hold what was written.
+            The keys of the objects that hold what was written; the mount stays until `unmount_fresh`.
         """
-        result = self._on_metadata(_FRESH_MOUNT, canary, timeout_s=_MOUNT_TIMEOUT_S)
+        result = self._on_metadata(_MOUNT_FRESH, canary, timeout_s=_MOUNT_TIMEOUT_S)
         keys: list[str] = OBJECT_KEY.findall(result.stdout)
         if result.returncode != 0 or not keys:
             raise TransientError(
@@ -140,6 +144,16 @@ class JuiceFSCommand:
                 next_step="the task tries again; then look at the new store",
             )
         return keys
+
+    def unmount_fresh(self, canary: str) -> None:
+        """Remove the file, unmount, and remove the cache."""
+        result = self._script(_UNMOUNT_FRESH, canary, stdin=(), timeout_s=_STATUS_TIMEOUT_S)
+        if result.returncode != 0:
+            raise TransientError(
+                f"The fresh mount could not be unmounted (exit code {result.returncode}): {result.stderr[-500:]}",
+                state=f"/tmp/storage-switch.{canary}/mnt may still be mounted where juicefs runs",  # noqa: S108
+                next_step="the task tries again",
+            )
 
     def copy_missing(self, source: StorageConfig, target: StorageConfig, prefix: str) -> CopyResult:
         """`juicefs sync --ignore-existing --check-new`: what the target has is never overwritten or deleted.

@@ -22,13 +22,12 @@ OBJECT_KEY = re.compile(r"\S+/chunks/\S+_\d+_\d+")
 # Fixed text; values arrive as positional arguments. /bin/sh of the mount image is enough.
 _READ_CONFIG = 'cat "$1/.config"'
 _READ_STATS = 'cat "$1/.stats"'
-_CANARY = """\
+_WRITE_CANARY = """\
 set -e
-file="$1/.storage-switch-canary-$2"
-trap 'rm -f "$file"' EXIT
-dd if=/dev/urandom of="$file" bs=4096 count=1 conv=fsync 2>/dev/null
-/usr/local/bin/juicefs info "$file"
+dd if=/dev/urandom of="$1/$2" bs=4096 count=1 conv=fsync 2>/dev/null
+/usr/local/bin/juicefs info "$1/$2"
 """
+_REMOVE_CANARY = 'rm -f "$1/$2"'
 
 
 class MountPod(BaseModel):
@@ -159,6 +158,8 @@ def prove_client(
 ) -> str:
     """Prove that one client uses a storage: by its `.config`, then by a block written through its very mount.
 
+    The file `canary` in the volume's root is removed again.
+
     Only the block is conclusive: a client may show the new bucket and still write to the old one.
 
     Returns:
@@ -169,9 +170,14 @@ def prove_client(
         return f"its .config shows bucket {form.get('Bucket')!r}"
     if form.get("AccessKey") != config.access_key.get_secret_value():
         return "its .config shows another access key"
-    result = _in_pod(cluster, pod.name, _CANARY, mount_path(pod), canary, timeout_s=timeout_s)
-    keys = OBJECT_KEY.findall(result.stdout)
-    if result.returncode != 0 or not keys:
-        return f"a file could not be written through its mount (exit code {result.returncode}): {result.stderr[-300:]}"
-    missing = [key for key in keys if not store.exists(key)]
-    return f"a block written through its mount is not in bucket {config.bucket}: {missing[0]}" if missing else ""
+    path = mount_path(pod)
+    result = _in_pod(cluster, pod.name, _WRITE_CANARY, path, canary, timeout_s=timeout_s)
+    try:
+        keys = OBJECT_KEY.findall(result.stdout)
+        if result.returncode != 0 or not keys:
+            return f"a file cannot be written through its mount (exit code {result.returncode}): {result.stderr[-300:]}"
+        missing = [key for key in keys if not store.exists(key)]
+        return f"a block written through its mount is not in {config.bucket}: {missing[0]}" if missing else ""
+    finally:
+        # Only now: a volume without trash deletes the block together with the file.
+        _in_pod(cluster, pod.name, _REMOVE_CANARY, path, canary)

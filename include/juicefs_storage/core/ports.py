@@ -204,8 +204,11 @@ class JuiceFS(Protocol):
     def status(self) -> Mapping[str, Any]:
         """`juicefs status`."""
 
-    def prove_fresh_mount(self, canary: str) -> Sequence[str]:
-        """Mount with an empty cache, write, read, list and unmount; the object keys of what was written."""
+    def mount_fresh(self, canary: str) -> Sequence[str]:
+        """Mount with an empty cache, read, write a file `canary` and list; the object keys of what was written."""
+
+    def unmount_fresh(self, canary: str) -> None:
+        """Remove that file and the mount."""
 
     def copy_missing(self, source: StorageConfig, target: StorageConfig, prefix: str) -> CopyResult:
         """`juicefs sync`: copy what the target lacks; overwrites nothing, deletes nothing."""

@@ -62,17 +62,13 @@ def prove_clients(
     while True:
         pods = [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if pod.uid not in proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-            problems = dict(
-                zip(
-                    pods,
-                    pool.map(lambda pod: _problem(cluster, pod, setting, config, store, canary), pods),
-                    strict=True,
-                )
-            )
-        for pod, problem in problems.items():
+            problems = list(pool.map(lambda pod: _problem(cluster, pod, setting, config, store, canary), pods))
+        waiting = {}
+        for pod, problem in zip(pods, problems, strict=True):
             if problem == "":
                 proven[pod.uid] = ClientProof(pod=pod.name, node=pod.node, after_s=round(clock() - start, 1))
-        waiting = {pod.name: problem for pod, problem in problems.items() if problem}
+            elif problem is not None:
+                waiting[pod.name] = problem
         if not waiting:
             return sorted(proven.values(), key=lambda proof: proof.pod)
         if clock() - start >= timeout_s:
@@ -203,9 +199,12 @@ def prove_fresh_mount(juicefs: JuiceFS, store: ObjectStore, config: StorageConfi
     Raises:
         TransientError: An object that was written is not there.
     """
-    keys = juicefs.prove_fresh_mount(canary)
-    if missing := [key for key in keys if not store.exists(key)]:
-        raise TransientError(
-            f"A fresh mount wrote {missing[0]}, which is not in {config.bucket}.", next_step="the task tries again"
-        )
-    return len(keys)
+    try:
+        keys = juicefs.mount_fresh(canary)
+        if missing := [key for key in keys if not store.exists(key)]:
+            raise TransientError(
+                f"A fresh mount wrote {missing[0]}, which is not in {config.bucket}.", next_step="the task tries again"
+            )
+        return len(keys)
+    finally:
+        juicefs.unmount_fresh(canary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -440,6 +441,11 @@ def wait_for_rollouts() -> PokeReturnValue:
     return _rollouts_done("restart_csi")
 
 
+def _canary() -> str:
+    """The name of the files that prove a mount: one per run, so that a repeated task removes what it left behind."""
+    return f".storage-switch-{hashlib.sha256(run_id().encode()).hexdigest()[:12]}"
+
+
 def _prove_clients(runtime: Runtime, config: StorageConfig, store: Any) -> dict[str, Any]:
     setting = _the_backup(runtime).setting
     proofs = wait_for_clients(
@@ -447,7 +453,7 @@ def _prove_clients(runtime: Runtime, config: StorageConfig, store: Any) -> dict[
         setting,
         config,
         store,
-        uuid.uuid4().hex[:8],
+        _canary(),
         timeout_s=runtime.params.client_timeout_s,
         clock=time.monotonic,
         sleep=time.sleep,
@@ -504,7 +510,7 @@ def prove_fresh_mount() -> dict[str, Any]:
     before = _the_backup(runtime).setting
     config = _target(runtime, before)
     prove_status(runtime.juicefs, before, config)
-    return {"objects": use_fresh_mount(runtime.juicefs, runtime.target_store, config, uuid.uuid4().hex[:8])}
+    return {"objects": use_fresh_mount(runtime.juicefs, runtime.target_store, config, _canary())}
 
 
 @runbook_task
