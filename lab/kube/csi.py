@@ -25,6 +25,7 @@ from lab.kube.store import (
     STATEFUL_SETS,
     STORAGE_CLASSES,
     VOLUMES,
+    ApiError,
     Obj,
     Resource,
     Store,
@@ -40,7 +41,7 @@ _POLL_S = 0.1
 _CLI = "/usr/local/bin/juicefs"
 _IMAGE = "juicedata/juicefs-csi-driver:v0.32.4"
 _MOUNT_IMAGE = "juicedata/mount:ce-v1.4.2"
-_STAT_DEADLINE_S = 3.0
+_PROBE_S = 3.0
 
 
 class Csi:
@@ -48,7 +49,6 @@ class Csi:
 
     def __init__(self, store: Store, kubelet: Kubelet, volume: dict[str, str] | None, heartbeat_s: int) -> None:
         self.store, self.kubelet, self.volume, self.heartbeat_s = store, kubelet, volume, heartbeat_s
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
     def install(self) -> None:
         """Creates the objects of the installation, a volume, a claim and two business pods that use it."""
@@ -118,6 +118,7 @@ class Csi:
             path = str(self.mount_path(pod))
             await _quietly("umount", "-l", path)
             await _quietly("rmdir", path)
+            self._replace_mount_pod(pod)
             return
         for mount_pod in self.store.list(PODS, NAMESPACE):
             keys = [k for k, target in _references(mount_pod).items() if f"/pods/{pod['metadata']['uid']}/" in target]
@@ -132,16 +133,31 @@ class Csi:
             if left and not _references(left) and "deletionTimestamp" not in left["metadata"]:
                 self.store.mark_deleted(left, left["spec"]["terminationGracePeriodSeconds"])
 
+    def _replace_mount_pod(self, pod: Obj) -> None:
+        """What the driver does when a mount pod goes that still has users: the same commands under a new name."""
+        meta = (self.store.find(PODS, NAMESPACE, pod["metadata"]["name"]) or pod)["metadata"]
+        alive = {p["metadata"]["uid"] for p in self.store.list(PODS) if "deletionTimestamp" not in p["metadata"]}
+        users = {k: t for k, t in _references({"metadata": meta}).items() if t.split("/")[5] in alive}
+        if not users:
+            return
+        suffix = _suffix()
+        renamed = json.loads(json.dumps(pod["spec"]).replace(f"-{meta['name'][-6:]}", f"-{suffix}"))
+        annotations = {
+            k: v for k, v in meta["annotations"].items() if k in users or not v.startswith("/var/lib/kubelet/")
+        }
+        new = {"name": meta["name"][:-6] + suffix, "namespace": NAMESPACE, "labels": meta["labels"]}
+        self.store.create(PODS, {"metadata": new | {"annotations": annotations}, "spec": renamed})
+
     async def serving(self, pod: Obj) -> bool:
         """Whether a pod is ready: a mount pod when its mount answers, any other at once."""
         if not _is_mount_pod(pod):
             return True
         try:
             # In a thread and with a deadline: a call into a dying FUSE mount may hang.
-            stat = await asyncio.wait_for(asyncio.to_thread(self.mount_path(pod).stat), _STAT_DEADLINE_S)
-        except (OSError, TimeoutError):
+            async with asyncio.timeout(_PROBE_S):
+                return await asyncio.to_thread(_answers, self.mount_path(pod))
+        except TimeoutError:
             return False
-        return stat.st_ino == 1
 
     def mount_path(self, mount_pod: Obj) -> Path:
         """The machine's path of a mount pod's mount."""
@@ -162,22 +178,21 @@ class Csi:
         target = f"/var/lib/kubelet/pods/{pod['metadata']['uid']}/volumes/kubernetes.io~csi/{unique_id}/mount"
         while True:
             # kubelet calls the driver on its node: without a running csi-node nothing gets mounted.
-            if self._csi_node_runs(node):
-                async with self._locks.setdefault((node, unique_id), asyncio.Lock()):
-                    mount_pod = self._ensure_mount_pod(node, source, target)
-                while (mount := self.store.find(PODS, NAMESPACE, mount_pod)) and "deletionTimestamp" not in mount[
-                    "metadata"
-                ]:
-                    if (
-                        mount["status"]["containerStatuses"][0]["ready"]
-                        if "containerStatuses" in mount["status"]
-                        else False
-                    ):
-                        path: Path = self.mount_path(mount) / source.get("volumeAttributes", {}).get("subPath", "")
-                        await asyncio.to_thread(path.mkdir, exist_ok=True)
-                        return path
-                    await asyncio.sleep(_POLL_S)
-            await asyncio.sleep(_POLL_S)
+            if not self._csi_node_runs(node):
+                await asyncio.sleep(_POLL_S)
+                continue
+            try:
+                name = self._ensure_mount_pod(node, source, target)
+            except ApiError as e:
+                self.kubelet.event(pod, "FailedMount", f"MountVolume.SetUp failed: {e}", kind="Warning")
+                await asyncio.sleep(1)
+                continue
+            while (mount := self.store.find(PODS, NAMESPACE, name)) and "deletionTimestamp" not in mount["metadata"]:
+                if any(status["ready"] for status in mount["status"].get("containerStatuses", [])):
+                    path: Path = self.mount_path(mount) / source.get("volumeAttributes", {}).get("subPath", "")
+                    await asyncio.to_thread(path.mkdir, exist_ok=True)
+                    return path
+                await asyncio.sleep(_POLL_S)
 
     def _csi_node_runs(self, node: str) -> bool:
         return any(
@@ -204,7 +219,7 @@ class Csi:
                     PODS, pod, lambda new: new["metadata"].setdefault("annotations", {}).update({key: target})
                 )
                 return str(pod["metadata"]["name"])
-        suffix = "".join(secrets.choice(string.ascii_lowercase) for _ in range(6))
+        suffix = _suffix()
         name = f"juicefs-{node}-{unique_id}-{suffix}"
         metadata = {
             "name": name,
@@ -325,6 +340,10 @@ def _mount_spec(node: str, unique_id: str, script: str, mount_path: str, secret_
     }
 
 
+def _suffix() -> str:
+    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(6))
+
+
 def _jfs_dir() -> Obj:
     return {"name": "jfs-dir", "hostPath": {"path": "/var/lib/juicefs/volume", "type": "DirectoryOrCreate"}}
 
@@ -342,6 +361,14 @@ def _business_pod(node: str) -> Obj:
 
 def _is_mount_pod(pod: Obj) -> bool:
     return bool(pod["metadata"].get("labels", {}).get("app.kubernetes.io/name") == "juicefs-mount")
+
+
+def _answers(mount: Path) -> bool:
+    try:
+        # Opened, not looked at: the kernel knows the attributes of a mount for a second after its process died.
+        return bool((mount / ".config").read_bytes())
+    except OSError:
+        return False
 
 
 def _references(mount_pod: Obj) -> dict[str, str]:
