@@ -210,7 +210,7 @@ def test_every_binding_binds_the_service_account_that_helm_uses() -> None:
         assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in named
         assert binding["subjects"] == [{"kind": "ServiceAccount", **account}]
     values = yaml.safe_load((ROOT / "deploy/values.yaml").read_text())
-    for component in (values["workers"]["kubernetes"], values["triggerer"]):
+    for component in (values["workers"], values["workers"]["kubernetes"], values["triggerer"]):
         assert component["serviceAccount"] == {"create": False, "name": account["name"]}
 
 
