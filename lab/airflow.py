@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +159,8 @@ class Airflow:
         return answer.json() if answer.content else None
 
     def _request(self, method: str, path: str, body: object, params: dict[str, Any] | None) -> httpx.Response:
-        with httpx.Client(base_url=self.url, timeout=60) as client:
-            token = client.post("/auth/token", json={"username": self.user, "password": self.password})
-            token.raise_for_status()
-            headers = {"Authorization": f"Bearer {token.json()['access_token']}"}
-            return client.request(method, f"/api/v2{path}", json=body, params=params, headers=headers)
+        headers = {"Authorization": f"Bearer {_token(self.url, self.user, self.password)}"}
+        return httpx.request(method, f"{self.url}/api/v2{path}", json=body, params=params, headers=headers, timeout=60)
 
     def trigger(self, dag_id: str, conf: dict[str, Any], *, deadline_s: float = 90.0) -> str:
         """Start a run with these params and return its id; waits until the DAG's file has been read.
@@ -257,10 +254,17 @@ class Airflow:
         return answer.raise_for_status().json()["value"]
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1, map_index: int = -1) -> str:
-        """The log of one try of a task, a line an event."""
+        """The log of one try of a task, a JSON object a line."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
         content = self.api("GET", path, params={"map_index": map_index, "full_content": True})["content"]
         return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in content)
+
+    def task_error(self, dag_id: str, run_id: str, task: TaskState) -> str:
+        """What a failed task raised, as its log has it; empty where there is nothing."""
+        log = self.task_log(dag_id, run_id, task.task_id, try_number=task.try_number, map_index=task.map_index)
+        events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        errors = [error for event in events for error in event.get("error_detail") or []]
+        return "\n".join(f"{error['exc_type']}: {error['exc_value']}" for error in errors[-1:])
 
     def _config(self) -> dict[str, dict[str, object]]:
         return {
@@ -295,6 +299,13 @@ class Airflow:
 
 
 _AIRFLOW = (sys.executable, "-m", "airflow")
+
+
+@cache
+def _token(url: str, user: str, password: str) -> str:
+    answer = httpx.post(f"{url}/auth/token", json={"username": user, "password": password}, timeout=60)
+    token: str = answer.raise_for_status().json()["access_token"]
+    return token
 
 
 def _aws(store: Store) -> dict[str, Any]:

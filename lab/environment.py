@@ -13,10 +13,12 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lab.airflow import Airflow
 from lab.kube.client import KubeServer, unmount_below
 from lab.mariadb import MariaDB
-from lab.process import LabError, LabUnavailableError, Server, binary
+from lab.process import LabError, LabUnavailableError, Server, binary, run
 from lab.seaweed import Store, remove_sockets
 from lab.volume import Copied, Volume, config_for_csi, copy_volume, fresh_mount
 from lab.writer import Check, check_manifest, seed_files
@@ -143,6 +145,22 @@ class Lab:
         lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         points = {Path(fields[4]) for fields in lines if fields[4].startswith(below) and "fuse.juicefs" in fields}
         return sorted(points)
+
+    def mount_processes(self) -> dict[str, set[tuple[int, float]]]:
+        """The juicefs processes that serve each mount: its folder's name to (pid, creation time)."""
+        processes: dict[str, set[tuple[int, float]]] = {mount.name: set() for mount in self.mounts()}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # juicefs shows its arguments as one, and in a mount pod the mount point is /jfs/<name>.
+                words = " ".join(process.cmdline()).split() if process.name() == "juicefs" else []
+                for name, serving in processes.items():
+                    if f"/jfs/{name}" in words:
+                        serving.add((process.pid, process.create_time()))
+        return processes
+
+    def kubectl(self, *arguments: str) -> str:
+        """What kubectl prints when it is run against the lab's cluster."""
+        return run([binary("kubectl"), f"--kubeconfig={self.kube.kubeconfig}", *arguments])
 
     def seed(self, files: int = 300) -> Path:
         """Write files through the first mount, into `seed/`; returns their manifest."""

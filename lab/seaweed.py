@@ -65,7 +65,7 @@ class Store:
         return Server.load(self.state, self.name)
 
     def start(self) -> None:
-        """Start the server, again on the same data and ports, writes allowed; returns when it stores and serves objects."""
+        """Start the server, again on the same data and ports, writes allowed; returns when it serves objects."""
         if (server := self.server()) and server.alive():
             return
         self._write_identity(_READ_AND_WRITE)

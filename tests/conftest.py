@@ -1,0 +1,40 @@
+"""Fixtures that several folders of tests use: the lab, started once a session and only where a test asks for it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab.environment import Lab
+from lab.process import LabUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def _up(state: Path, *, airflow: bool) -> Iterator[Lab]:
+    try:
+        lab = Lab.up(state, airflow=airflow, heartbeat_s=3)
+    except LabUnavailableError as error:
+        if os.environ.get("CI"):
+            raise  # nothing passes in CI by being skipped
+        pytest.skip(str(error))
+    try:
+        yield lab
+    finally:
+        lab.down()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab without Airflow, its volume on the old store and seeded with nothing."""
+    yield from _up(tmp_path_factory.mktemp("lab"), airflow=False)
+
+
+@pytest.fixture(scope="session")
+def airflow_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab with Airflow: for e2e."""
+    yield from _up(tmp_path_factory.mktemp("lab"), airflow=True)
