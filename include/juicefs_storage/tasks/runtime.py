@@ -44,7 +44,7 @@ def runbook_task(**options: Any) -> Callable[[Callable[..., Any]], Any]: ...
 def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """`@task` for a step of the runbook.
 
-    The docstring becomes `doc_md`. A dict that the function returns gets `applied_at` (UTC) and `took_s` (seconds).
+    The docstring becomes `doc_md`. XCom `timing` gets `applied_at` (UTC) and `took_s` (seconds).
     Our own errors that will not go away by themselves fail the task at once; the others are tried again.
     """
     if function is None:
@@ -59,9 +59,8 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
             raise
         except StorageSwitchError as error:
             raise AirflowFailException(str(error)) from error
-        if isinstance(result, dict):
-            result |= {"applied_at": datetime.now(UTC).isoformat(), "took_s": round(monotonic() - start, 1)}
-            log.info("%s", result)
+        push("timing", {"applied_at": datetime.now(UTC).isoformat(), "took_s": round(monotonic() - start, 1)})
+        log.info("Done: %s", result)
         return result
 
     kind = options.pop("kind", None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -70,87 +72,92 @@ def resolve_params() -> dict[str, Any]:
     return validate_params(given, registry).model_dump()
 
 
-def _report_findings(findings: list[Finding]) -> list[dict[str, Any]]:
-    """Leave the findings for the plan, then fail the check where something is refused."""
-    rows = [finding.model_dump() for finding in findings]
-    push("findings", rows)
-    if refused := [finding for finding in findings if finding.level == "refusal"]:
-        raise PermanentError(
-            "\n".join(f"{finding.message} Remedy: {finding.remedy}" for finding in refused),
-            state="nothing was changed",
-        )
-    return rows
+def check_task(function: Callable[[Runtime], list[Finding]]) -> Any:
+    """A task that makes one check: leaves the findings for the plan, then fails where something is refused.
+
+    A check that could not be made is a refusal too.
+    """
+
+    @functools.wraps(function)
+    def run() -> list[dict[str, Any]]:
+        try:
+            findings = function(Runtime.of_run())
+        except StorageSwitchError as error:
+            push("findings", [checks.refusal(function.__name__, error.problem, error.next_step).model_dump()])
+            raise
+        rows = [finding.model_dump() for finding in findings]
+        push("findings", rows)
+        if refused := [finding for finding in findings if finding.level == "refusal"]:
+            lines = "\n".join(f"{finding.message} Remedy: {finding.remedy}" for finding in refused)
+            raise PermanentError(lines, state="nothing was changed")
+        return rows
+
+    # The signature that Airflow sees: no argument is left to be filled in.
+    del run.__wrapped__
+    return runbook_task(run)
 
 
-@runbook_task
-def check_rights() -> list[dict[str, Any]]:
+@check_task
+def check_rights(runtime: Runtime) -> list[Finding]:
     """Ask the Kubernetes API for every right that the run will use.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream. Remedy for a refusal: `deploy/rbac.yaml`.
     """
-    return _report_findings(checks.check_rights(Runtime.of_run().cluster))
+    return checks.check_rights(runtime.cluster)
 
 
-@runbook_task
-def check_csi() -> list[dict[str, Any]]:
+@check_task
+def check_csi(runtime: Runtime) -> list[Finding]:
     """The CSI driver runs in mount-pod mode, and its controller and node components are healthy.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    return _report_findings(checks.check_csi(Runtime.of_run().cluster))
+    return checks.check_csi(runtime.cluster)
 
 
-@runbook_task
-def check_volume() -> list[dict[str, Any]]:
+@check_task
+def check_volume(runtime: Runtime) -> list[Finding]:
     """Every client of the volume can follow a change of the setting, and can be proven.
 
     Reads the setting, the sessions, and `.config` of every mount pod.
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    runtime = Runtime.of_run()
     setting = runtime.setting()
     secret = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)[0]
     held = (secret.data.get("storage"), secret.data.get("bucket"))
     mounts = find_mount_pods(runtime.cluster, setting)
-    timeout_s = runtime.params.client_timeout_s
-    return _report_findings(checks.check_volume(setting, held, mounts, runtime.metadata, timeout_s))
+    return checks.check_volume(setting, held, mounts, runtime.metadata, runtime.params.client_timeout_s)
 
 
-@runbook_task
-def check_target_bucket() -> list[dict[str, Any]]:
+@check_task
+def check_target_bucket(runtime: Runtime) -> list[Finding]:
     """The new bucket exists, its keys work, and it holds this volume's data (`juicefs_uuid`).
 
     **Changes** nothing in a dry run; else one probe object is written to the new bucket and deleted again.
     The bucket is looked up with HEAD and never created. **Safe to clear**: yes, with Downstream.
     """
-    runtime = Runtime.of_run()
     setting = runtime.setting()
     probe = None if runtime.params.dry_run else f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}"
-    return _report_findings(
-        checks.check_target(runtime.target_store, setting, runtime.target(setting), probe_key=probe)
-    )
+    return checks.check_target(runtime.target_store, setting, runtime.target(setting), probe_key=probe)
 
 
-@runbook_task
-def check_consistency() -> list[dict[str, Any]]:
+@check_task
+def check_consistency(runtime: Runtime) -> list[Finding]:
     """Compare both stores' listings: every block of the old store is on the new one, with the same size.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream. `consistency=off` leaves it out, with a warning.
     """
-    runtime = Runtime.of_run()
     if runtime.params.consistency == "off":
-        return _report_findings(
-            [checks.warning("consistency", "The stores were not compared.", "set consistency=listing")]
-        )
+        return [checks.warning("consistency", "The stores were not compared.", "set consistency=listing")]
     setting = runtime.setting()
     if setting.uses(runtime.target(setting)):
-        return _report_findings([checks.ok("consistency", "the volume is on this store already")])
+        return [checks.ok("consistency", "the volume is on this store already")]
     source = runtime.source_store(runtime.source(setting))
     findings, difference = checks.check_consistency(
         source, runtime.target_store, setting, catch_up=runtime.params.catch_up
     )
     push("missing_objects", difference.missing)
-    return _report_findings(findings)
+    return findings
 
 
 # --- plan and approval ------------------------------------------------------------------------------------------------
@@ -410,8 +417,8 @@ def _rollouts_done(started: str) -> PokeReturnValue:
     """Look at both rollouts once; the worker slot is free between two looks."""
     runtime = Runtime.of_run()
     waiting = RestartCsi(runtime.cluster, "").verify() if runtime.params.restart_csi else []
-    began = datetime.fromisoformat((pull(started) or {}).get("applied_at") or datetime.now(UTC).isoformat())
-    waited_s = (datetime.now(UTC) - began).total_seconds()
+    timing = pull(started, "timing")
+    waited_s = (datetime.now(UTC) - datetime.fromisoformat(timing["applied_at"])).total_seconds() if timing else 0.0
     if waiting and waited_s > runtime.params.rollout_timeout_s:
         raise PermanentError(
             f"Rollouts not done {waited_s:.0f} s after the restart: {'; '.join(waiting)}.",
@@ -681,12 +688,8 @@ def finalize() -> dict[str, Any]:
         approved_by=_approver(values.get("approve")),
         findings=tuple(_all_findings()),
         states=states,
-        took_s={task_id: result["took_s"] for task_id, result in values.items() if "took_s" in result},
-        proofs={
-            task_id: {key: value for key, value in values[task_id].items() if key not in {"applied_at", "took_s"}}
-            for task_id in (*APPLY, *ROLLBACK)
-            if task_id in values
-        },
+        took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
+        proofs={task_id: values[task_id] for task_id in (*APPLY, *ROLLBACK) if task_id in values},
     )
     push("report", report.model_dump(mode="json"))
     push("markdown", report.to_markdown())
