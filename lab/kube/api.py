@@ -246,8 +246,11 @@ class Api:
                 return await self._log(request, asked)
             case "get", _:
                 answer = self.store.get(resource, namespace, name)
+                answer = _pod_table([answer], "") if _wants_table(request, asked) else answer
             case "list", _:
                 answer = self._list(request, asked)
+                if _wants_table(request, asked):
+                    answer = _pod_table(answer["items"], answer["metadata"]["resourceVersion"])
             case "create", _:
                 answer = await self._create(request, asked, dry_run=dry_run)
             case (("update" | "patch"), _):
@@ -441,6 +444,40 @@ class Api:
             "spec": spec,
             "status": {"allowed": allowed},
         }
+
+
+def _wants_table(request: web.Request, asked: Asked) -> bool:
+    """`kubectl get` asks for a table; only of pods is there more to say than name and age, which it knows itself."""
+    return asked.resource == PODS and "as=Table" in request.headers.get("Accept", "")
+
+
+def _pod_table(pods: list[Obj], version: str) -> Obj:
+    columns = (
+        ("Name", "string"),
+        ("Ready", "string"),
+        ("Status", "string"),
+        ("Restarts", "integer"),
+        ("Age", "string"),
+    )
+    rows = []
+    for pod in pods:
+        meta, status = pod["metadata"], pod.get("status", {})
+        containers = status.get("containerStatuses", [])
+        reasons = [r["reason"] for c in containers for r in c["state"].values() if "reason" in r]
+        state = "Terminating" if "deletionTimestamp" in meta else next(iter(reasons), status.get("phase", "Unknown"))
+        age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(meta["creationTimestamp"])
+        ready = f"{sum(c['ready'] for c in containers)}/{len(pod['spec']['containers'])}"
+        cells = [meta["name"], ready, state, sum(c["restartCount"] for c in containers), _age(int(age.total_seconds()))]
+        partial = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta}
+        rows.append({"cells": cells, "object": partial})
+    kinds = [{"name": n, "type": t, "format": "name" if n == "Name" else "", "priority": 0} for n, t in columns]
+    head = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": version}}
+    return head | {"columnDefinitions": kinds, "rows": rows}
+
+
+def _age(seconds: int) -> str:
+    minutes, hours = divmod(seconds, 60)[0], seconds // 3600
+    return f"{seconds}s" if seconds < 120 else (f"{minutes}m" if hours < 3 else f"{hours}h")
 
 
 def _seen(change: Change, asked: Asked, matches: Callable[[Obj], bool]) -> list[tuple[str, Obj]]:

@@ -39,16 +39,18 @@ BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 # Runs as PID 1 of the new namespaces. Mounts must not leak to the machine, so every shared one becomes private, except
 # the mount directory below, which stays shared: as with the driver's `mountPropagation: Bidirectional`, what a pod
-# mounts there appears on the machine and in the other pods. The ready file is written from inside the new root, so
-# that nobody enters the namespaces before the change of root.
+# mounts there appears on the machine and in the other pods. The old root goes (private first, or its unmount would
+# spread to the machine), since a mount that a namespace still holds cannot end. The ready file tells when all is done.
 _INIT = """set -eu
-root=$1 jfs=$2 juicefs=$3 bin=$4 hostname=$5 binds=$6
-shift 6
+root=$1 jfs=$2 juicefs=$3 bin=$4 hostname=$5 shares=$6 binds=$7
+shift 7
 while read -r _ _ _ _ target options; do
   case $target in "$jfs"|"$jfs"/*) continue ;; esac
   case $options in *shared:*) mount --make-private "$target" || : ;; esac
 done < /proc/self/mountinfo
 echo "$hostname" > /proc/sys/kernel/hostname
+mount --bind "$root" "$root"
+cd "$root"
 mount --rbind /usr "$root/usr"
 mount --rbind /etc "$root/etc"
 mount --rbind /dev "$root/dev"
@@ -59,13 +61,19 @@ mount -t tmpfs -o mode=755 tmpfs "$root/usr/local/bin"
 mount --bind "$juicefs" "$root/usr/local/bin/juicefs"
 mount -o remount,bind,ro "$root/usr"
 mount -o remount,bind,ro "$root/etc"
-if [ "$jfs" != "" ]; then mount --rbind "$jfs" "$root/jfs"; fi
+if [ "$shares" = yes ]; then mount --rbind "$jfs" "$root/jfs"; fi
 while [ "$binds" -gt 0 ]; do
   mount --rbind "$1" "$root$2"
   shift 2
   binds=$((binds - 1))
 done
-exec chroot "$root" /bin/sh -c ': > /run/.containerenv; exec "$@"' sh "$@"
+mkdir -p .old
+pivot_root . .old
+mount --make-rprivate /.old
+umount -l /.old
+rmdir /.old
+: > /run/.containerenv
+exec "$@"
 """
 # What `unshare` of util-linux says, and exits with 1, when SIGKILL ended its child: it tries to pass the signal on.
 _KILLED = b"unshare: sigprocmask unblock failed"
@@ -124,6 +132,8 @@ class Kubelet:
         """Makes the shared mount directory and the images' /bin; both undone by `unmount_below`."""
         self.jfs.mkdir()
         await _run("mount", "--bind", str(self.jfs), str(self.jfs))
+        # Private first: on a machine whose root is shared, the bind would else be one with the folder beneath it.
+        await _run("mount", "--make-private", str(self.jfs))
         await _run("mount", "--make-shared", str(self.jfs))
         bin_dir = self.state / "bin"
         bin_dir.mkdir()
@@ -284,8 +294,9 @@ class Kubelet:
         (root / "run/.containerenv").unlink(missing_ok=True)
         flags = ("--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "unchanged")
         # Business pods see volumes only; the driver's own share the mount directory, as by a hostPath.
-        shared = str(self.jfs) if any(path == "/jfs" for _, path in mounts) else ""
-        init = (str(root), shared, str(self.juicefs), str(self.state / "bin"), env["HOSTNAME"], str(len(args) // 2))
+        shares = "yes" if any(path == "/jfs" for _, path in mounts) else "no"
+        paths = (root, self.jfs, self.juicefs, self.state / "bin")
+        init = (*map(str, paths), env["HOSTNAME"], shares, str(len(args) // 2))
         process = await asyncio.create_subprocess_exec(
             *("unshare", *flags, "--", "/bin/sh", "-c", _INIT, "init", *init, *args, *command),
             env=env,

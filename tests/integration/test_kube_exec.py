@@ -116,6 +116,10 @@ def test_each_pod_has_its_own_files_processes_and_name(core: client.CoreV1Api) -
     code, out, _ = finish(start(core, "juicefs", "version"))
     assert (code, out.split()[:2]) == (0, ["juicefs", "version"])
     assert finish(start(core, "sh", "-c", "touch /usr/x /etc/x"))[0] != 0
+    # Nothing of the machine is held in the pod, or a mount there could not end.
+    _, out, _ = finish(start(core, "cat", "/proc/self/mountinfo"))
+    targets = {line.split()[4] for line in out.splitlines()}
+    assert {t.split("/")[1] for t in targets} == {"", "bin", "dev", "etc", "jfs", "proc", "usr"}
 
 
 def test_a_process_in_the_background_outlives_its_exec_but_not_its_pod(core: client.CoreV1Api) -> None:
