@@ -1,0 +1,241 @@
+"""`python -m lab.demo`: a volume in use moves from one store to another through Airflow, and the proof of it."""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.airflow import Airflow, TaskState
+from lab.environment import Lab, default_state, tear_down
+from lab.process import LabError, LabUnavailableError
+from lab.writer import Check, Summary, Writer
+
+DAG_ID = "juicefs_storage_switch"
+SEED_FILES = 300
+_RUN_S = 900.0
+_SHOWN = {"running": "…", "success": "✓", "failed": "✗", "up_for_retry": "↻", "upstream_failed": "-"}
+
+
+@dataclass(frozen=True)
+class World:
+    """What the demo compares, before and after."""
+
+    setting: str
+    secret: str
+    mounts: dict[str, str]
+    pods: dict[str, tuple[str, int]]
+    processes: dict[str, set[tuple[int, float]]]
+
+    @classmethod
+    def observe(cls, lab: Lab) -> "World":
+        """The buckets that the setting, the Secret and each mount name; the pods that must not restart."""
+        secret = lab.kubectl(
+            "get", "secret", "juicefs-sc-secret", "-n", "juicefs", "-o", "go-template={{.data.bucket|base64decode}}"
+        )
+        pods = json.loads(lab.kubectl("get", "pods", "-A", "-o", "json"))["items"]
+        return cls(
+            setting=lab.mariadb.setting()["Bucket"],
+            secret=secret.strip(),
+            mounts={
+                mount.name: json.loads((mount / ".config").read_text())["Format"]["Bucket"] for mount in lab.mounts()
+            },
+            # The CSI driver's own pods are restarted by the runbook.
+            pods={
+                pod["metadata"]["name"]: (
+                    pod["metadata"]["uid"],
+                    sum(status["restartCount"] for status in pod["status"].get("containerStatuses", [])),
+                )
+                for pod in pods
+                if not pod["metadata"].get("labels", {}).get("app", "").startswith("juicefs-csi-")
+            },
+            processes=lab.mount_processes(),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything the account is made of."""
+
+    state: str
+    seconds: float
+    tasks: list[TaskState]
+    report: dict[str, Any] | None
+    before: World
+    after: World
+    during: Summary
+    checks: list[Check]
+
+    def failures(self, new_bucket: str) -> list[str]:
+        """What does not hold; empty when the switch is proven."""
+        after, before = self.after, self.before
+        restarted = sorted(name for name, pod in before.pods.items() if after.pods.get(name) != pod)
+        facts = {
+            f"the run ended {self.state}": self.state == "success",
+            "finalize left no report": self.report is not None,
+            f"the setting names {after.setting}": after.setting == new_bucket,
+            f"the Secret names {after.secret}": after.secret == new_bucket,
+            f"the mounts name {sorted(set(after.mounts.values()))}": set(after.mounts.values()) == {new_bucket},
+            "no mount was there to compare": bool(before.mounts) and all(before.processes.values()),
+            f"pods restarted or gone: {restarted}": not restarted,
+            "a mount's process is another one": after.processes == before.processes,
+            "the writer acknowledged nothing during the switch": self.during.written > 0,
+            f"writes failed during the switch: {len(self.during.write_errors)}": not self.during.write_errors,
+            f"files lost: {[path for check in self.checks for path in check.missing + check.corrupt]}": not any(
+                check.lost for check in self.checks
+            ),
+        }
+        return [failure for failure, holds in facts.items() if not holds]
+
+
+def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
+    """Switch the lab's volume while it is written to, print the account, and return what did not hold."""
+    say(f"writing {SEED_FILES} files through {lab.mounts()[0].name}")
+    seeded = lab.seed(SEED_FILES)
+    writer = Writer.start(lab.state, lab.mounts()[1] / "app")
+    say(f"a writer goes on in {lab.mounts()[1].name}")
+    try:
+        copied = lab.copy_to_new_store()
+        say(f"juicefs sync copied {copied.copied} objects to the new store, which the writer has outrun by now")
+        before, start = World.observe(lab), time.time()
+        run_id = airflow.trigger(
+            DAG_ID,
+            {
+                "target_conn_id": "minio_new",
+                "target_bucket": lab.new_store.bucket,
+                "dry_run": False,
+                "require_approval": False,
+                "settle_s": 15,
+                "kubernetes_conn_id": "kubernetes_default",
+            },
+        )
+        say(f"run {run_id}: {airflow.url}/dags/{DAG_ID}/runs/{run_id}")
+        state = airflow.wait_run(DAG_ID, run_id, timeout_s=_RUN_S, on_change=progress)
+        end = time.time()
+    finally:
+        writer.stop()
+    tasks = airflow.task_states(DAG_ID, run_id)
+    for task in tasks:
+        if task.state == "failed":
+            print(f"\n{task.task_id} failed: {airflow.task_error(DAG_ID, run_id, task)}")
+    after = World.observe(lab)
+    say("stopping the old store, and reading every acknowledged file through a fresh mount with an empty cache")
+    lab.old_store.stop()
+    try:
+        with lab.fresh_mount() as mount:
+            checks = [lab.check(seeded, mount, "seed"), lab.check(writer.manifest, mount, "app")]
+    finally:
+        lab.old_store.start()
+    outcome = Outcome(
+        state=state,
+        seconds=end - start,
+        tasks=tasks,
+        report=airflow.xcom(DAG_ID, run_id, "finalize", "report"),
+        before=before,
+        after=after,
+        during=writer.summary(since=start, until=end),
+        checks=checks,
+    )
+    account(outcome)
+    return outcome.failures(lab.new_store.bucket_url)
+
+
+def account(outcome: Outcome) -> None:
+    """Print what happened."""
+    before, after = outcome.before, outcome.after
+    restarts = sum(after.pods.get(name) != pod for name, pod in before.pods.items())
+    rows = [("setting", before.setting, after.setting), ("Secret", before.secret, after.secret)]
+    rows += [(f"mount …{name[-6:]}", bucket, after.mounts.get(name, "gone")) for name, bucket in before.mounts.items()]
+    print(f"\n{'bucket of':<16} {'before':<36} after")
+    for what, old, new in rows:
+        print(f"{what:<16} {old:<36} {new}")
+    print("\nstep                        seconds")
+    for task in outcome.tasks:
+        if task.state != "skipped":
+            print(f"{task.task_id:<28}{task.duration_s or 0:>7.1f}  {task.state}")
+    files, size = sum(check.files for check in outcome.checks), sum(check.bytes for check in outcome.checks)
+    during = outcome.during
+    print(
+        f"""
+run                               {outcome.state} after {outcome.seconds:.0f} s
+pods restarted (business, mount)  {restarts} of {len(before.pods)}
+mount processes replaced          {sum(after.processes.get(name) != now for name, now in before.processes.items())}
+files written during the switch   {during.written}, failed {len(during.write_errors)}
+files read during the switch      {during.read}, failed {len(during.read_errors)}
+files read back, old store down   {files} ({size / 2**20:.1f} MiB)
+files lost                        {sum(check.lost for check in outcome.checks)}"""
+    )
+
+
+def progress(task: TaskState) -> None:
+    """Print a task's line as its state changes."""
+    if mark := _SHOWN.get(task.state or ""):
+        name = task.task_id if task.map_index < 0 else f"{task.task_id}[{task.map_index}]"
+        took = f"{task.duration_s:.1f} s" if task.duration_s and task.state in {"success", "failed"} else ""
+        print(f"{time.strftime('%H:%M:%S')}   {mark} {name:<28} {task.state:<16} {took}", flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+@contextlib.contextmanager
+def _lab(state: Path, *, keep: bool) -> Iterator[Lab]:
+    """A lab with Airflow that replaces what an earlier demo left; torn down at the end unless it is kept."""
+    tear_down(state, remove=True)
+    say("starting MariaDB, two S3 stores, a cluster with two mounts of a volume, and Airflow")
+    start = time.monotonic()
+    try:
+        lab = Lab.up(state, airflow=True)
+        say(f"up after {time.monotonic() - start:.0f} s, in {state}")
+        yield lab
+    except BaseException as error:
+        keep = keep and (state / "lab.json").exists() and not isinstance(error, KeyboardInterrupt)
+        raise
+    finally:
+        if not keep:
+            say("stopping everything")
+            tear_down(state, remove=True)
+
+
+def main() -> int:
+    """The command line; exit code 0 only if all holds."""
+    parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
+    parser.add_argument("--state", type=Path, default=default_state(), help="the lab's folder (default %(default)s)")
+    state: Path = parser.parse_args().state
+    keep = not os.environ.get("CI")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _lab(state, keep=keep) as lab:
+            if lab.airflow is None:
+                raise LabError("expected Airflow in the lab, found none")
+            failures = run_demo(lab, lab.airflow)
+            if keep:
+                print(
+                    f"\nAirflow stays up: {lab.airflow.url} user {lab.airflow.user} password {lab.airflow.password}\n"
+                    "Stop it with: make demo-down"
+                )
+    except LabUnavailableError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    for failure in failures:
+        print(f"does not hold: {failure}", file=sys.stderr)
+    print("\nswitched, nothing lost" if not failures else "\nNOT proven")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
