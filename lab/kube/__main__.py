@@ -18,11 +18,11 @@ from lab.kube.api import Api
 from lab.kube.csi import Csi
 from lab.kube.faults import Faults
 from lab.kube.pods import Kubelet, Publishing
-from lab.kube.store import PODS, Store
+from lab.kube.store import PODS, Obj, Store
 from lab.kube.tls import server_context, write_kubeconfig, write_private
 from lab.kube.workloads import Workloads
 
-_READY_S = 90.0
+_READY_S = 60.0
 
 
 async def serve(state: Path, config: dict[str, object]) -> None:
@@ -52,9 +52,12 @@ async def serve(state: Path, config: dict[str, object]) -> None:
         write_kubeconfig(state, url, token)
         csi.install()
         expected = 3 if volume is None else 7
-        async with asyncio.timeout(_READY_S):
-            while not stopped.is_set() and _ready_pods(store) < expected:
-                await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(_READY_S):
+                while not stopped.is_set() and len(_ready_pods(store)) < expected:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise SystemExit(_unready(store, kubelet)) from None
         pid = os.getpid()
         server = {"pid": pid, "create_time": psutil.Process(pid).create_time(), "url": url}
         write_private(state / "server.json.new", json.dumps(server).encode())
@@ -69,11 +72,29 @@ async def serve(state: Path, config: dict[str, object]) -> None:
         await runner.cleanup()
 
 
-def _ready_pods(store: Store) -> int:
-    return sum(
-        any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", []))
-        for pod in store.list(PODS)
-    )
+def _ready_pods(store: Store) -> list[Obj]:
+    def is_ready(pod: Obj) -> bool:
+        conditions = pod.get("status", {}).get("conditions", [])
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+    return [pod for pod in store.list(PODS) if is_ready(pod)]
+
+
+def _unready(store: Store, kubelet: Kubelet) -> str:
+    """What keeps the pods from being ready: the last lines that each of them wrote."""
+    lines = [f"expected the initial pods Ready within {_READY_S:.0f} s, found:"]
+    ready = _ready_pods(store)
+    for pod in store.list(PODS):
+        if pod in ready:
+            continue
+        meta = pod["metadata"]
+        status: Obj = next(iter(pod.get("status", {}).get("containerStatuses", [])), {"restartCount": 0, "state": {}})
+        lines.append(
+            f"{meta['namespace']}/{meta['name']}: {status['restartCount']} restarts, {json.dumps(status['state'])}"
+        )
+        logs = [kubelet.log_path(meta["uid"], n) for n in (status["restartCount"] - 1, status["restartCount"])]
+        lines += [line for log in logs if log.exists() for line in log.read_text().splitlines()[-5:]]
+    return "\n".join(lines)
 
 
 def main() -> None:

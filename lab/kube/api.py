@@ -329,7 +329,11 @@ class Api:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         deadline = time.monotonic() + float(query.get("timeoutSeconds", 1800))
 
+        table = _wants_table(request, asked)
+
         async def send(kind: str, obj: Obj) -> None:
+            if table and kind != "BOOKMARK":
+                obj = _pod_table([obj], obj["metadata"]["resourceVersion"])
             await response.write(json.dumps({"type": kind, "object": obj}).encode() + b"\n")
 
         try:

@@ -17,7 +17,7 @@ import psutil
 
 from lab.kube.pods import kill_recorded
 
-_START_S = 100.0
+_START_S = 90.0
 _STOP_S = 40.0
 _PROJECT = Path(__file__).resolve().parents[2]
 
@@ -115,7 +115,7 @@ class KubeServer:
             while not ready.exists():
                 if process.poll() is not None or time.monotonic() > deadline:
                     what = f"ended with {process.returncode}" if process.returncode is not None else "is not ready"
-                    tail = "\n".join(log.read_text().splitlines()[-20:])
+                    tail = "\n".join(log.read_text().splitlines()[-40:])
                     raise KubeError(f"expected a Kubernetes stand-in with its pods Ready, but it {what}:\n{tail}")
                 time.sleep(0.05)
         except BaseException:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 POLL_S = 0.1
 START_DEADLINE_S = 20.0
+_LINE_LIMIT = 2**24
 BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 # Runs as PID 1 of the new namespaces. Mounts must not leak to the machine, so every shared one becomes private, except
@@ -304,6 +305,7 @@ class Kubelet:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT,
             start_new_session=True,
         )
         record_process(self.state, process.pid)
