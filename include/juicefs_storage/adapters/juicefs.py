@@ -67,7 +67,6 @@ _SUMMARY = re.compile(
     r"Found: (?P<found>\d+).*?copied: (?P<copied>\d+)(?: \((?P<size>[^)]*)\))?"
     r".*?failed: (?P<failed>\d+)(?:, lost: (?P<lost>\d+))?"
 )
-_SYNC_TIMEOUT_S = 6 * 3600
 #: The variables that each scheme of `juicefs sync` reads its keys from.
 _VARIABLES = {
     "minio": ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY"),
@@ -155,7 +154,9 @@ class JuiceFSCommand:
                 next_step="the task tries again",
             )
 
-    def copy_missing(self, source: StorageConfig, target: StorageConfig, prefix: str) -> CopyResult:
+    def copy_missing(
+        self, source: StorageConfig, target: StorageConfig, prefix: str, *, timeout_s: float
+    ) -> CopyResult:
         """`juicefs sync --ignore-existing --check-new`: what the target has is never overwritten or deleted.
 
         The keys travel in the environment of the command: each side uses a scheme that reads variables of its own.
@@ -166,7 +167,7 @@ class JuiceFSCommand:
         urls, keys = sync_urls(source, target, prefix)
         lines = [*(f"{name}={value}" for name, value in keys.items()), ""]
         plain_http = ["--no-https"] if all(_is_http(side) for side in (source, target)) else []
-        result = self._script(_SYNC, *plain_http, *urls, stdin=lines, timeout_s=_SYNC_TIMEOUT_S)
+        result = self._script(_SYNC, *plain_http, *urls, stdin=lines, timeout_s=timeout_s)
         summaries = list(_SUMMARY.finditer(result.stderr + result.stdout))
         last = summaries[-1] if summaries else None
         if result.returncode != 0 or not last or int(last["failed"]) or int(last["lost"] or 0):

@@ -36,6 +36,8 @@ def needed_rights(namespace: str) -> list[Right]:
     """Every right that the DAG uses; deploy/rbac.yaml grants exactly these."""
     rights = [Right(verb, "pods", namespace=namespace) for verb in ("get", "list")]
     rights += [
+        # The handshake of an exec over WebSocket is a GET; newer API servers ask for `create` as well.
+        Right("get", "pods", subresource="exec", namespace=namespace),
         Right("create", "pods", subresource="exec", namespace=namespace),
         Right("get", "pods", subresource="log", namespace=namespace),
     ]

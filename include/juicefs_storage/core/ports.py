@@ -210,7 +210,9 @@ class JuiceFS(Protocol):
     def unmount_fresh(self, canary: str) -> None:
         """Remove that file and the mount."""
 
-    def copy_missing(self, source: StorageConfig, target: StorageConfig, prefix: str) -> CopyResult:
+    def copy_missing(
+        self, source: StorageConfig, target: StorageConfig, prefix: str, *, timeout_s: float
+    ) -> CopyResult:
         """`juicefs sync`: copy what the target lacks; overwrites nothing, deletes nothing."""
 
 

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from include.juicefs_storage.core.plan import Finding, Frozen, StorageView, bullets, findings_markdown
 
-Outcome = Literal["switched", "planned", "refused", "rejected", "failed", "held", "rolled back", "half rolled back"]
+Outcome = Literal[
+    "switched", "planned", "refused", "rejected", "failed", "held", "rolled back", "half rolled back", "moved on"
+]
 
 #: What each outcome means for the person who reads it.
 MEANING: Mapping[Outcome, str] = {
@@ -20,6 +22,8 @@ MEANING: Mapping[Outcome, str] = {
     "Clear the failed task with Downstream to go on.",
     "rolled back": "A step failed; the volume is back on the old store, every client proven there.",
     "half rolled back": "A step failed and the rollback did not finish. A person must look: see the failed tasks.",
+    "moved on": "Every step passed, but now the setting or a Secret does not name the new store: somebody changed it "
+    "since. A person must look.",
 }
 
 
@@ -38,7 +42,8 @@ class Report(Frozen):
     findings: tuple[Finding, ...]
     states: dict[str, str]
     took_s: dict[str, float]
-    proofs: dict[str, Any]
+    proofs: tuple[str, ...]
+    results: dict[str, dict[str, Any]]
 
     def to_markdown(self) -> str:
         """The report for a person."""
@@ -54,14 +59,40 @@ class Report(Frozen):
                 "",
             ]
         lines += [f"Backup: `{self.backup_id or 'none'}`. Approved by: {self.approved_by or 'nobody was asked'}.", ""]
-        lines += ["### Proofs", *bullets([f"{name}: {value}" for name, value in self.proofs.items()]), ""]
+        lines += ["### Proofs", *bullets(list(self.proofs)), ""]
+        lines += ["### Findings", *findings_markdown(self.findings), ""]
+        lines += ["### Steps", "| task | state | seconds |", "|---|---|---|"]
         lines += [
-            "### Findings",
-            *findings_markdown(self.findings),
-            "",
-            "### Steps",
-            "| task | state | s |",
-            "|---|---|---|",
+            f"| {task} | {state} | {self.took_s.get(task, '')} |"
+            for task, state in self.states.items()
+            if state != "skipped"
         ]
-        lines += [f"| {task} | {state} | {self.took_s.get(task, '')} |" for task, state in self.states.items()]
         return "\n".join(lines)
+
+
+def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the steps proved, a sentence each, from what they returned: task id -> result."""
+    lines = []
+    for task, side in (("prove_clients", "new"), ("prove_clients_on_old", "old")):
+        lines += [
+            f"client `{client['pod']}` on {client['node']} wrote a block to the {side} store "
+            f"{client['after_s']} s into `{task}`"
+            for client in results.get(task, {}).get("clients", ())
+        ]
+    for task, text in _SENTENCES.items():
+        if task in results:
+            lines.append(text.format(**results[task]))
+    return lines
+
+
+_SENTENCES: Mapping[str, str] = {
+    "copy_ahead": "{copied} blocks were copied before the setting was written",
+    "catch_up": "{copied} blocks that clients wrote to the old store while they moved were copied to the new one",
+    "prove_blocks": "all {blocks} blocks that files refer to are on the new store",
+    "prove_fresh_mount": "a fresh mount with an empty cache read, wrote and listed on the new store",
+    "prove_no_restarts": "{mount_pods} mount pods and {business_pods} business pods: same UIDs, {restarts} restarts; "
+    "{failed_requests} object requests failed in the clients meanwhile",
+    "copy_back": "{copied} blocks were copied back before the setting was restored",
+    "copy_back_again": "{copied} blocks were copied back after the clients had returned",
+    "prove_blocks_on_old": "all {blocks} blocks that files refer to are on the old store",
+}

@@ -36,12 +36,12 @@ from include.juicefs_storage.core.proofs import (
     prove_status,
     require_all_blocks,
 )
-from include.juicefs_storage.core.report import MEANING, Outcome, Report
+from include.juicefs_storage.core.report import MEANING, Outcome, Report, proof_lines
 from include.juicefs_storage.core.secrets import storage_values, volume_secrets
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import CSI_WORKLOADS, PatchSecrets, RestartCsi, WriteSetting
 from include.juicefs_storage.core.steps import settle as guard_setting
-from include.juicefs_storage.tasks.runtime import COPY_POOL, REGISTRY, Runtime, pull, push, run_id, runbook_task
+from include.juicefs_storage.tasks.runtime import COPY_POOL, REGISTRY, Runtime, log, pull, push, run_id, runbook_task
 
 CHECKS = ("resolve_params", "check_rights", "check_csi", "check_volume", "check_target_bucket", "check_consistency")
 APPLY = (
@@ -52,8 +52,9 @@ ROLLBACK = (
     "copy_back", "restore_setting", "restore_secret", "restart_csi_again", "wait_for_rollouts_again",
     "prove_clients_on_old", "copy_back_again", "prove_blocks_on_old",
 )  # fmt: skip
-_COPY_PASSES = 5
-_SETTLED = {"success", "skipped", "failed", "upstream_failed", "removed"}
+_COPY_AHEAD_TIMEOUT_S = 6 * 3600
+#: Clients wait for these copies: what they wrote elsewhere in some seconds is copied in minutes, or something is wrong.
+_CATCH_UP_TIMEOUT_S = 600
 
 
 # --- check ------------------------------------------------------------------------------------------------------------
@@ -338,14 +339,14 @@ def backup() -> dict[str, Any]:
     return {"backup_id": name, "written": True}
 
 
-def _copy(runtime: Runtime, *, back: bool) -> tuple[int, Difference]:
+def _copy(runtime: Runtime, *, back: bool, timeout_s: float) -> tuple[int, Difference]:
     """Copy the blocks that only one store has to the other: old to new, or back."""
     setting = _the_backup(runtime).setting
     old, new = runtime.source(setting), _target(runtime, setting)
     source, target = (new, old) if back else (old, new)
     store = runtime.source_store(old) if back else runtime.target_store
     return copy_until_none_missing(
-        runtime.juicefs, runtime.metadata, setting, source, target, store, passes=_COPY_PASSES
+        runtime.juicefs, runtime.metadata, setting, source, target, store, timeout_s=timeout_s
     )
 
 
@@ -358,7 +359,7 @@ def copy_ahead() -> dict[str, Any]:
     runtime = Runtime.of_run()
     if not runtime.params.catch_up:
         return {"copied": 0}
-    copied, difference = _copy(runtime, back=False)
+    copied, difference = _copy(runtime, back=False, timeout_s=_COPY_AHEAD_TIMEOUT_S)
     return {"copied": copied, "behind": difference.missing}
 
 
@@ -372,13 +373,7 @@ def write_setting() -> dict[str, Any]:
     runtime = Runtime.of_run()
     before = _the_backup(runtime).setting
     step = WriteSetting(runtime.metadata, runtime.juicefs, before, _target(runtime, before))
-    push("touched", True)
-    try:
-        written = step.apply()
-    except StorageSwitchError:
-        push("touched", runtime.setting().raw != before.raw)
-        raise
-    return {"written": written, "bucket": step.target.bucket}
+    return {"written": step.apply(), "bucket": step.target.bucket}
 
 
 @runbook_task
@@ -488,7 +483,7 @@ def catch_up() -> dict[str, Any]:
     runtime = Runtime.of_run()
     if not runtime.params.catch_up:
         return {"copied": 0}
-    return {"copied": _copy(runtime, back=False)[0]}
+    return {"copied": _copy(runtime, back=False, timeout_s=_CATCH_UP_TIMEOUT_S)[0]}
 
 
 def _prove_blocks(runtime: Runtime, store: Any, bucket: str) -> dict[str, Any]:
@@ -550,11 +545,25 @@ def decide() -> str:
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    states = _task_states(*APPLY)
-    failed = any(state in {"failed", "upstream_failed"} for state in states.values())
-    if not failed or not pull("write_setting", "touched"):
-        return "finalize"
-    return "copy_back" if Runtime.of_run().params.on_failure == "rollback" else "finalize"
+    failed = any(state in {"failed", "upstream_failed"} for state in _task_states(*APPLY).values())
+    touched = failed and bool(pull("backup")) and _touched(Runtime.of_run())
+    push("touched", touched)
+    return "copy_back" if touched and Runtime.of_run().params.on_failure == "rollback" else "finalize"
+
+
+def _touched(runtime: Runtime) -> bool:
+    """Whether the setting or a Secret differs from the backup. The world decides, not what the run remembers."""
+    record = _the_backup(runtime)
+    try:
+        return not runtime.setting().uses(record.setting.config) or bool(_restore_secrets(runtime, record).plan())
+    except StorageSwitchError:
+        log.exception("What was touched cannot be seen; rolling back will look again.")
+        return True
+
+
+def _restore_secrets(runtime: Runtime, record: Backup) -> PatchSecrets:
+    old = runtime.source(record.setting)
+    return PatchSecrets(runtime.cluster, runtime.params.secret_name, record.setting.name, old, exact=record.secrets)
 
 
 @runbook_task(pool=COPY_POOL)
@@ -563,7 +572,7 @@ def copy_back() -> dict[str, Any]:
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes, with Downstream.
     """
-    return {"copied": _copy(Runtime.of_run(), back=True)[0]}
+    return {"copied": _copy(Runtime.of_run(), back=True, timeout_s=_CATCH_UP_TIMEOUT_S)[0]}
 
 
 @runbook_task(trigger_rule=TriggerRule.NONE_SKIPPED)
@@ -584,10 +593,7 @@ def restore_secret() -> dict[str, Any]:
     **Changes** the Secrets that the run had patched. **Safe to clear**: yes, with Downstream.
     """
     runtime = Runtime.of_run()
-    record = _the_backup(runtime)
-    old = runtime.source(record.setting)
-    step = PatchSecrets(runtime.cluster, runtime.params.secret_name, record.setting.name, old, exact=record.secrets)
-    return {"patched": step.apply()}
+    return {"patched": _restore_secrets(runtime, _the_backup(runtime)).apply()}
 
 
 @runbook_task(trigger_rule=TriggerRule.NONE_SKIPPED)
@@ -625,7 +631,7 @@ def copy_back_again() -> dict[str, Any]:
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes, with Downstream.
     """
-    return {"copied": _copy(Runtime.of_run(), back=True)[0]}
+    return {"copied": _copy(Runtime.of_run(), back=True, timeout_s=_CATCH_UP_TIMEOUT_S)[0]}
 
 
 @runbook_task(trigger_rule=TriggerRule.NONE_SKIPPED)
@@ -656,7 +662,7 @@ def _outcome(states: dict[str, str], *, dry_run: bool, hold: bool) -> Outcome:
         return "rejected"
     if all_are("success", APPLY):
         return "switched"
-    return "held" if hold and pull("write_setting", "touched") else "failed"
+    return "held" if hold and pull("decide", "touched") else "failed"
 
 
 @runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
@@ -672,10 +678,9 @@ def finalize() -> dict[str, Any]:
     outcome = _outcome(states, dry_run=bool(params.get("dry_run")), hold=hold)
     planned = Plan.model_validate(pull("plan")) if pull("plan") else None
     setting = _setting_or_none(runtime)
-    results = {task_id: pull(task_id) for task_id in states}
-    values = {task_id: result for task_id, result in results.items() if isinstance(result, dict)}
-    if outcome == "switched" and runtime and planned and (not setting or not _switched_now(runtime, setting)):
-        outcome = "half rolled back"
+    results = {task_id: result for task_id in (*APPLY, *ROLLBACK) if isinstance(result := pull(task_id), dict)}
+    if outcome == "switched" and runtime and (not setting or not _switched_now(runtime, setting)):
+        outcome = "moved on"
     report = Report(
         outcome=outcome,
         meaning=MEANING[outcome],
@@ -684,12 +689,13 @@ def finalize() -> dict[str, Any]:
         before=planned.before if planned else None,
         after=planned.after if planned else None,
         setting_now=setting.bucket if setting else None,
-        backup_id=(values.get("backup") or {}).get("backup_id"),
-        approved_by=_approver(values.get("approve")),
+        backup_id=results.get("backup", {}).get("backup_id"),
+        approved_by=_approver(pull("approve")),
         findings=tuple(_all_findings()),
         states=states,
         took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
-        proofs={task_id: values[task_id] for task_id in (*APPLY, *ROLLBACK) if task_id in values},
+        proofs=tuple(proof_lines(results)),
+        results=results,
     )
     push("report", report.model_dump(mode="json"))
     push("markdown", report.to_markdown())
