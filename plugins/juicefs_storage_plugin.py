@@ -7,12 +7,15 @@ import html
 from functools import cached_property
 from pathlib import Path
 from string import Template
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.plugins_manager import AirflowPlugin
 from airflow.sdk.types import TaskInstanceKey
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 DAG_PREFIX = "juicefs_storage_"
 URL_PREFIX = "/juicefs-storage"
@@ -75,7 +78,7 @@ def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> s
     )
 
 
-def make_app() -> Any:
+def make_app() -> "FastAPI":
     """The web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report.
 
     Who may read the DAG's XComs may read them; 401 or 403 for everybody else, 404 where there is no such page yet.
