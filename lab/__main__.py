@@ -49,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     if arguments.command == "down":
         tear_down(state, remove=True)
-        print(f"stopped; {state} is gone")
+        print("stopped" if state.exists() else f"stopped; {state} is gone")
         return
     lab = Lab.load(state)
     match arguments.command:

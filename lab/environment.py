@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from lab.airflow import Airflow
-from lab.kube.client import KubeServer, unmount_below
+from lab.kube.client import KubeError, KubeServer, unmount_below
 from lab.mariadb import MariaDB
 from lab.process import LabError, LabUnavailableError, Server, binary, run
 from lab.seaweed import Store, remove_sockets
@@ -24,6 +24,8 @@ from lab.volume import Copied, Volume, config_for_csi, copy_volume, fresh_mount
 from lab.writer import Check, check_manifest, seed_files
 
 VOLUME_NAME = "myjfs"
+# Only a folder that has this is ever removed.
+_MARK = ".juicefs-lab"
 
 
 def default_state() -> Path:
@@ -61,6 +63,7 @@ class Lab:
         if state.exists() and any(state.iterdir()):
             raise LabError(f"expected an empty folder for the lab, found {state} in use: `python -m lab down` first")
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (state / _MARK).touch()
         try:
             with ThreadPoolExecutor() as pool:
                 database = pool.submit(MariaDB.start, state)
@@ -80,8 +83,10 @@ class Lab:
                     running.connect(mariadb, old_store, new_store, kube.kubeconfig)
             lab = cls(state, mariadb, old_store, new_store, volume, kube, running)
             lab.save()
-        except BaseException:
+        except BaseException as error:
             tear_down(state, remove=False)
+            if isinstance(error, KubeError):
+                raise LabError(str(error)) from error
             raise
         return lab
 
@@ -200,7 +205,12 @@ def require_machine() -> None:
 
 
 def tear_down(state: Path, *, remove: bool) -> None:
-    """Stop whatever is recorded below a lab's folder and unmount what is mounted there; works on half a lab too."""
+    """Stop whatever is recorded below a lab's folder and unmount what is mounted there; works on half a lab too.
+
+    Args:
+        state: the lab's folder; one that never was a lab is left alone.
+        remove: delete the folder as well.
+    """
     state = state.resolve()
     servers = Server.load_all(state)
     # Those that use the mounts first, the mounts next, at last what the mounts need to end in order.
@@ -214,10 +224,12 @@ def tear_down(state: Path, *, remove: bool) -> None:
     with contextlib.suppress(OSError, ValueError):
         record = json.loads((state / "lab.json").read_text())
         remove_sockets([*record["old_store"]["ports"], *record["new_store"]["ports"]])
-    if remove:
+    if remove and (state / _MARK).exists():
         shutil.rmtree(state, ignore_errors=True)
 
 
 def _stop(servers: list[Server]) -> None:
+    # Only these need time to end in order: a store never ends by itself, and a writer may hang on a mount that is dead.
+    orderly = ("airflow-", "mariadb")
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda server: server.stop(deadline_s=1 if server.name.endswith("-store") else 15), servers))
+        list(pool.map(lambda server: server.stop(deadline_s=15 if server.name.startswith(orderly) else 2), servers))

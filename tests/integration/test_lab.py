@@ -213,6 +213,12 @@ def test_a_folder_in_use_is_refused(lab: Lab) -> None:
     assert {state for _, state, _ in lab.status()} == {"running"}
 
 
+def test_down_does_not_remove_a_folder_that_is_no_lab(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    subprocess.run([sys.executable, "-m", "lab", f"--state={tmp_path}", "down"], cwd=PROJECT, check=True)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
 def test_what_the_machine_lacks_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(environment.os, "geteuid", lambda: 1000)
     with pytest.raises(LabUnavailableError, match="expected root") as error:
