@@ -24,7 +24,7 @@ test: fuse lint ## lint, then the unit, integration and e2e tests
 lint: setup ## format, types, layers, shell and compose file
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy && $(BIN)/mypy plugins
 	PYTHONPATH=. $(BIN)/lint-imports
 	bash -n setup.sh .ci/run
 	@# Any value will do where only the file is checked.

@@ -83,7 +83,7 @@ uv==$UV_VERSION \
 UV
   fi
   say "installing requirements.txt and requirements-dev.txt into .venv"
-  "$uv" pip sync -q --python .venv/bin/python --require-hashes requirements.txt requirements-dev.txt ||
+  "$uv" pip sync -q --compile-bytecode --python .venv/bin/python --require-hashes requirements.txt requirements-dev.txt ||
     die "uv could not install the lock files (see above)"
 }
 

@@ -125,11 +125,19 @@ class MariaDB:
         """Record no more; what was recorded can still be read."""
         self._admin("SET GLOBAL general_log = OFF")
 
-    def general_log_statements(self) -> list[str]:
-        """What was executed since the general log was switched on, in order."""
+    def add_reader(self, user: str) -> str:
+        """Add a user who may SELECT in the metadata and nothing else; returns its password."""
+        password = secrets.token_urlsafe(12)
+        self._admin("CREATE USER %s@'127.0.0.1' IDENTIFIED BY %s", (user, password))
+        self._admin(f"GRANT SELECT ON {self.database}.* TO %s@'127.0.0.1'", (user,))
+        return password
+
+    def general_log_statements(self, user: str = "%") -> list[str]:
+        """What was executed since the general log was switched on, in order: by everybody but root, or by one user."""
         rows = self._admin(
             "SELECT argument FROM mysql.general_log WHERE command_type IN ('Query', 'Execute') "
-            "AND user_host NOT LIKE '%%[root] @ localhost%%' ORDER BY event_time"
+            "AND user_host NOT LIKE %s AND user_host LIKE %s ORDER BY event_time",
+            ("%[root] @ localhost%", f"{user}[{user}] @ %"),
         )
         return [row[0].decode(errors="replace") if isinstance(row[0], bytes) else str(row[0]) for row in rows]
 

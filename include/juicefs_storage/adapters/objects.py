@@ -73,7 +73,9 @@ class S3Bucket:
     def from_connection(cls, conn_id: str, bucket: str) -> S3Bucket:
         """Use an Airflow connection of type `aws`."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+        from airflow.sdk import BaseHook
 
+        BaseHook.get_connection(conn_id)  # S3Hook would go on without one, with whatever keys the worker has
         return cls(S3Hook(aws_conn_id=conn_id).get_conn(), bucket)
 
     @classmethod

@@ -6,7 +6,8 @@ import base64
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 from urllib.parse import quote
 
 from airflow.sdk import get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.core.params import SwitchParams
@@ -54,7 +55,8 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
     def run(*args: Any, **kwargs: Any) -> Any:
         start = monotonic()
         try:
-            result = function(*args, **kwargs)
+            with missing_connections_explained():
+                result = function(*args, **kwargs)
         except TransientError:
             raise
         except StorageSwitchError as error:
@@ -66,6 +68,17 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
     kind = options.pop("kind", None)
     decorator = getattr(task, kind) if kind else task
     return decorator(doc_md=inspect.getdoc(function), **options)(run)
+
+
+@contextmanager
+def missing_connections_explained() -> Iterator[None]:
+    """Turn Airflow's answer for a connection that does not exist into an error of ours."""
+    try:
+        yield
+    except AirflowNotFoundException as error:
+        raise PermanentError(
+            f"{error}", next_step="make the connection in Airflow (Admin → Connections), or correct the param"
+        ) from None
 
 
 class Runtime:

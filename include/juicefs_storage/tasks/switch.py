@@ -41,7 +41,17 @@ from include.juicefs_storage.core.secrets import storage_values, volume_secrets
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import CSI_WORKLOADS, PatchSecrets, RestartCsi, WriteSetting
 from include.juicefs_storage.core.steps import settle as guard_setting
-from include.juicefs_storage.tasks.runtime import COPY_POOL, REGISTRY, Runtime, log, pull, push, run_id, runbook_task
+from include.juicefs_storage.tasks.runtime import (
+    COPY_POOL,
+    REGISTRY,
+    Runtime,
+    log,
+    missing_connections_explained,
+    pull,
+    push,
+    run_id,
+    runbook_task,
+)
 
 CHECKS = ("resolve_params", "check_rights", "check_csi", "check_volume", "check_target_bucket", "check_consistency")
 APPLY = (
@@ -82,7 +92,8 @@ def check_task(function: Callable[[Runtime], list[Finding]]) -> Any:
     @functools.wraps(function)
     def run() -> list[dict[str, Any]]:
         try:
-            findings = function(Runtime.of_run())
+            with missing_connections_explained():
+                findings = function(Runtime.of_run())
         except StorageSwitchError as error:
             push("findings", [checks.refusal(function.__name__, error.problem, error.next_step).model_dump()])
             raise

@@ -1,0 +1,265 @@
+"""`juicefs_storage_switch` through a real scheduler and REST, on a real volume that is in use.
+
+The tests share one lab and run in the order of the file: the volume is on the old store until the last one moves it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from lab.airflow import Airflow
+from lab.environment import Lab
+from lab.mariadb import mutating
+from lab.process import wait_for
+from lab.writer import Writer
+
+DAG_ID = "juicefs_storage_switch"
+RUN_S = 600
+#: The lab's clients look for a new setting every three seconds: three heartbeats are ten.
+SHORT = {"settle_s": 10, "client_timeout_s": 30, "require_approval": False}
+
+
+@pytest.fixture(scope="module")
+def lab(airflow_lab: Lab) -> Lab:
+    """A volume with some files, copied to the new store."""
+    airflow_lab.seed(60)
+    airflow_lab.copy_to_new_store()
+    return airflow_lab
+
+
+@pytest.fixture(scope="module")
+def airflow(lab: Lab) -> Airflow:
+    assert lab.airflow is not None
+    return lab.airflow
+
+
+def start(lab: Lab, airflow: Airflow, **params: object) -> str:
+    target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
+    return airflow.trigger(DAG_ID, target | SHORT | params)
+
+
+def finish(airflow: Airflow, run_id: str) -> tuple[str, dict[str, Any]]:
+    """The run's state and its report; every run ends with one."""
+    state = airflow.wait_run(DAG_ID, run_id, timeout_s=RUN_S)
+    report = airflow.xcom(DAG_ID, run_id, "finalize", "report")
+    assert report, {task.task_id: task.state for task in airflow.task_states(DAG_ID, run_id)}
+    return state, report
+
+
+def error_of(airflow: Airflow, run_id: str, task_id: str) -> str:
+    task = next(task for task in airflow.task_states(DAG_ID, run_id) if task.task_id == task_id)
+    return airflow.task_error(DAG_ID, run_id, task)
+
+
+def buckets(lab: Lab) -> set[str]:
+    """Where the setting, the Secret and every mount point to."""
+    secret = json.loads(lab.kubectl("get", "secret", "juicefs-sc-secret", "-n", "juicefs", "-o", "json"))
+    mounts = {json.loads((mount / ".config").read_text())["Format"]["Bucket"] for mount in lab.mounts()}
+    return {lab.mariadb.setting()["Bucket"], base64.b64decode(secret["data"]["bucket"]).decode()} | mounts
+
+
+def world(lab: Lab) -> dict[str, Any]:
+    """Everything that a run which changes nothing leaves as it was."""
+    kinds = ("secrets", "statefulsets", "daemonsets")
+    objects = {kind: json.loads(lab.kubectl("get", kind, "-n", "juicefs", "-o", "json"))["items"] for kind in kinds}
+    return {
+        "setting": lab.mariadb.query("SELECT value FROM jfs_setting"),
+        "specs": {
+            kind: [{k: item.get(k) for k in ("data", "spec")} for item in found] for kind, found in objects.items()
+        },
+        "old": lab.old_store.objects(),
+        "new": lab.new_store.objects(),
+        "mounts": lab.mount_processes(),
+    }
+
+
+@contextmanager
+def writing(lab: Lab, name: str) -> Iterator[Writer]:
+    """A writer on one of the mounts that has acknowledged some files before, and goes on during, what is inside."""
+    writer = Writer.start(lab.state, lab.mounts()[0] / name, name=name)
+    try:
+        wait_for("the writer writes", lambda: writer.summary().written > 5, deadline_s=60)
+        yield writer
+    finally:
+        writer.stop()
+
+
+def assert_nothing_lost(lab: Lab, writer: Writer) -> None:
+    """Read back every acknowledged file through a fresh mount with an empty cache."""
+    with lab.fresh_mount() as mount:
+        checks = [
+            lab.check(writer.manifest, mount, writer.name),
+            lab.check(lab.state / "seed.manifest.jsonl", mount, "seed"),
+        ]
+    assert checks[0].files > 5
+    assert [path for check in checks for path in check.missing + check.corrupt] == []
+
+
+def test_a_dry_run_makes_no_mutating_call(lab: Lab, airflow: Airflow) -> None:
+    password = lab.mariadb.add_reader("dryrun")
+    airflow.api(
+        "POST",
+        "/connections",
+        json={
+            "connection_id": "meta_reader", "conn_type": "mysql", "host": lab.mariadb.host, "port": lab.mariadb.port,
+            "schema": lab.mariadb.database, "login": "dryrun", "password": password,
+        },
+    )  # fmt: skip
+    before = world(lab)
+    requests = [store.mutating_requests() for store in (lab.old_store, lab.new_store)]
+    audited = len(lab.kube.audit())
+    lab.mariadb.start_general_log()
+    state, report = finish(airflow, start(lab, airflow, dry_run=True, meta_conn_id="meta_reader"))
+    lab.mariadb.stop_general_log()
+
+    assert (state, report["outcome"]) == ("success", "planned")
+    statements = lab.mariadb.general_log_statements("dryrun")
+    assert any("jfs_setting" in statement for statement in statements)
+    assert mutating(statements) == []
+    calls = lab.kube.audit()[audited:]
+    assert any(call.verb == "connect" or call.subresource == "exec" for call in calls)
+    assert [call for call in calls if call.mutating and call.subresource != "exec"] == []
+    # What was run in the pods only reads; nothing there ran juicefs, which would reach the metadata as another user.
+    scripts = {call.command[2] for call in calls if call.subresource == "exec"}
+    assert scripts == {'cat "$1/.config"', 'cat "$1/.stats"'}
+    assert [store.mutating_requests() for store in (lab.old_store, lab.new_store)] == requests
+    assert world(lab) == before
+
+
+def test_a_dry_run_and_a_real_run_plan_the_same_steps(lab: Lab, airflow: Airflow) -> None:
+    """Approval is refused, so that the real run stops after its plan; nothing was changed."""
+    before = world(lab)
+    dry = start(lab, airflow, dry_run=True)
+    finish(airflow, dry)
+    real = start(lab, airflow, dry_run=False, require_approval=True)
+    answer(airflow, real, "Reject")
+    state, report = finish(airflow, real)
+    assert (state, report["outcome"]) == ("failed", "rejected")
+    plans = [airflow.xcom(DAG_ID, run_id, "plan") for run_id in (dry, real)]
+    assert plans[0]["steps"] == plans[1]["steps"]
+    assert world(lab) == before
+
+
+def answer(airflow: Airflow, run_id: str, option: str) -> None:
+    """Answer the approval as the UI does, once Airflow waits for it."""
+    task = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/approve"
+
+    def waits() -> bool:
+        return bool(airflow.api("GET", task)["state"] == "awaiting_input")
+
+    wait_for("approve waits for an answer", waits, deadline_s=120)
+    # Airflow 3.3 may fail a task that is answered within a second of its starting to wait.
+    asked = time.monotonic()
+    wait_for("the answer is safe to give", lambda: time.monotonic() - asked > 3, deadline_s=10)
+    airflow.api("PATCH", f"{task}/-1/hitlDetails", json={"chosen_options": [option], "params_input": {}})
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"target_bucket": "no-such-bucket"}, ["no-such-bucket", "never created"]),
+        ({"target_conn_id": "no_such_connection"}, ["no_such_connection"]),
+        ({"namespace": "nowhere"}, ["nowhere"]),
+        ({"dryrun": False}, ["`dryrun` is not a param"]),
+    ],
+)
+def test_a_switch_that_cannot_work_is_refused_before_anything_is_touched(lab, airflow, params, words):
+    before = world(lab)
+    run_id = start(lab, airflow, dry_run=False, **params)
+    state, report = finish(airflow, run_id)
+    assert (state, report["outcome"]) == ("failed", "refused")
+    refused = error_of(airflow, run_id, "plan")
+    assert [word for word in words if word not in refused] == []
+    assert world(lab) == before
+    assert lab.new_store.client().list_buckets()["Buckets"][0]["Name"] == lab.new_store.bucket
+    assert len(lab.new_store.client().list_buckets()["Buckets"]) == 1
+
+
+def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, airflow: Airflow) -> None:
+    before, row = buckets(lab), lab.mariadb.query("SELECT value FROM jfs_setting")
+    processes = lab.mount_processes()
+
+    def refuse_as_soon_as_the_setting_is_written() -> None:
+        wait_for(
+            "the setting is written", lambda: lab.mariadb.setting()["Bucket"] == lab.new_store.bucket_url,
+            deadline_s=RUN_S, poll_s=0.05,
+        )  # fmt: skip
+        lab.new_store.refuse_writes()
+
+    saboteur = threading.Thread(target=refuse_as_soon_as_the_setting_is_written)
+    with writing(lab, "rolled-back") as writer:
+        saboteur.start()
+        try:
+            state, report = finish(airflow, start(lab, airflow, dry_run=False))
+        finally:
+            saboteur.join()
+            lab.new_store.allow_writes()
+        acknowledged = writer.summary().written
+        wait_for("the writer goes on", lambda: writer.summary().written > acknowledged + 5, deadline_s=60)
+
+    assert (state, report["outcome"]) == ("failed", "rolled back"), report["states"]
+    assert report["states"]["prove_clients"] == "failed"
+    assert buckets(lab) == before == {lab.old_store.bucket_url}
+    assert lab.mariadb.query("SELECT value FROM jfs_setting") == row
+    assert lab.mount_processes() == processes
+    lab.new_store.stop()
+    try:
+        assert_nothing_lost(lab, writer)
+    finally:
+        lab.new_store.start()
+
+
+def test_a_live_volume_moves_and_nothing_is_lost(lab: Lab, airflow: Airflow) -> None:
+    processes, old_objects = lab.mount_processes(), lab.old_store.objects()
+    with writing(lab, "moving") as writer:
+        begun = time.time()
+        run_id = start(lab, airflow, dry_run=False, require_approval=True)
+        answer(airflow, run_id, "Approve")
+        state, report = finish(airflow, run_id)
+        during = writer.summary(since=begun)
+
+    failed = [task for task in airflow.task_states(DAG_ID, run_id) if task.state == "failed"]
+    assert state == "success", [airflow.task_error(DAG_ID, run_id, task) for task in failed]
+    assert (report["outcome"], report["approved_by"]) == ("switched", "admin")
+    assert buckets(lab) == {lab.new_store.bucket_url}
+    assert lab.mount_processes() == processes
+    assert report["results"]["prove_no_restarts"]["restarts"] == 0
+    assert len(report["results"]["prove_clients"]["clients"]) == len(lab.mounts()) == 2
+    assert during.written > 0
+    assert during.write_errors == []
+    # Nothing of ours was removed from the old store or written over there.
+    assert {key: lab.old_store.objects().get(key) for key in old_objects if "/chunks/" not in key} == {
+        key: value for key, value in old_objects.items() if "/chunks/" not in key
+    }
+    assert_no_secrets(lab, airflow, run_id)
+    lab.old_store.stop()
+    assert_nothing_lost(lab, writer)
+
+
+def assert_no_secrets(lab: Lab, airflow: Airflow, run_id: str) -> None:
+    """No key in the logs, XComs, rendered fields, exec commands or backups of a run."""
+    stores, backup = (lab.old_store, lab.new_store), airflow.api("GET", "/connections/juicefs_backup")
+    keys = [key for store in stores for key in (store.access_key, store.secret_key)] + [lab.mariadb.password]
+    assert backup["password"] in (None, "***")
+    secrets = keys + [base64.b64encode(key.encode()).decode() for key in keys]
+    shown = [json.dumps([entry.command for entry in lab.kube.audit()])]
+    shown += [file.read_bytes().decode("latin-1") for file in (lab.state / "backups").iterdir()]
+    for task in airflow.task_states(DAG_ID, run_id):
+        path = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/{task.task_id}"
+        shown.append(json.dumps(airflow.api("GET", path)))  # rendered fields among it
+        entries = airflow.api("GET", f"{path}/xcomEntries")["xcom_entries"]
+        shown += [json.dumps(airflow.xcom(DAG_ID, run_id, task.task_id, entry["key"])) for entry in entries]
+        if task.state in {"success", "failed"} and task.start:
+            log = airflow.task_log(DAG_ID, run_id, task.task_id, try_number=task.try_number)
+            assert log
+            shown.append(log)
+    assert len(shown) > 40
+    assert [secret for secret in secrets for text in shown if secret in text] == []
