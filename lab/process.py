@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,17 +45,22 @@ def binary(name: str) -> Path:
 def free_ports(count: int) -> list[int]:
     """Distinct free TCP ports of 127.0.0.1, below the range that outgoing connections use.
 
-    A server that is stopped and started again finds its port still free.
+    A server that is stopped and started again finds its port still free; no port is given out twice, since servers
+    start side by side and bind theirs some time after.
     """
-    with contextlib.ExitStack() as held:
-        ports: list[int] = []
-        while len(ports) < count:
-            port = random.randint(20000, 32000)  # noqa: S311
-            candidate = held.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                candidate.bind(("127.0.0.1", port))
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randint(20000, 32000)  # noqa: S311
+        with _ports_lock, socket.socket() as candidate, contextlib.suppress(OSError):
+            candidate.bind(("127.0.0.1", port))
+            if port not in _ports_given:
+                _ports_given.add(port)
                 ports.append(port)
-        return ports
+    return ports
+
+
+_ports_given: set[int] = set()
+_ports_lock = threading.Lock()
 
 
 def wait_for(
