@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import pytest
 
 from lab.airflow import Airflow
@@ -153,12 +154,13 @@ def answer(airflow: Airflow, run_id: str, option: str) -> None:
     task = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/approve"
 
     def waits() -> bool:
+        assert airflow.run_state(DAG_ID, run_id) != "failed", error_of(airflow, run_id, "plan")
         return bool(airflow.api("GET", task)["state"] == "awaiting_input")
 
     wait_for("approve waits for an answer", waits, deadline_s=120)
-    # Airflow 3.3 may fail a task that is answered within a second of its starting to wait.
-    asked = time.monotonic()
-    wait_for("the answer is safe to give", lambda: time.monotonic() - asked > 3, deadline_s=10)
+    # Airflow 3.3 may fail a task that is answered before the process that asked has ended.
+    process = airflow.api("GET", task)["pid"]
+    wait_for("the asking process has ended", lambda: not psutil.pid_exists(process), deadline_s=30)
     airflow.api("PATCH", f"{task}/-1/hitlDetails", json={"chosen_options": [option], "params_input": {}})
 
 

@@ -67,7 +67,7 @@ def test_a_block_deleted_meanwhile_is_not_lost():
 
 @pytest.mark.parametrize(
     ("on_target", "catch_up", "level"),
-    [(10, True, "ok"), (9, True, "warning"), (9, False, "refusal"), (4, True, "refusal"), (0, True, "refusal")],
+    [(10, True, "ok"), (9, True, "warning"), (9, False, "refusal"), (1, True, "warning"), (0, True, "refusal")],
 )
 def test_a_copy_that_is_behind_is_a_warning_and_one_that_was_not_made_a_refusal(on_target, catch_up, level):
     row = setting()

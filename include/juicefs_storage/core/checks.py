@@ -216,7 +216,11 @@ def check_target(
 def check_consistency(
     source: ObjectStore, target: ObjectStore, setting: Setting, *, catch_up: bool
 ) -> tuple[list[Finding], Difference]:
-    """Compare the new store's listing with the old one's: every block is there, with the same size."""
+    """Compare the new store's listing with the old one's: every block is there, with the same size.
+
+    A volume in use is always ahead of its copy. With `catch_up` a copy that is behind is a warning, since the rest is
+    copied before the setting is written; a copy that was not made at all is a refusal.
+    """
     check, difference = (
         "consistency",
         compare_listings(volume_objects(source, setting), volume_objects(target, setting)),
@@ -232,7 +236,7 @@ def check_consistency(
                 "find out what wrote them; nothing here overwrites an object that differs",
             )
         )
-    if difference.missing > difference.present or (difference.missing and not catch_up):
+    if difference.missing and (not difference.present or not catch_up):
         findings.append(
             refusal(
                 check,

@@ -80,7 +80,11 @@ def resolve_params() -> dict[str, Any]:
 
     given = dict(get_current_context()["params"])
     registry = yaml.safe_load(REGISTRY.read_text()) or {}
-    return validate_params(given, registry).model_dump()
+    try:
+        return validate_params(given, registry).model_dump()
+    except PermanentError as error:
+        push("findings", [checks.refusal("resolve_params", error.problem, error.next_step).model_dump()])
+        raise
 
 
 def check_task(function: Callable[[Runtime], list[Finding]]) -> Any:
@@ -184,8 +188,10 @@ def _task_states(*task_ids: str) -> dict[str, str]:
 
 def _all_findings() -> list[Finding]:
     states = _task_states(*CHECKS)
-    findings = []
+    findings: list[Finding] = []
     for task_id in CHECKS:
+        if states[task_id] == "upstream_failed":
+            continue
         rows = pull(task_id, "findings") or []
         findings += [Finding.model_validate(row) for row in rows]
         if states[task_id] != "success" and not rows:
