@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from airflow.sdk import Param, TaskGroup, dag
 
-from include.juicefs_storage.tasks import switch
+from include.juicefs_storage.tasks import apply, check, finish, rollback
 
 DOC = """
 ### Use this when
@@ -53,13 +53,13 @@ PARAMS = {
     "target_bucket": Param(type="string", title="New bucket", description_md="The bucket's name alone.", section="New storage", minLength=3, examples=["juicefs-data"]),
     "target_endpoint": _text(None, "Endpoint for the clients", "As the JuiceFS clients reach it, where that differs from the connection's.", "New storage"),
     "source_conn_id": _text(None, "Old store's connection", "Empty: the endpoint and keys in the setting.", "New storage"),
-    "juicefs_runner": _text("controller", "Where juicefs runs", "In the CSI controller pod, or on the Airflow worker.", "Advanced", enum=["controller", "worker"]),
     "dry_run": _flag(True, "Dry run", "Stop after the plan. Nothing is changed.", "Safety"),
     "require_approval": _flag(True, "Require approval", "Wait for a human who has read the plan.", "Safety"),
     "consistency": _text("listing", "Compare the stores", "How the new store is compared with the old one before the switch.", "Safety", enum=["off", "listing"]),
     "catch_up": _flag(True, "Catch up", "Copy what clients write to the old store until they have moved.", "Safety"),
     "restart_csi": _flag(True, "Restart CSI", "Restart the CSI controller and node components.", "Safety"),
     "on_failure": _text("rollback", "On failure", "Roll back, or hold for a human.", "Safety", enum=["rollback", "hold"]),
+    "juicefs_runner": _text("controller", "Where juicefs runs", "In the CSI controller pod, or on the Airflow worker.", "Advanced", enum=["controller", "worker"]),
     "client_timeout_s": _seconds(60, "Client timeout (s)", "How long the clients may take to follow.", 5, 3600),
     "rollout_timeout_s": _seconds(300, "Rollout timeout (s)", "How long the CSI restarts may take.", 10, 7200),
     "settle_s": _seconds(40, "Settle (s)", "How long the setting is guarded; at least three heartbeats.", 0, 3600),
@@ -85,39 +85,39 @@ def juicefs_storage_switch() -> None:
     """Check, plan, approve, back up, switch, verify; roll back on failure."""
     with TaskGroup("check", prefix_group_id=False, tooltip="Asked before anything is touched; changes nothing"):
         checks = [
-            switch.check_rights(), switch.check_csi(), switch.check_volume(),
-            switch.check_target_bucket(), switch.check_consistency(),
+            check.check_rights(), check.check_csi(), check.check_volume(),
+            check.check_target_bucket(), check.check_consistency(),
         ]  # fmt: skip
-        switch.resolve_params() >> checks
+        check.resolve_params() >> checks
 
-    plan, path, approval = switch.plan(), switch.choose_path(), switch.approve()
+    plan, path, approval = check.plan(), check.choose_path(), check.approve()
     checks >> plan >> path >> approval
 
     with TaskGroup("apply", prefix_group_id=False, tooltip="Back up, then move the volume"):
         backup, patched, settled, rolled = (
-            switch.backup(),
-            switch.patch_secret(),
-            switch.settle(),
-            switch.wait_for_rollouts(),
+            apply.backup(),
+            apply.patch_secret(),
+            apply.settle(),
+            apply.wait_for_rollouts(),
         )
-        [path, approval] >> backup >> switch.copy_ahead() >> switch.write_setting() >> patched
-        patched >> [settled, restarted := switch.restart_csi()]
+        [path, approval] >> backup >> apply.copy_ahead() >> apply.write_setting() >> patched
+        patched >> [settled, restarted := apply.restart_csi()]
         restarted >> rolled
 
         with TaskGroup("verify", prefix_group_id=False, tooltip="Every client moved, no block lost, no pod restarted"):
-            blocks, mounted, unharmed = switch.prove_blocks(), switch.prove_fresh_mount(), switch.prove_no_restarts()
-            rolled >> switch.prove_clients() >> switch.catch_up() >> blocks
+            blocks, mounted, unharmed = apply.prove_blocks(), apply.prove_fresh_mount(), apply.prove_no_restarts()
+            rolled >> apply.prove_clients() >> apply.catch_up() >> blocks
             [blocks, settled] >> mounted >> unharmed
 
-    decide, finalize = switch.decide(), switch.finalize()
+    decide, finalize = rollback.decide(), finish.finalize()
     # All of them: the guard of the setting must have ended before a rollback writes it.
     [settled, blocks, unharmed] >> decide
 
     with TaskGroup("rollback", prefix_group_id=False, tooltip="Back to the old store, every client proven there"):
-        first, last = switch.copy_back(), switch.prove_blocks_on_old()
+        first, last = rollback.copy_back(), rollback.prove_blocks_on_old()
         (
-            first >> switch.restore_setting() >> switch.restore_secret() >> switch.restart_csi_again()
-            >> switch.wait_for_rollouts_again() >> switch.prove_clients_on_old() >> switch.copy_back_again() >> last
+            first >> rollback.restore_setting() >> rollback.restore_secret() >> rollback.restart_csi_again()
+            >> rollback.wait_for_rollouts_again() >> rollback.prove_clients_on_old() >> rollback.copy_back_again() >> last
         )  # fmt: skip
 
     decide >> [first, finalize]

@@ -184,6 +184,18 @@ class Airflow:
         ]
         return run_id
 
+    def clear(self, dag_id: str, run_id: str, task_ids: list[str], *, downstream: bool = False) -> None:
+        """Clear tasks of a run, as the UI's Clear does, so that they run again."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": task_ids,
+            "only_failed": False,
+            "include_downstream": downstream,
+            "reset_dag_runs": True,
+        }
+        self.api("POST", f"/dags/{dag_id}/clearTaskInstances", json=body)
+
     def import_errors(self) -> dict[str, str]:
         """DAG files that could not be read: file name to stack trace."""
         errors = self.api("GET", "/importErrors")["import_errors"]

@@ -6,10 +6,10 @@ import re
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from include.juicefs_storage.core.plan import Plan
-from include.juicefs_storage.core.setting import Setting
+from include.juicefs_storage.core.setting import Setting, StorageConfig
 
 
 class Backup(BaseModel):
@@ -19,6 +19,8 @@ class Backup(BaseModel):
         setting_hex: The exact bytes of the row `format`.
         secrets: Name of a Secret -> the values in it that a switch may change.
         templates: The pod templates of the CSI workloads.
+        target: The storage that the run moves to, keys included: what was approved stays what is done, and what is
+            undone, whatever becomes of the connection.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -29,7 +31,14 @@ class Backup(BaseModel):
     setting_hex: str = Field(repr=False)
     secrets: dict[str, dict[str, str]] = Field(repr=False)
     templates: dict[str, Any] = Field(repr=False)
+    target: tuple[str, str, str, str] = Field(repr=False)
     plan: Plan
+
+    @property
+    def new(self) -> StorageConfig:
+        """The storage that the run moves to."""
+        storage, bucket, access_key, secret_key = self.target
+        return StorageConfig(storage, bucket, SecretStr(access_key), SecretStr(secret_key))
 
     @property
     def setting(self) -> Setting:

@@ -70,7 +70,7 @@ def check_csi(cluster: Cluster) -> list[Finding]:
                 refusal(
                     "csi",
                     f"{kind}/{name} runs in process mode (--by-process=true): restarting it would break the mounts.",
-                    "move the driver to mount-pod mode, or set restart_csi=false and prove the clients by hand",
+                    "move the driver to mount-pod mode",
                 )
             )
         if not workload.rolled_out:
@@ -210,7 +210,7 @@ def check_target(
     if setting.uses(target):
         findings.append(warning(check, "The setting names this bucket and these keys already.", "nothing to switch"))
     probed = "PUT, GET, LIST and DELETE work" if probe_key else "no write was tried (dry run)"
-    return [*findings, ok(check, f"bucket {target.bucket} exists, {probed}")]
+    return [*findings, ok(check, f"bucket `{target.bucket}` exists, {probed}")]
 
 
 def check_consistency(
@@ -226,7 +226,7 @@ def check_consistency(
         compare_listings(volume_objects(source, setting), volume_objects(target, setting)),
     )
     examples = "; ".join(difference.examples)
-    copy = "copy the volume with juicefs_storage_sync or `juicefs sync`, then start again"
+    copy = "copy the volume (`juicefs sync`, see docs/switch.md), then start again"
     findings = []
     if difference.different:
         findings.append(

@@ -86,6 +86,9 @@ class Plan(Frozen):
             "|---|---|---|",
             *(f"| {name} | `{before}` | `{after}` |" for name, before, after in rows),
             "",
+            "### Findings",
+            *findings_markdown(self.findings),
+            "",
             "### Steps, in this order",
             *(f"{number}. {step}" for number, step in enumerate(self.steps, 1)),
             "",
@@ -97,9 +100,6 @@ class Plan(Frozen):
             "",
             "### Pods that must not restart",
             f"{len(self.mount_pods)} mount pods, {len(self.business_pods)} business pods",
-            "",
-            "### Findings",
-            *findings_markdown(self.findings),
         ]
         return "\n".join(lines)
 

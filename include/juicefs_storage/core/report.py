@@ -18,8 +18,8 @@ MEANING: Mapping[Outcome, str] = {
     "refused": "Nothing was changed. Remove what was refused, then trigger again.",
     "rejected": "The plan was not approved. Nothing was changed.",
     "failed": "The run stopped before the setting was written: the volume is where it was.",
-    "held": "A step failed after the setting was written, and on_failure=hold leaves things as they are. "
-    "Clear the failed task with Downstream to go on.",
+    "held": "A step failed after the setting was written, and things were left as they are: on_failure=hold, or this "
+    "run had switched the volume before. Clear the failed task with Downstream to go on.",
     "rolled back": "A step failed; the volume is back on the old store, every client proven there.",
     "half rolled back": "A step failed and the rollback did not finish. A person must look: see the failed tasks.",
     "moved on": "Every step passed, but now the setting or a Secret does not name the new store: somebody changed it "

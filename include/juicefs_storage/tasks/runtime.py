@@ -155,13 +155,13 @@ class Runtime:
         config = connection_storage(
             params.target_conn_id, setting.storage, params.target_bucket, params.target_endpoint
         )
-        _mask_keys(config)
+        mask_keys(config)
         return config
 
     def source(self, setting: Setting) -> StorageConfig:
         """What the clients use by a setting: the old storage, when given the setting of the backup."""
         config = setting.config
-        _mask_keys(config)
+        mask_keys(config)
         return config
 
     @cached_property
@@ -195,7 +195,16 @@ def run_id() -> str:
     return str(get_current_context()["run_id"])
 
 
-def _mask_keys(config: StorageConfig) -> None:
+def task_states(*task_ids: str) -> dict[str, str]:
+    """The states of tasks of this run; `none` where a task has none yet."""
+    context = get_current_context()
+    states = context["ti"].get_task_states(dag_id=context["dag"].dag_id, task_ids=list(task_ids), run_ids=[run_id()])
+    found = states.get(run_id(), {})
+    return {task_id: str(found.get(task_id) or "none") for task_id in task_ids}
+
+
+def mask_keys(config: StorageConfig) -> None:
+    """Keep a storage's keys out of the logs."""
     _mask(config.access_key.get_secret_value(), config.secret_key.get_secret_value())
 
 

@@ -1,0 +1,205 @@
+"""Apply and verify: back up, write the setting, patch the Secrets, restart the CSI components, prove everything."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import PokeReturnValue, TriggerRule
+
+from include.juicefs_storage.core.backup import Backup
+from include.juicefs_storage.core.clients import read_request_errors
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.core.proofs import prove_fresh_mount as use_fresh_mount
+from include.juicefs_storage.core.proofs import prove_no_restarts as compare_pods
+from include.juicefs_storage.core.proofs import prove_status
+from include.juicefs_storage.core.secrets import storage_values, volume_secrets
+from include.juicefs_storage.core.steps import settle as guard_setting
+from include.juicefs_storage.tasks.move import Move
+from include.juicefs_storage.tasks.runtime import COPY_POOL, run_id, runbook_task
+
+APPLY = (
+    "backup", "copy_ahead", "write_setting", "patch_secret", "settle", "restart_csi", "wait_for_rollouts",
+    "prove_clients", "catch_up", "prove_blocks", "prove_fresh_mount", "prove_no_restarts",
+)  # fmt: skip
+_COPY_AHEAD_TIMEOUT_S = 6 * 3600
+#: Clients wait for these copies: what they wrote elsewhere in some seconds is copied in minutes, or something is wrong.
+CATCH_UP_TIMEOUT_S = 600
+
+
+@runbook_task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+def backup() -> dict[str, Any]:
+    """Record the state before the switch, encrypted; read it back and decrypt it before anything else happens.
+
+    **Changes** nothing in the volume; writes one file to the folder of connection `juicefs_backup`.
+    **Safe to clear**: yes; a backup that this run made before is kept.
+    """
+    move = Move.forward()
+    runtime, name = move.runtime, move.backup_id
+    setting = runtime.setting()
+    if existing := runtime.vault.load(name):
+        kept = Backup.from_bytes(existing)
+        if not setting.uses(kept.setting.config) and not setting.uses(kept.new):
+            raise NeedsHumanError(
+                f"This run's backup {name} names bucket {kept.setting.bucket}, the setting now {setting.bucket}.",
+                state="this task changed nothing",
+                next_step="find out who changed the setting, then start a new run",
+            )
+        return {"backup_id": name, "written": False}
+    target = move.approved_target()
+    if setting.uses(target):
+        raise PermanentError(
+            f"The setting names {setting.bucket} already and this run has no backup of what was before.",
+            state="the volume is on the new store",
+            next_step="nothing to switch",
+        )
+    secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
+    record = Backup(
+        backup_id=name,
+        run_id=run_id(),
+        created_at=datetime.now(UTC),
+        setting_hex=setting.raw.hex(),
+        secrets={secret.name: storage_values(secret) for secret in secrets},
+        templates=dict(runtime.cluster.templates()),
+        target=(
+            target.storage,
+            target.bucket,
+            target.access_key.get_secret_value(),
+            target.secret_key.get_secret_value(),
+        ),
+        plan=move.plan,
+    )
+    runtime.vault.save(name, record.to_bytes())
+    return {"backup_id": name, "written": True}
+
+
+@runbook_task(pool=COPY_POOL)
+def copy_ahead() -> dict[str, Any]:
+    """Copy what the new store still lacks, so that as little as possible is left for the moment of the switch.
+
+    **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
+    """
+    move = Move.forward()
+    if not move.runtime.params.catch_up:
+        return {"copied": 0}
+    return move.copy(move.old, move.new, timeout_s=_COPY_AHEAD_TIMEOUT_S)
+
+
+@runbook_task
+def write_setting() -> dict[str, Any]:
+    """`juicefs config`: point the setting at the new store. This is the cut-over; clients follow within a heartbeat.
+
+    **Changes** the row `format` of `jfs_setting`. **Safe to clear**: yes; "already written" is an answer.
+    **Undo**: restore_setting.
+    """
+    step = Move.forward().setting_step
+    return {"written": step.apply(), "bucket": step.target.bucket}
+
+
+@runbook_task
+def patch_secret() -> dict[str, Any]:
+    """Make the volume's Secrets, per-volume copies included, agree with the setting.
+
+    **Changes** the Secrets listed in the plan; the resourceVersion is tested. **Safe to clear**: yes.
+    **Undo**: restore_secret.
+    """
+    return {"patched": Move.forward().secrets_forward.apply()}
+
+
+@runbook_task
+def settle() -> dict[str, Any]:
+    """Guard the setting for `settle_s` seconds: a pod that started with old values may write them back.
+
+    **Changes** the setting only where it moved back. **Safe to clear**: yes.
+    """
+    move = Move.forward()
+    repaired = guard_setting(
+        move.setting_step, for_s=move.runtime.params.settle_s, clock=time.monotonic, sleep=time.sleep
+    )
+    return {"repaired": list(repaired)}
+
+
+@runbook_task
+def restart_csi() -> dict[str, Any]:
+    """Tell the CSI controller StatefulSet and node DaemonSet to restart, stamped with this run.
+
+    **Changes** the pod templates' annotation. The mounts live in mount pods and do not notice.
+    **Safe to clear**: yes; a workload that carries this run's stamp is not restarted again.
+    """
+    return Move.forward().restart(run_id())
+
+
+@runbook_task(kind="sensor", mode="reschedule", poke_interval=3, timeout=7300)
+def wait_for_rollouts() -> PokeReturnValue:
+    """Wait until both rollouts are done, as `kubectl rollout status` decides it; holds no worker slot.
+
+    **Changes** nothing. **Safe to clear**: yes.
+    """
+    return Move.of_run().rollouts_done("restart_csi")
+
+
+@runbook_task
+def prove_clients() -> dict[str, Any]:
+    """Prove every mount pod on the new store: its `.config`, then a block written through its very mount.
+
+    **Changes** nothing; a small file is written through each mount and removed. **Safe to clear**: yes.
+    """
+    move = Move.of_run()
+    return move.prove_clients(move.new)
+
+
+@runbook_task(pool=COPY_POOL)
+def catch_up() -> dict[str, Any]:
+    """Copy what clients wrote to the old store between the setting's write and their own move.
+
+    **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
+    """
+    move = Move.forward()
+    if not move.runtime.params.catch_up:
+        return {"copied": 0}
+    return move.copy(move.old, move.new, timeout_s=CATCH_UP_TIMEOUT_S)
+
+
+@runbook_task
+def prove_blocks() -> dict[str, Any]:
+    """Prove by the metadata (`jfs_chunk_ref`) that every block that some file refers to is on the new store.
+
+    **Changes** nothing. **Safe to clear**: yes.
+    """
+    move = Move.of_run()
+    return move.prove_blocks(move.new)
+
+
+@runbook_task
+def prove_fresh_mount() -> dict[str, Any]:
+    """`juicefs status`, then a fresh mount with an empty cache: write, read, list, unmount.
+
+    **Changes** nothing; one small file is written and removed. **Safe to clear**: yes.
+    """
+    move = Move.of_run()
+    juicefs, new = move.runtime.juicefs, move.new
+    prove_status(juicefs, move.before, new.config)
+    return {"objects": use_fresh_mount(juicefs, new.store, new.config, move.canary)}
+
+
+@runbook_task
+def prove_no_restarts() -> dict[str, Any]:
+    """Compare UIDs and restart counts of mount pods and business pods with those in the plan.
+
+    Counts the object requests that failed in the clients since the plan was made. **Changes** nothing.
+    **Safe to clear**: yes.
+    """
+    move = Move.of_run()
+    cluster, plan = move.runtime.cluster, move.plan
+    gone = compare_pods(cluster, plan)
+    before = {mount.uid: mount.request_errors for mount in plan.mount_pods}
+    mounts = [pod for pod in cluster.pods() if pod.uid in before]
+    errors = sum(read_request_errors(cluster, pod) - before[pod.uid] for pod in mounts)
+    return {
+        "mount_pods": len(plan.mount_pods),
+        "business_pods": len(plan.business_pods),
+        "restarts": 0,
+        "gone": gone,
+        "failed_requests": int(errors),
+    }

@@ -1,0 +1,255 @@
+"""Check, plan and approve: nothing is changed before a human has seen what will be."""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.exceptions import HITLRejectException
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Context, TriggerRule, get_current_context
+from airflow.sdk.exceptions import AirflowFailException
+
+from include.juicefs_storage.core import checks
+from include.juicefs_storage.core.clients import business_pods, find_mount_pods
+from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.core.params import resolve_params as validate_params
+from include.juicefs_storage.core.plan import Finding, Plan, SecretChange, StorageView, fingerprint
+from include.juicefs_storage.core.secrets import volume_secrets
+from include.juicefs_storage.core.setting import Setting, StorageConfig
+from include.juicefs_storage.core.steps import CSI_WORKLOADS, PatchSecrets, WriteSetting
+from include.juicefs_storage.tasks.runtime import (
+    REGISTRY,
+    Runtime,
+    missing_connections_explained,
+    pull,
+    push,
+    runbook_task,
+    task_states,
+)
+
+CHECKS = ("resolve_params", "check_rights", "check_csi", "check_volume", "check_target_bucket", "check_consistency")
+
+
+@runbook_task
+def resolve_params() -> dict[str, Any]:
+    """Validate the params and fill in what the registry knows about the volume.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    import yaml
+
+    given = dict(get_current_context()["params"])
+    registry = yaml.safe_load(REGISTRY.read_text()) or {}
+    try:
+        return validate_params(given, registry).model_dump()
+    except PermanentError as error:
+        push("findings", [checks.refusal("resolve_params", error.problem, error.next_step).model_dump()])
+        raise
+
+
+def check_task(function: Callable[[Runtime], list[Finding]]) -> Any:
+    """A task that makes one check: leaves the findings for the plan, then fails where something is refused.
+
+    A check that could not be made is a refusal too.
+    """
+
+    @functools.wraps(function)
+    def run() -> list[dict[str, Any]]:
+        try:
+            with missing_connections_explained():
+                findings = function(Runtime.of_run())
+        except StorageSwitchError as error:
+            push("findings", [checks.refusal(function.__name__, error.problem, error.next_step).model_dump()])
+            raise
+        rows = [finding.model_dump() for finding in findings]
+        push("findings", rows)
+        if refused := [finding for finding in findings if finding.level == "refusal"]:
+            lines = "\n".join(f"{finding.message} Remedy: {finding.remedy}" for finding in refused)
+            raise PermanentError(lines, state="nothing was changed")
+        return rows
+
+    # The signature that Airflow sees: no argument is left to be filled in.
+    del run.__wrapped__
+    return runbook_task(run)
+
+
+@check_task
+def check_rights(runtime: Runtime) -> list[Finding]:
+    """Ask the Kubernetes API for every right that the run will use.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream. Remedy for a refusal: `deploy/rbac.yaml`.
+    """
+    return checks.check_rights(runtime.cluster)
+
+
+@check_task
+def check_csi(runtime: Runtime) -> list[Finding]:
+    """The CSI driver runs in mount-pod mode, and its controller and node components are healthy.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    return checks.check_csi(runtime.cluster)
+
+
+@check_task
+def check_volume(runtime: Runtime) -> list[Finding]:
+    """Every client of the volume can follow a change of the setting, and can be proven.
+
+    Reads the setting, the sessions, and `.config` of every mount pod.
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    setting = runtime.setting()
+    secret = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)[0]
+    held = (secret.data.get("storage"), secret.data.get("bucket"))
+    mounts = find_mount_pods(runtime.cluster, setting)
+    return checks.check_volume(setting, held, mounts, runtime.metadata, runtime.params.client_timeout_s)
+
+
+@check_task
+def check_target_bucket(runtime: Runtime) -> list[Finding]:
+    """The new bucket exists, its keys work, and it holds this volume's data (`juicefs_uuid`).
+
+    **Changes** nothing in a dry run; else one probe object is written to the new bucket and deleted again.
+    The bucket is looked up with HEAD and never created. **Safe to clear**: yes, with Downstream.
+    """
+    setting = runtime.setting()
+    probe = None if runtime.params.dry_run else f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}"
+    return checks.check_target(runtime.target_store, setting, runtime.target(setting), probe_key=probe)
+
+
+@check_task
+def check_consistency(runtime: Runtime) -> list[Finding]:
+    """Compare both stores' listings: every block of the old store is on the new one, with the same size.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream. `consistency=off` leaves it out, with a warning.
+    """
+    if runtime.params.consistency == "off":
+        return [checks.warning("consistency", "The stores were not compared.", "set consistency=listing")]
+    setting = runtime.setting()
+    if setting.uses(runtime.target(setting)):
+        return [checks.ok("consistency", "the volume is on this store already")]
+    source = runtime.source_store(runtime.source(setting))
+    findings, difference = checks.check_consistency(
+        source, runtime.target_store, setting, catch_up=runtime.params.catch_up
+    )
+    push("missing_objects", difference.missing)
+    return findings
+
+
+def all_findings() -> list[Finding]:
+    """What every check of this run found; a check that could not be made is a refusal."""
+    states = task_states(*CHECKS)
+    findings: list[Finding] = []
+    for task_id in CHECKS:
+        if states[task_id] == "upstream_failed":
+            continue
+        rows = pull(task_id, "findings") or []
+        findings += [Finding.model_validate(row) for row in rows]
+        if states[task_id] != "success" and not rows:
+            message = f"{task_id} could not be made (state {states[task_id]})."
+            findings.append(checks.refusal(task_id, message, "see its log"))
+    return findings
+
+
+@runbook_task(trigger_rule=TriggerRule.ALL_DONE)
+def plan() -> dict[str, Any]:
+    """Collect the checks; refuse, or write down exactly what will be changed.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream, as long as the setting has not been written.
+    All refusals are reported here together, each with its remedy. The plan stands in XCom `markdown`.
+    """
+    findings = all_findings()
+    if refused := [finding for finding in findings if finding.level == "refusal"]:
+        lines = "\n".join(f"- {finding.check}: {finding.message} Remedy: {finding.remedy}" for finding in refused)
+        push("markdown", f"## Refused\n{lines}")
+        raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
+    runtime = Runtime.of_run()
+    params, setting = runtime.params, runtime.setting()
+    before, after = runtime.source(setting), runtime.target(setting)
+    patches = PatchSecrets(runtime.cluster, params.secret_name, setting.name, after).plan()
+    workloads = [f"{kind}/{name}" for kind, name in CSI_WORKLOADS] if params.restart_csi else []
+    secrets = [
+        SecretChange(namespace=secret.namespace, name=secret.name, keys=tuple(values)) for secret, values in patches
+    ]
+    planned = Plan(
+        volume=setting.name,
+        uuid=setting.uuid,
+        before=StorageView.of(before),
+        after=StorageView.of(after),
+        target_fingerprint=fingerprint(after, runtime.vault.key),
+        secrets=tuple(secrets),
+        workloads=tuple(workloads),
+        mount_pods=tuple(find_mount_pods(runtime.cluster, setting)),
+        business_pods=tuple(business_pods(runtime.cluster, runtime.cluster.persistent_volumes())),
+        missing_objects=pull("check_consistency", "missing_objects"),
+        steps=_steps(runtime, setting, after, workloads, [change.name for change in secrets]),
+        findings=tuple(findings),
+    )
+    push("markdown", planned.to_markdown())
+    return planned.model_dump(mode="json")
+
+
+def _steps(
+    runtime: Runtime, setting: Setting, after: StorageConfig, workloads: list[str], secrets: list[str]
+) -> tuple[str, ...]:
+    params = runtime.params
+    write = WriteSetting(runtime.metadata, runtime.juicefs, setting, after)
+    steps = [
+        "back up the setting, the Secrets, the workloads' templates and the pods' identities, encrypted",
+        "copy what the new store still lacks" if params.catch_up else "",
+        write.plan(),
+        f"patch Secrets {', '.join(secrets)}" if secrets else "no Secret needs a patch",
+        f"watch the setting for {params.settle_s} s and put it right if a starting pod writes old values back",
+        f"restart {', '.join(workloads)} and wait up to {params.rollout_timeout_s} s" if workloads else "",
+        f"prove every client on the new store, for up to {params.client_timeout_s} s",
+        "copy what clients wrote to the old store while they moved" if params.catch_up else "",
+        "prove by the metadata that no block is missing",
+        "prove a fresh mount with an empty cache, and that no pod restarted",
+        "if a step fails: roll back" if params.on_failure == "rollback" else "if a step fails: hold, for a human",
+    ]
+    return tuple(step for step in steps if step)
+
+
+@runbook_task(kind="branch")
+def choose_path() -> str:
+    """A dry run ends here; a real run goes on, through approval where it is required.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    params = Runtime.of_run().params
+    if params.dry_run:
+        return "finalize"
+    return "approve" if params.require_approval else "backup"
+
+
+class PlanApproval(ApprovalOperator):
+    """Approval in which a rejection is final while everything else may be tried again.
+
+    Airflow 3.3 may fail the task when the answer comes before the process that asked has been seen to end; the
+    second try asks again.
+    """
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Take the answer."""
+        try:
+            return super().execute_complete(context, event)
+        except HITLRejectException as error:
+            raise AirflowFailException("The plan was rejected: nothing was changed.") from error
+
+
+def approve() -> ApprovalOperator:
+    """The human gate: shows the plan; a rejection or 24 hours without an answer end the run, nothing changed."""
+    return PlanApproval(
+        task_id="approve",
+        subject="Switch the storage of {{ ti.xcom_pull(task_ids='plan')['volume'] }}?",
+        body="{{ ti.xcom_pull(task_ids='plan', key='markdown') }}",
+        defaults="Reject",
+        fail_on_reject=True,
+        response_timeout=timedelta(hours=24),
+        doc_md="Wait for a human who has read the plan. A rejection, or no answer within 24 hours, ends the run "
+        "failed. **Changes** nothing. **Safe to clear**: yes, it asks again.",
+    )

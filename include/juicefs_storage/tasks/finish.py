@@ -1,0 +1,94 @@
+"""The end of every run: one report, and a state that tells the truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import TriggerRule
+
+from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.core.plan import Plan
+from include.juicefs_storage.core.report import MEANING, Outcome, Report, proof_lines
+from include.juicefs_storage.core.setting import Setting
+from include.juicefs_storage.tasks.apply import APPLY
+from include.juicefs_storage.tasks.check import CHECKS, all_findings
+from include.juicefs_storage.tasks.move import Move
+from include.juicefs_storage.tasks.rollback import ROLLBACK
+from include.juicefs_storage.tasks.runtime import Runtime, pull, push, run_id, runbook_task, task_states
+
+
+def _outcome(states: dict[str, str], *, dry_run: bool) -> Outcome:
+    def all_are(state: str, tasks: tuple[str, ...]) -> bool:
+        return all(states[task] == state for task in tasks)
+
+    if states["copy_back"] not in {"skipped", "none"} and pull("decide", "chosen") == "copy_back":
+        return "rolled back" if all_are("success", ROLLBACK) else "half rolled back"
+    if states["plan"] != "success":
+        return "refused"
+    if dry_run:
+        return "planned"
+    if states["approve"] in {"failed", "upstream_failed"}:
+        return "rejected"
+    if all_are("success", APPLY):
+        return "switched"
+    return "held" if pull("decide", "touched") else "failed"
+
+
+@runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
+def finalize() -> dict[str, Any]:
+    """Write the report and tell the truth: the run is green only when every check was made and passed.
+
+    **Changes** nothing. **Safe to clear**: yes. The report stands in XCom `report`, as Markdown in `markdown`.
+    """
+    states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", *ROLLBACK)
+    params = pull("resolve_params") or {}
+    runtime = Runtime.of_run() if params else None
+    outcome = _outcome(states, dry_run=bool(params.get("dry_run")))
+    planned = Plan.model_validate(pull("plan")) if pull("plan") else None
+    setting = _setting_or_none(runtime)
+    results = {task_id: result for task_id in (*APPLY, *ROLLBACK) if isinstance(result := pull(task_id), dict)}
+    if outcome == "switched":
+        if _switched_now():
+            Move.of_run().mark("switched")
+        else:
+            outcome = "moved on"
+    report = Report(
+        outcome=outcome,
+        meaning=MEANING[outcome],
+        run_id=run_id(),
+        volume=planned.volume if planned else None,
+        before=planned.before if planned else None,
+        after=planned.after if planned else None,
+        setting_now=setting.bucket if setting else None,
+        backup_id=results.get("backup", {}).get("backup_id"),
+        approved_by=_approver(pull("approve")),
+        findings=tuple(all_findings()),
+        states=states,
+        took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
+        proofs=tuple(proof_lines(results)),
+        results=results,
+    )
+    push("report", report.model_dump(mode="json"))
+    push("markdown", report.to_markdown())
+    if outcome not in {"switched", "planned"}:
+        failed = ", ".join(task_id for task_id, state in states.items() if state == "failed") or "none"
+        raise PermanentError(f"{report.outcome}: {report.meaning}\nFailed tasks: {failed}.")
+    return {"outcome": outcome}
+
+
+def _setting_or_none(runtime: Runtime | None) -> Setting | None:
+    try:
+        return runtime.setting() if runtime else None
+    except StorageSwitchError:
+        return None
+
+
+def _switched_now() -> bool:
+    """The world as it is at the end: the setting and every Secret name the new store."""
+    move = Move.of_run()
+    return move.runtime.setting().uses(move.new.config) and not move.secrets_forward.plan()
+
+
+def _approver(answer: dict[str, Any] | None) -> str | None:
+    user = (answer or {}).get("responded_by_user") or {}
+    return user.get("name") or user.get("id") if isinstance(user, dict) else str(user)

@@ -1,0 +1,204 @@
+"""A volume between two storages: what moving it forward, and moving it back, are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Literal
+
+from airflow.sdk import PokeReturnValue
+
+from include.juicefs_storage.adapters.objects import S3Bucket
+from include.juicefs_storage.core.backup import Backup, backup_id
+from include.juicefs_storage.core.copying import missing_blocks
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.core.plan import Plan, fingerprint
+from include.juicefs_storage.core.proofs import catch_up, prove_clients, require_all_blocks
+from include.juicefs_storage.core.setting import Setting, StorageConfig
+from include.juicefs_storage.core.steps import PatchSecrets, RestartCsi, WriteSetting
+from include.juicefs_storage.tasks.runtime import Runtime, mask_keys, pull, run_id
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two storages: what the clients are told, and its bucket as Airflow reaches it."""
+
+    config: StorageConfig
+    store: S3Bucket
+
+
+class Move:
+    """The move of this run, from its plan and its backup. `old` is where the volume was, `new` where it goes."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    @classmethod
+    def of_run(cls) -> Move:
+        """The move of the run that is running."""
+        return cls(Runtime.of_run())
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What was planned, and approved where approval is required."""
+        planned = pull("plan")
+        if not planned:
+            raise PermanentError("This run has no plan.", next_step="clear plan with Downstream")
+        return Plan.model_validate(planned)
+
+    @cached_property
+    def backup_id(self) -> str:
+        """The id of this run's backup, whether it is written yet or not."""
+        return backup_id(self.plan.volume, run_id())
+
+    @cached_property
+    def backup(self) -> Backup:
+        """The backup of this run, read back from the vault."""
+        content = self.runtime.vault.load(self.backup_id)
+        if content is None:
+            raise PermanentError(f"There is no backup {self.backup_id}.", next_step="clear backup with Downstream")
+        return Backup.from_bytes(content)
+
+    def mark(self, ended: Literal["switched", "rolled-back"]) -> None:
+        """Record beside the backup, for good, how this run ended; XComs go when their task is cleared."""
+        name = f"{self.backup_id}.{ended}"
+        if not self.runtime.vault.load(name):
+            self.runtime.vault.save(name, datetime.now(UTC).isoformat().encode())
+
+    def ended(self, how: Literal["switched", "rolled-back"]) -> str:
+        """When this run ended so; the empty string where it did not."""
+        return (self.runtime.vault.load(f"{self.backup_id}.{how}") or b"").decode()
+
+    @classmethod
+    def forward(cls) -> Move:
+        """The move of this run, for a step that changes something on the way to the new storage.
+
+        Raises:
+            NeedsHumanError: This run was rolled back, or began to be.
+        """
+        move = cls.of_run()
+        if since := move.ended("rolled-back"):
+            raise NeedsHumanError(
+                f"This run is being, or was, rolled back since {since}: its steps forward do not run again.",
+                state="this task changed nothing",
+                next_step="clear failed tasks of the rollback, if any; to switch, start a new run",
+            )
+        return move
+
+    @property
+    def before(self) -> Setting:
+        """The setting as it was backed up."""
+        return self.backup.setting
+
+    @cached_property
+    def old(self) -> Side:
+        """The storage in the backup."""
+        config = self.runtime.source(self.before)
+        return Side(config, self.runtime.source_store(config))
+
+    @cached_property
+    def new(self) -> Side:
+        """The storage that was planned and approved, as the backup recorded it."""
+        config = self.backup.new
+        mask_keys(config)
+        return Side(config, self.runtime.target_store)
+
+    def approved_target(self) -> StorageConfig:
+        """The storage that the connection describes, for the backup to record.
+
+        Raises:
+            PermanentError: The connection is no longer what the plan showed and a human approved.
+        """
+        config = self.runtime.target(self.runtime.setting())
+        if fingerprint(config, self.runtime.vault.key) != self.plan.target_fingerprint:
+            raise PermanentError(
+                f"Connection {self.runtime.params.target_conn_id!r} changed since the plan was made for "
+                f"{self.plan.after.bucket}.",
+                state="nothing was changed",
+                next_step="start a new run, so that the plan shows what will be done",
+            )
+        return config
+
+    @property
+    def setting_step(self) -> WriteSetting:
+        """Old to new with `apply`, back with `undo`."""
+        return WriteSetting(self.runtime.metadata, self.runtime.juicefs, self.before, self.new.config)
+
+    @property
+    def secrets_forward(self) -> PatchSecrets:
+        """The new storage's values into the Secrets."""
+        params = self.runtime.params
+        return PatchSecrets(self.runtime.cluster, params.secret_name, self.before.name, self.new.config)
+
+    @property
+    def secrets_back(self) -> PatchSecrets:
+        """The backed-up values into the Secrets."""
+        params = self.runtime.params
+        return PatchSecrets(
+            self.runtime.cluster, params.secret_name, self.before.name, self.old.config, exact=self.backup.secrets
+        )
+
+    def copy(self, source: Side, target: Side, *, timeout_s: float) -> dict[str, Any]:
+        """Copy the blocks that only the source has, until the metadata misses none on the target."""
+        copied, difference = catch_up(
+            self.runtime.juicefs,
+            self.runtime.metadata,
+            self.before,
+            source.config,
+            target.config,
+            target.store,
+            timeout_s=timeout_s,
+        )
+        return {"copied": copied, "still_missing": difference.missing}
+
+    def restart(self, stamp: str) -> dict[str, Any]:
+        """Tell the CSI components to restart, unless `restart_csi` is off."""
+        if not self.runtime.params.restart_csi:
+            return {"restarted": []}
+        return {"restarted": RestartCsi(self.runtime.cluster, stamp).apply()}
+
+    def rollouts_done(self, started: str) -> PokeReturnValue:
+        """Look at both rollouts once; the worker slot is free between two looks.
+
+        Args:
+            started: The task that told them to restart.
+        """
+        params = self.runtime.params
+        waiting = RestartCsi(self.runtime.cluster, "").verify() if params.restart_csi else []
+        timing = pull(started, "timing")
+        waited_s = (datetime.now(UTC) - datetime.fromisoformat(timing["applied_at"])).total_seconds() if timing else 0.0
+        if waiting and waited_s > params.rollout_timeout_s:
+            raise PermanentError(
+                f"Rollouts not done {waited_s:.0f} s after the restart: {'; '.join(waiting)}.",
+                state="the existing mounts go on",
+                next_step=f"kubectl -n {params.namespace} get pods; then clear this task",
+            )
+        return PokeReturnValue(is_done=not waiting, xcom_value=None if waiting else {"waited_s": round(waited_s, 1)})
+
+    @property
+    def canary(self) -> str:
+        """The file that proves a mount: one name per run, so that a repeated task removes what it left behind."""
+        return f".storage-switch-{hashlib.sha256(run_id().encode()).hexdigest()[:12]}"
+
+    def prove_clients(self, side: Side) -> dict[str, Any]:
+        """Prove every mount pod on a storage."""
+        proofs = prove_clients(
+            self.runtime.cluster,
+            self.before,
+            side.config,
+            side.store,
+            self.canary,
+            timeout_s=self.runtime.params.client_timeout_s,
+            clock=time.monotonic,
+            sleep=time.sleep,
+        )
+        return {"clients": [proof.model_dump() for proof in proofs]}
+
+    def prove_blocks(self, side: Side) -> dict[str, Any]:
+        """Prove by the metadata that no block is missing on a storage."""
+        difference = missing_blocks(self.runtime.metadata, self.before, side.store)
+        require_all_blocks(difference, side.config.bucket)
+        return {"blocks": difference.expected}

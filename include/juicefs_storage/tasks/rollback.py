@@ -1,0 +1,158 @@
+"""Decide, and go back: the volume on the old store again, every client proven there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, overload
+
+from airflow.sdk import PokeReturnValue, TriggerRule
+
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.tasks.apply import APPLY, CATCH_UP_TIMEOUT_S
+from include.juicefs_storage.tasks.move import Move
+from include.juicefs_storage.tasks.runtime import COPY_POOL, log, pull, push, run_id, runbook_task, task_states
+
+ROLLBACK = (
+    "copy_back", "restore_setting", "restore_secret", "restart_csi_again", "wait_for_rollouts_again",
+    "prove_clients_on_old", "copy_back_again", "prove_blocks_on_old",
+)  # fmt: skip
+
+
+@runbook_task(kind="branch", trigger_rule=TriggerRule.ALL_DONE)
+def decide() -> str:
+    """Roll back when a step failed after the setting was touched; else finish.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    failed = any(state in {"failed", "upstream_failed"} for state in task_states(*APPLY).values())
+    chosen = "finalize"
+    if failed and (move := _recorded_move()):
+        touched = _touched(move)
+        push("touched", touched)
+        if move.ended("switched"):
+            log.warning("This run had switched the volume before. It is not rolled back by itself any more.")
+        elif touched and move.runtime.params.on_failure == "rollback":
+            chosen = "copy_back"
+    push("chosen", chosen)
+    return chosen
+
+
+def _recorded_move() -> Move | None:
+    """The move of this run; None where the run ended before its backup was made, and so before it changed anything."""
+    move = Move.of_run()
+    try:
+        move.backup  # noqa: B018  reads it from the vault
+    except PermanentError:
+        return None
+    return move
+
+
+def _touched(move: Move) -> bool:
+    """Whether the setting or a Secret differs from the backup. The world decides, not what the run remembers."""
+    try:
+        return not move.runtime.setting().uses(move.before.config) or bool(move.secrets_back.plan())
+    except StorageSwitchError:
+        log.exception("What was touched cannot be seen; rolling back will look again.")
+        return True
+
+
+@overload
+def undo_task(function: Callable[[Move], Any], /) -> Any: ...
+@overload
+def undo_task(**options: Any) -> Callable[[Callable[[Move], Any]], Any]: ...
+def undo_task(function: Callable[[Move], Any] | None = None, /, **options: Any) -> Any:
+    """A task of the rollback: goes on after an undo that failed, is skipped with the group, and runs by decision only.
+
+    From its first change on, the run's steps forward refuse to run.
+    """
+    if function is None:
+        return functools.partial(undo_task, **options)
+
+    @functools.wraps(function)
+    def run() -> Any:
+        if pull("decide", "chosen") != "copy_back":
+            raise NeedsHumanError(
+                "decide did not choose a rollback.",
+                state="this task changed nothing",
+                next_step="clear decide with Downstream",
+            )
+        move = Move.of_run()
+        move.mark("rolled-back")
+        return function(move)
+
+    # The signature that Airflow sees: no argument is left to be filled in.
+    del run.__wrapped__
+    return runbook_task(trigger_rule=TriggerRule.NONE_SKIPPED, **options)(run)
+
+
+@undo_task(pool=COPY_POOL)
+def copy_back(move: Move) -> dict[str, Any]:
+    """Copy blocks that clients wrote only to the new store back to the old one, before the setting goes back.
+
+    **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes, with Downstream.
+    """
+    return move.copy(move.new, move.old, timeout_s=CATCH_UP_TIMEOUT_S)
+
+
+@undo_task
+def restore_setting(move: Move) -> dict[str, Any]:
+    """Put the old storage back into the setting by compare-and-set: one UPDATE; the row is never absent.
+
+    **Changes** the storage fields of the row `format`; nothing else in it. **Safe to clear**: yes, with Downstream.
+    """
+    return {"restored": move.setting_step.undo()}
+
+
+@undo_task
+def restore_secret(move: Move) -> dict[str, Any]:
+    """Put the values of the backup back into the Secrets.
+
+    **Changes** the Secrets that the run had patched. **Safe to clear**: yes, with Downstream.
+    """
+    return {"patched": move.secrets_back.apply()}
+
+
+@undo_task
+def restart_csi_again(move: Move) -> dict[str, Any]:
+    """Restart the CSI controller and node components, so that they read the old values.
+
+    **Changes** the pod templates' annotation. **Safe to clear**: yes, with Downstream.
+    """
+    return move.restart(f"{run_id()} rollback")
+
+
+@undo_task(kind="sensor", mode="reschedule", poke_interval=3, timeout=7300)
+def wait_for_rollouts_again(move: Move) -> PokeReturnValue:
+    """Wait until both rollouts are done; holds no worker slot.
+
+    **Changes** nothing. **Safe to clear**: yes.
+    """
+    return move.rollouts_done("restart_csi_again")
+
+
+@undo_task
+def prove_clients_on_old(move: Move) -> dict[str, Any]:
+    """Prove every mount pod on the old store, as prove_clients does on the new one.
+
+    **Changes** nothing; a small file is written through each mount and removed. **Safe to clear**: yes.
+    """
+    return move.prove_clients(move.old)
+
+
+@undo_task(pool=COPY_POOL)
+def copy_back_again(move: Move) -> dict[str, Any]:
+    """Copy back what clients wrote to the new store until they were proven on the old one.
+
+    **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes, with Downstream.
+    """
+    return move.copy(move.new, move.old, timeout_s=CATCH_UP_TIMEOUT_S)
+
+
+@undo_task
+def prove_blocks_on_old(move: Move) -> dict[str, Any]:
+    """Prove by the metadata that every block that some file refers to is on the old store.
+
+    **Changes** nothing. **Safe to clear**: yes.
+    """
+    return move.prove_blocks(move.old)
