@@ -40,8 +40,8 @@ def decide() -> str:
 
 def _recorded_move() -> Move | None:
     """The move of this run; None where the run ended before its backup was made, and so before it changed anything."""
-    move = Move.of_run()
     try:
+        move = Move.of_run()
         move.backup  # noqa: B018  reads it from the vault
     except PermanentError:
         return None
