@@ -1,0 +1,64 @@
+"""What the cluster must be like: rights, and a CSI driver whose restart does no harm."""
+
+from __future__ import annotations
+
+from include.juicefs_storage.core.checks.findings import ok, refusal
+from include.juicefs_storage.core.plan import Finding
+from include.juicefs_storage.core.ports import Cluster, Right
+from include.juicefs_storage.core.steps import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
+
+
+def needed_rights(namespace: str) -> list[Right]:
+    """Every right that the DAG uses; deploy/rbac.yaml grants exactly these."""
+    rights = [Right(verb, "pods", namespace=namespace) for verb in ("get", "list")]
+    rights += [
+        # The handshake of an exec over WebSocket is a GET; newer API servers ask for `create` as well.
+        Right("get", "pods", subresource="exec", namespace=namespace),
+        Right("create", "pods", subresource="exec", namespace=namespace),
+        Right("get", "pods", subresource="log", namespace=namespace),
+    ]
+    rights += [Right(verb, "secrets", namespace=namespace) for verb in ("get", "list", "patch")]
+    rights += [
+        Right(verb, resource, "apps", namespace=namespace)
+        for resource in ("statefulsets", "daemonsets")
+        for verb in ("get", "patch")
+    ]
+    rights += [Right("list", "pods"), Right("list", "persistentvolumes")]
+    return rights
+
+
+def check_rights(cluster: Cluster) -> list[Finding]:
+    """Ask for every right before the first of them is needed."""
+    rights = needed_rights(cluster.namespace)
+    missing = [right for right in rights if not cluster.allows(right)]
+    return [
+        refusal("rights", f"The connection's user may not {right}.", "apply deploy/rbac.yaml") for right in missing
+    ] or [ok("rights", f"all {len(rights)} rights are granted")]
+
+
+def check_csi(cluster: Cluster) -> list[Finding]:
+    """The CSI driver runs in mount-pod mode and is healthy."""
+    findings = []
+    for kind, name in CSI_WORKLOADS:
+        workload = cluster.workload(kind, name)
+        if any(arg.replace("=", " ").split()[:2] == ["--by-process", "true"] for arg in workload.args):
+            findings.append(
+                refusal(
+                    "csi",
+                    f"{kind}/{name} runs in process mode (--by-process=true): restarting it would break the mounts.",
+                    "move the driver to mount-pod mode",
+                )
+            )
+        if not workload.rolled_out:
+            findings.append(
+                refusal(
+                    "csi",
+                    f"{kind}/{name} is not healthy: {workload.progress}.",
+                    f"kubectl -n {cluster.namespace} rollout status {kind.lower()}/{name}",
+                )
+            )
+    if not any(pod.ready for pod in cluster.pods(CSI_CONTROLLER_SELECTOR)):
+        findings.append(
+            refusal("csi", f"No ready pod carries {CSI_CONTROLLER_SELECTOR}.", "see the pods of the CSI controller")
+        )
+    return findings or [ok("csi", "mount-pod mode, controller and node components are healthy")]
