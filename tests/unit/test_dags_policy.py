@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ print(json.dumps({
         "dry_run": dag.params["dry_run"] if "dry_run" in dag.params else None,
         "undocumented": sorted(task.task_id for task in dag.tasks if not task.doc_md),
         "tasks": len(dag.tasks),
+        "graph": {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks},
+        "rules": {task.task_id: task.trigger_rule for task in dag.tasks if task.trigger_rule != "all_success"},
     }
     for dag in bag.dags.values()
 }))
@@ -136,3 +139,45 @@ class TestEveryDag:
     def test_runs_one_at_a_time_and_rehearses_by_default(self, dag: dict[str, Any]) -> None:
         assert dag["max_active_runs"] == 1
         assert dag["dry_run"] is True
+
+
+def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
+    checks = ["check_consistency", "check_csi", "check_rights", "check_target_bucket", "check_volume"]
+    undo = [
+        "restore_setting", "restore_secret", "restart_csi_again", "wait_for_rollouts_again", "prove_clients_on_old",
+        "copy_back_again", "prove_blocks_on_old",
+    ]  # fmt: skip
+    switch = dags["juicefs_storage_switch"]
+    assert switch["graph"] == {
+        "resolve_params": checks,
+        **{check: ["plan"] for check in checks},
+        "plan": ["choose_path"],
+        "choose_path": ["approve", "backup", "finalize"],
+        "approve": ["backup"],
+        "backup": ["copy_ahead"],
+        "copy_ahead": ["write_setting"],
+        "write_setting": ["patch_secret"],
+        "patch_secret": ["restart_csi", "settle"],
+        # A rollback must not begin while settle still guards the new setting, or a copy still runs.
+        "settle": ["decide", "prove_fresh_mount"],
+        "restart_csi": ["wait_for_rollouts"],
+        "wait_for_rollouts": ["prove_clients"],
+        "prove_clients": ["catch_up"],
+        "catch_up": ["prove_blocks"],
+        "prove_blocks": ["decide", "prove_fresh_mount"],
+        "prove_fresh_mount": ["prove_no_restarts"],
+        "prove_no_restarts": ["decide"],
+        "decide": ["copy_back", "finalize"],
+        "copy_back": undo[:1],
+        **{task: [following] for task, following in pairwise(undo)},
+        "prove_blocks_on_old": ["finalize"],
+        "finalize": [],
+    }
+    assert switch["rules"] == {
+        "plan": "all_done",  # reports all refusals together
+        "backup": "none_failed_min_one_success",  # approved, or no approval required
+        "decide": "all_done",
+        # The undo goes on after a failed undo, and is skipped with its group.
+        **dict.fromkeys(["copy_back", *undo], "none_skipped"),
+        "finalize": "all_done",
+    }
