@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import Param, TaskGroup, dag
+from airflow.sdk import Param, dag
 
-from include.juicefs_storage.tasks import apply, check, finish, rollback
+from include.juicefs_storage.tasks import check
+from include.juicefs_storage.tasks.form import flag as _flag
+from include.juicefs_storage.tasks.form import seconds as _seconds
+from include.juicefs_storage.tasks.form import text as _text
+from include.juicefs_storage.tasks.runbook import move_volume
 
 DOC = """
 ### Use this when
@@ -25,22 +29,6 @@ proves every client on the old store, and ends red.
 Copy the volume's data to the new bucket, and make an Airflow connection of type Amazon Web Services for it (login = access
 key, password = secret key, extra `endpoint_url`). Backups need the connection `juicefs_backup`. See `docs/switch.md`.
 """
-
-
-def _text(default: str | None, title: str, description: str, section: str, **schema: object) -> Param:
-    kind = ["null", "string"] if default is None else "string"
-    return Param(default, type=kind, title=title, description_md=description, section=section, **schema)
-
-
-def _seconds(default: int, title: str, description: str, minimum: int, maximum: int) -> Param:
-    return Param(
-        default, type="integer", title=title, description_md=description, section="Advanced",
-        minimum=minimum, maximum=maximum,
-    )  # fmt: skip
-
-
-def _flag(default: bool, title: str, description: str, section: str) -> Param:
-    return Param(default, type="boolean", title=title, description_md=description, section=section)
 
 
 PARAMS = {
@@ -83,45 +71,7 @@ PARAMS = {
 )
 def juicefs_storage_switch() -> None:
     """Check, plan, approve, back up, switch, verify; roll back on failure."""
-    with TaskGroup("check", prefix_group_id=False, tooltip="Asked before anything is touched; changes nothing"):
-        checks = [
-            check.check_rights(), check.check_csi(), check.check_volume(),
-            check.check_target_bucket(), check.check_consistency(),
-        ]  # fmt: skip
-        check.resolve_params() >> checks
-
-    plan, path, approval = check.plan(), check.choose_path(), check.approve()
-    checks >> plan >> path >> approval
-
-    with TaskGroup("apply", prefix_group_id=False, tooltip="Back up, then move the volume"):
-        backup, patched, settled, rolled = (
-            apply.backup(),
-            apply.patch_secret(),
-            apply.settle(),
-            apply.wait_for_rollouts(),
-        )
-        [path, approval] >> backup >> apply.copy_ahead() >> apply.write_setting() >> patched
-        patched >> [settled, restarted := apply.restart_csi()]
-        restarted >> rolled
-
-        with TaskGroup("verify", prefix_group_id=False, tooltip="Every client moved, no block lost, no pod restarted"):
-            blocks, mounted, unharmed = apply.prove_blocks(), apply.prove_fresh_mount(), apply.prove_no_restarts()
-            rolled >> apply.prove_clients() >> apply.catch_up() >> blocks
-            [blocks, settled] >> mounted >> unharmed
-
-    decide, finalize = rollback.decide(), finish.finalize()
-    # All of them: the guard of the setting must have ended before a rollback writes it.
-    [settled, blocks, unharmed] >> decide
-
-    with TaskGroup("rollback", prefix_group_id=False, tooltip="Back to the old store, every client proven there"):
-        first, last = rollback.copy_back(), rollback.prove_blocks_on_old()
-        (
-            first >> rollback.restore_setting() >> rollback.restore_secret() >> rollback.restart_csi_again()
-            >> rollback.wait_for_rollouts_again() >> rollback.prove_clients_on_old() >> rollback.copy_back_again() >> last
-        )  # fmt: skip
-
-    decide >> [first, finalize]
-    [path, last] >> finalize
+    move_volume(check.resolve_params)
 
 
 juicefs_storage_switch()

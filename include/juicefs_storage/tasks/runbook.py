@@ -1,0 +1,58 @@
+"""The runbook as a graph: what a switch does, and what going back to a backup does, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from airflow.sdk import TaskGroup
+
+from include.juicefs_storage.tasks import apply, check, finish, rollback
+
+
+def move_volume(resolve_params: Callable[[], Any]) -> None:
+    """Wire check, plan, approve, apply, verify, decide, rollback and finalize.
+
+    Args:
+        resolve_params: Makes the task of that name: where the volume moves is decided there, and nowhere else.
+    """
+    with TaskGroup("check", prefix_group_id=False, tooltip="Asked before anything is touched; changes nothing"):
+        checks = [
+            check.check_rights(), check.check_csi(), check.check_volume(),
+            check.check_target_bucket(), check.check_consistency(),
+        ]  # fmt: skip
+        resolve_params() >> checks
+
+    plan, path, approval = check.plan(), check.choose_path(), check.approve()
+    checks >> plan >> path >> approval
+
+    with TaskGroup("apply", prefix_group_id=False, tooltip="Back up, then move the volume"):
+        backup, patched, settled, rolled = (
+            apply.backup(),
+            apply.patch_secret(),
+            apply.settle(),
+            apply.wait_for_rollouts(),
+        )
+        [path, approval] >> backup >> apply.copy_ahead() >> apply.write_setting() >> patched
+        patched >> [settled, restarted := apply.restart_csi()]
+        restarted >> rolled
+
+        with TaskGroup("verify", prefix_group_id=False, tooltip="Every client moved, no block lost, no pod restarted"):
+            blocks, mounted, unharmed = apply.prove_blocks(), apply.prove_fresh_mount(), apply.prove_no_restarts()
+            rolled >> apply.prove_clients() >> apply.catch_up() >> blocks
+            [blocks, settled] >> mounted >> unharmed
+
+    decide, finalize = rollback.decide(), finish.finalize()
+    # All of them: the guard of the setting must have ended before a rollback writes it.
+    [settled, blocks, unharmed] >> decide
+
+    with TaskGroup("rollback", prefix_group_id=False, tooltip="Back to the old store, every client proven there"):
+        first, last = rollback.copy_back(), rollback.prove_blocks_on_old()
+        (
+            first >> rollback.restore_setting() >> rollback.restore_secret() >> rollback.restart_csi_again()
+            >> rollback.wait_for_rollouts_again() >> rollback.prove_clients_on_old() >> rollback.copy_back_again()
+            >> last
+        )  # fmt: skip
+
+    decide >> [first, finalize]
+    [path, last] >> finalize
