@@ -83,6 +83,8 @@ VOLUMES = Resource("", "v1", "persistentvolumes", "PersistentVolume", False, ("p
 CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", True, ("pvc",), ("status",))
 STATEFUL_SETS = Resource("apps", "v1", "statefulsets", "StatefulSet", True, ("sts",), ("status",))
 DAEMON_SETS = Resource("apps", "v1", "daemonsets", "DaemonSet", True, ("ds",), ("status",))
+# Kept and served, but no controller brings pods to them: nothing of the project runs as one.
+DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment", True, ("deploy",), ("status",))
 REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
 JOBS = Resource("batch", "v1", "jobs", "Job", True, (), ("status",))
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
@@ -102,6 +104,7 @@ RESOURCES = (
     CLAIMS,
     STATEFUL_SETS,
     DAEMON_SETS,
+    DEPLOYMENTS,
     REVISIONS,
     JOBS,
     LEASES,

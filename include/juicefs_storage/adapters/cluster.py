@@ -17,6 +17,7 @@ from include.juicefs_storage.core.ports import (
     SecretObject,
     Workload,
     WorkloadKind,
+    WorkloadTemplate,
 )
 from include.juicefs_storage.core.steps import CSI_WORKLOADS
 
@@ -95,12 +96,20 @@ class KubernetesCluster:
             found = self._core.read_namespaced_secret(name, self.namespace, _request_timeout=_REQUEST_TIMEOUT_S)
         return _secret(found)
 
-    def secrets(self, label_selector: str) -> Sequence[SecretObject]:
-        """Read the namespace's Secrets with a label."""
+    def secrets(self, label_selector: str = "") -> Sequence[SecretObject]:
+        """Read the namespace's Secrets, where wanted those with a label."""
         with self._explained(f"list Secrets in {self.namespace}"):
             found = self._core.list_namespaced_secret(
                 self.namespace, label_selector=label_selector, _request_timeout=_REQUEST_TIMEOUT_S
             )
+        return [_secret(item) for item in found.items]
+
+    def secrets_everywhere(self) -> Sequence[SecretObject] | None:
+        """Read all Secrets of the cluster; None where RBAC forbids it, as deploy/rbac.yaml does."""
+        if not self.allows(Right("list", "secrets")):
+            return None
+        with self._explained("list Secrets in all namespaces"):
+            found = self._core.list_secret_for_all_namespaces(_request_timeout=_REQUEST_TIMEOUT_S)
         return [_secret(item) for item in found.items]
 
     def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
@@ -147,6 +156,19 @@ class KubernetesCluster:
             progress=progress,
         )
 
+    def workload_templates(self) -> Sequence[WorkloadTemplate]:
+        """Read the namespace's Deployments, StatefulSets and DaemonSets."""
+        found = []
+        for kind, read in (
+            ("Deployment", self._apps.list_namespaced_deployment),
+            ("StatefulSet", self._apps.list_namespaced_stateful_set),
+            ("DaemonSet", self._apps.list_namespaced_daemon_set),
+        ):
+            with self._explained(f"list {kind}s in {self.namespace}"):
+                answer = read(self.namespace, _request_timeout=_REQUEST_TIMEOUT_S)
+            found += [_template(kind, item) for item in answer.items]
+        return found
+
     def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
         """Merge-patch the annotations of the pod template, as `kubectl rollout restart` does."""
         patch = {"spec": {"template": {"metadata": {"annotations": dict(annotations)}}}}
@@ -191,6 +213,7 @@ class KubernetesCluster:
                     secret_name=secret.name if secret else "",
                     claim_namespace=claim.namespace if claim else "",
                     claim_name=claim.name if claim else "",
+                    mount_options=tuple(item.spec.mount_options or ()),
                 )
             )
         return volumes
@@ -289,7 +312,26 @@ def _secret(item: Any) -> SecretObject:
         name=item.metadata.name,
         resource_version=item.metadata.resource_version,
         labels=dict(item.metadata.labels or {}),
+        annotations=dict(item.metadata.annotations or {}),
+        owners=tuple(f"{owner.kind}/{owner.name}" for owner in item.metadata.owner_references or ()),
         data={key: base64.b64decode(value).decode(errors="replace") for key, value in (item.data or {}).items()},
+    )
+
+
+def _template(kind: str, item: Any) -> WorkloadTemplate:
+    template = item.spec.template
+    boxes = [*(template.spec.containers or ()), *(template.spec.init_containers or ())]
+    variables = [one.value_from.secret_key_ref for box in boxes for one in box.env or () if one.value_from]
+    variables += [one.secret_ref for box in boxes for one in box.env_from or ()]
+    volumes = [one.secret.secret_name for one in template.spec.volumes or () if one.secret]
+    return WorkloadTemplate(
+        kind=kind,
+        name=item.metadata.name,
+        annotations={
+            **(item.metadata.annotations or {}),
+            **((template.metadata and template.metadata.annotations) or {}),
+        },
+        secrets=frozenset([*(ref.name for ref in variables if ref), *volumes]),
     )
 
 

@@ -25,6 +25,7 @@ from include.juicefs_storage.core.steps import CSI_CONTAINER, CSI_CONTROLLER_SEL
 _IN_POD = "/usr/local/bin/juicefs"
 _CONFIG_TIMEOUT_S, _STATUS_TIMEOUT_S, _MOUNT_TIMEOUT_S = 90, 60, 180
 
+_VERSION = 'exec "$1" --version'
 _CONFIG = """\
 IFS= read -r META_PASSWORD && IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY || exit 64
 export META_PASSWORD
@@ -100,6 +101,17 @@ class JuiceFSCommand:
     def _on_metadata(self, text: str, *args: str, stdin: Sequence[str] = (), timeout_s: float) -> ExecResult:
         url, password = split_password(self.metaurl)
         return self._script(text, url, *args, stdin=[password, *stdin], timeout_s=timeout_s)
+
+    def version(self) -> str:
+        """`juicefs --version`; the metadata are not asked."""
+        result = self._script(_VERSION, stdin=(), timeout_s=_STATUS_TIMEOUT_S)
+        found = re.search(r"version (\S+)", result.stdout)
+        if result.returncode != 0 or not found:
+            raise TransientError(
+                f"`juicefs --version` ended with exit code {result.returncode}: {result.stderr[-300:]}",
+                next_step="check that juicefs is installed where `juicefs_runner` says",
+            )
+        return found[1]
 
     def write_storage(self, config: StorageConfig) -> None:
         """Run `juicefs config` without --force: it refuses a store that it cannot write to.

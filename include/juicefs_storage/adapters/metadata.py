@@ -123,6 +123,13 @@ class MySqlMetadata:
             )
         return found
 
+    def next_slice(self) -> int:
+        """Read the counter that all slice ids come from; clients take them in batches."""
+        with self._cursor() as cursor:
+            cursor.execute("SELECT value FROM jfs_counter WHERE name = 'nextChunk'")
+            row = cursor.fetchone()
+        return int(row[0]) if row else 0
+
     def slices(self) -> Iterator[tuple[int, int]]:
         """Read `jfs_chunk_ref` in ranges of its primary key, so that no query holds many rows."""
         last = -1

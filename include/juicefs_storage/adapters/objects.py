@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5, 30
+_CHUNK_BYTES = 2**20
 #: Answers that do not go away by themselves, with what to do about each.
 _REMEDIES = {
     "404": "make the bucket, or correct its name: it is never created from here",
@@ -155,6 +157,22 @@ class S3Bucket:
                 return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
             except self._client.exceptions.NoSuchKey:
                 return None
+
+    def digest(self, key: str) -> str | None:
+        """GET one object and hash it chunk by chunk."""
+        from botocore.exceptions import ClientError
+
+        with self._explained(f"GET {key}"):
+            try:
+                body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey"}:
+                    return None
+                raise
+            sha256 = hashlib.sha256()
+            for chunk in body.iter_chunks(_CHUNK_BYTES):
+                sha256.update(chunk)
+        return sha256.hexdigest()
 
     def exists(self, key: str) -> bool:
         """HEAD one object."""

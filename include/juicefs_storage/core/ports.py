@@ -38,6 +38,9 @@ class MetadataStore(Protocol):
     def slices(self) -> Iterator[tuple[int, int]]:
         """Id and size in bytes of every slice that some file refers to (`jfs_chunk_ref`, refs > 0)."""
 
+    def next_slice(self) -> int:
+        """No slice of this volume has this id or a higher one yet (`nextChunk` of `jfs_counter`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -66,6 +69,9 @@ class ObjectStore(Protocol):
     def exists(self, key: str) -> bool:
         """HEAD one object."""
 
+    def digest(self, key: str) -> str | None:
+        """SHA-256 of one object's content, read as a stream; None where there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Right:
@@ -87,12 +93,18 @@ class Right:
 
 @dataclass(frozen=True)
 class SecretObject:
-    """A Kubernetes Secret. `data` is decoded and holds secrets: it is left out of `repr`."""
+    """A Kubernetes Secret. `data` is decoded and holds secrets: it is left out of `repr`.
+
+    Attributes:
+        owners: The objects that it is owned by, as `Kind/name`.
+    """
 
     namespace: str
     name: str
     resource_version: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict, repr=False)
+    owners: tuple[str, ...] = ()
     data: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -106,6 +118,21 @@ class Workload:
     annotations: Mapping[str, str]
     rolled_out: bool
     progress: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadTemplate:
+    """What makes a workload start its pods anew.
+
+    Attributes:
+        annotations: Its own and those of its pod template.
+        secrets: The Secrets that its pods take environment variables or volumes from.
+    """
+
+    kind: str
+    name: str
+    annotations: Mapping[str, str]
+    secrets: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +161,7 @@ class PersistentVolume:
     secret_name: str
     claim_namespace: str
     claim_name: str
+    mount_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +184,20 @@ class Cluster(Protocol):
     def secret(self, name: str) -> SecretObject:
         """Read one Secret."""
 
-    def secrets(self, label_selector: str) -> Sequence[SecretObject]:
-        """Read the Secrets with a label."""
+    def secrets(self, label_selector: str = "") -> Sequence[SecretObject]:
+        """Read the Secrets, where wanted those with a label."""
+
+    def secrets_everywhere(self) -> Sequence[SecretObject] | None:
+        """Read the Secrets of all namespaces; None where the connection's user may not."""
 
     def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
         """Set values by JSON patch; refused by the server where the Secret changed since it was read."""
 
     def workload(self, kind: WorkloadKind, name: str) -> Workload:
         """Read one workload."""
+
+    def workload_templates(self) -> Sequence[WorkloadTemplate]:
+        """The Deployments, StatefulSets and DaemonSets."""
 
     def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
         """Set annotations of the pod template, which makes the workload replace its pods."""
@@ -187,6 +221,35 @@ class Cluster(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """A Lease of coordination.k8s.io. Times are UTC. `holder` is empty where it was given back."""
+
+    name: str
+    holder: str
+    duration_s: int
+    acquired_at: datetime
+    renewed_at: datetime
+    transitions: int = 0
+    resource_version: str = ""
+
+
+class LeaseStore(Protocol):
+    """Where Leases are kept: `Cluster` is one."""
+
+    namespace: str
+
+    def lease(self, name: str) -> Lease | None:
+        """Read a Lease; None where there is none."""
+
+    def write_lease(self, lease: Lease) -> bool:
+        """Write a Lease as it was read and changed (create it where it has no `resource_version`).
+
+        Returns:
+            False (and no change) where somebody else wrote, created or deleted it since.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class CopyResult:
     """What a copy between two stores did."""
 
@@ -197,6 +260,9 @@ class CopyResult:
 
 class JuiceFS(Protocol):
     """The juicefs command line, wherever it runs."""
+
+    def version(self) -> str:
+        """The version of the executable, such as `1.4.2+2026-01-01.abcdef`."""
 
     def write_storage(self, config: StorageConfig) -> None:
         """`juicefs config`: set storage, bucket and keys."""
@@ -224,3 +290,6 @@ class Vault(Protocol):
 
     def load(self, backup_id: str) -> bytes | None:
         """Read and decrypt; None where there is no such backup."""
+
+    def ids(self) -> Sequence[str]:
+        """The ids under which something lies here, sorted."""
