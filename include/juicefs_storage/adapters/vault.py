@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _KEY_BYTES, _NONCE_BYTES = 32, 12
 _MAGIC = b"JFSW1"
+_SUFFIX = ".backup"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,13 @@ class FileVault:
         return cls(key, ObjectStoragePath(path))
 
     def _file(self, backup_id: str) -> ObjectStoragePath:
-        return self.folder / f"{backup_id}.backup"
+        return self.folder / f"{backup_id}{_SUFFIX}"
+
+    def ids(self) -> list[str]:
+        """List the folder; nothing is read."""
+        if not self.folder.exists():
+            return []
+        return sorted(file.name.removesuffix(_SUFFIX) for file in self.folder.iterdir() if file.name.endswith(_SUFFIX))
 
     def save(self, backup_id: str, content: bytes) -> None:
         """Encrypt and write; then read back, decrypt and compare."""

@@ -8,8 +8,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.plan import Plan
+from include.juicefs_storage.core.ports import Vault
 from include.juicefs_storage.core.setting import Setting, StorageConfig
+
+#: What is kept beside a backup, under its id, a dot and this name.
+KEPT_BESIDE = ("switched", "rolled-back", "diagnostics")
+_EXAMPLES = 5
 
 
 class Backup(BaseModel):
@@ -21,6 +27,7 @@ class Backup(BaseModel):
         templates: The pod templates of the CSI workloads.
         target: The storage that the run moves to, keys included: what was approved stays what is done, and what is
             undone, whatever becomes of the connection.
+        params: The params of the run: names and flags, no secret. Empty in backups of early versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +40,7 @@ class Backup(BaseModel):
     templates: dict[str, Any] = Field(repr=False)
     target: tuple[str, str, str, str] = Field(repr=False)
     plan: Plan
+    params: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def new(self) -> StorageConfig:
@@ -58,3 +66,39 @@ class Backup(BaseModel):
 def backup_id(volume: str, run_id: str) -> str:
     """The id of a run's backup: one per run, so that a repeated task finds what it wrote before."""
     return f"{volume}.{re.sub(r'[^A-Za-z0-9._-]+', '-', run_id)}"
+
+
+def backup_ids(vault: Vault, volume: str | None = None) -> list[str]:
+    """The ids of the backups in a vault, without what else lies beside them, such as how a run ended.
+
+    Args:
+        vault: Where they lie.
+        volume: Only those of this volume.
+    """
+    names = set(vault.ids())
+    beside = {f"{name}.{what}" for name in names for what in KEPT_BESIDE}
+    return sorted(name for name in names - beside if volume is None or name.startswith(f"{volume}."))
+
+
+def read_backup(vault: Vault, backup_id: str) -> Backup:
+    """A backup that must be there.
+
+    Raises:
+        PermanentError: There is none of this id, or it cannot be read.
+    """
+    content = vault.load(backup_id)
+    if content is None:
+        volume = backup_id.partition(".")[0]
+        known = ", ".join(backup_ids(vault, volume)[-_EXAMPLES:]) or "none"
+        raise PermanentError(
+            f"There is no backup {backup_id!r}; backups of volume {volume!r}: {known}.",
+            next_step="trigger the DAG without `backup_id`: it offers those that are there",
+        )
+    try:
+        return Backup.from_bytes(content)
+    except ValueError:
+        # Without the validator's text: it quotes what it found.
+        raise PermanentError(
+            f"{backup_id} can be decrypted and is not a backup.",
+            next_step="trigger the DAG without `backup_id`: it offers those that are there",
+        ) from None

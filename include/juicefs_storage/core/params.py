@@ -98,18 +98,105 @@ def resolve_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -
     try:
         return SwitchParams.model_validate({**entry, **chosen})
     except ValidationError as error:
-        lines = [_explain(dict(detail)) for detail in error.errors(include_url=False)]
-        raise PermanentError(
-            "Params refused:\n" + "\n".join(f"- {line}" for line in lines),
-            next_step="trigger the DAG again with the values corrected",
-        ) from None
+        raise _refused(error, SwitchParams) from None
 
 
-def _explain(detail: dict[str, Any]) -> str:
+def _refused(error: ValidationError, model: type[BaseModel]) -> PermanentError:
+    lines = [_explain(dict(detail), model) for detail in error.errors(include_url=False)]
+    return PermanentError(
+        "Params refused:\n" + "\n".join(f"- {line}" for line in lines),
+        next_step="trigger the DAG again with the values corrected",
+    )
+
+
+def _explain(detail: dict[str, Any], model: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"`{field}` is not a param of this DAG; params: {', '.join(SwitchParams.model_fields)}"
-    info = SwitchParams.model_fields.get(field)
+        return f"`{field}` is not a param of this DAG; params: {', '.join(model.model_fields)}"
+    info = model.model_fields.get(field)
     example = f", for example {json.dumps(info.examples[0])}" if info and info.examples else ""
     found = "nothing" if detail["type"] == "missing" else json.dumps(detail["input"], default=str)
     return f"`{field}`: {detail['msg'].removeprefix('Value error, ')}; found {found}{example}"
+
+
+class RevertForm(BaseModel):
+    """The params of `juicefs_storage_revert`. What is null is taken from the run that made the backup."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    backup_id: str | None = None
+    kubernetes_conn_id: str | None = None
+    namespace: str | None = None
+    secret_name: str | None = None
+    meta_conn_id: str | None = None
+    source_conn_id: str | None = None
+    target_conn_id: str | None = None
+    dry_run: bool = True
+    require_approval: bool = True
+    consistency: Consistency = "listing"
+    catch_up: bool = True
+    restart_csi: bool = True
+    on_failure: OnFailure = "rollback"
+    juicefs_runner: Runner | None = None
+    client_timeout_s: int | None = None
+    rollout_timeout_s: int | None = None
+    settle_s: int | None = None
+
+
+class RevertParams(SwitchParams):
+    """The params of a run that goes back to a backup, resolved: the new store is the one in the backup.
+
+    Attributes:
+        backup_id: The backup.
+        target_conn_id: How Airflow reaches the store in the backup; empty: with its endpoint and keys.
+    """
+
+    backup_id: str = Field(min_length=1)
+    target_conn_id: str = ""
+
+
+def check_revert_form(given: dict[str, Any]) -> RevertForm:
+    """Validate the params of a revert as they were given.
+
+    Raises:
+        PermanentError: A param is unknown or has a value that is not allowed; all of them are named.
+    """
+    try:
+        return RevertForm.model_validate(given)
+    except ValidationError as error:
+        raise _refused(error, RevertForm) from None
+
+
+#: What a revert takes from the run that made the backup, where it is not given.
+_FROM_BACKUP = (
+    "kubernetes_conn_id", "namespace", "secret_name", "meta_conn_id", "juicefs_runner",
+    "client_timeout_s", "rollout_timeout_s", "settle_s",
+)  # fmt: skip
+
+
+def resolve_revert_params(
+    form: RevertForm, backup_id: str, recorded: dict[str, Any], recorded_bucket: str, *, still_there: bool
+) -> RevertParams:
+    """Fill in from the run that made the backup what the form leaves open.
+
+    Args:
+        form: As given.
+        backup_id: The backup, given or chosen.
+        recorded: The params of the run that made it.
+        recorded_bucket: The bucket's name in the setting that was backed up.
+        still_there: Whether the volume is where that run moved it: how Airflow reached that store holds then.
+
+    Raises:
+        PermanentError: A param has a value that is not allowed.
+    """
+    values = {field: recorded[field] for field in _FROM_BACKUP if recorded.get(field) is not None}
+    # The stores change places: that run's old store is where this one goes.
+    values["target_conn_id"] = recorded.get("source_conn_id") or ""
+    values["source_conn_id"] = (recorded.get("target_conn_id") or None) if still_there else None
+    given = {field: value for field, value in form.model_dump().items() if value is not None}
+    try:
+        return RevertParams.model_validate(
+            {**values, **given, "backup_id": backup_id, "target_bucket": recorded_bucket}
+        )
+    except ValidationError as error:
+        raise _refused(error, RevertForm) from None

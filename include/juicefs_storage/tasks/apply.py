@@ -69,6 +69,7 @@ def backup() -> dict[str, Any]:
             target.secret_key.get_secret_value(),
         ),
         plan=move.plan,
+        params=runtime.params.model_dump(mode="json"),
     )
     runtime.vault.save(name, record.to_bytes())
     return {"backup_id": name, "written": True}

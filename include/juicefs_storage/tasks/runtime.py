@@ -18,8 +18,9 @@ from urllib.parse import quote
 from airflow.sdk import get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
+from include.juicefs_storage.core.backup import Backup, read_backup
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
-from include.juicefs_storage.core.params import SwitchParams
+from include.juicefs_storage.core.params import RevertParams, SwitchParams
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Runtime:
             raise PermanentError(
                 "The params of this run were not validated.", next_step="clear resolve_params with Downstream"
             )
-        return cls(SwitchParams.model_validate(params))
+        model = RevertParams if "backup_id" in params else SwitchParams
+        return cls(model.model_validate(params))
 
     @cached_property
     def cluster(self) -> KubernetesCluster:
@@ -147,11 +149,20 @@ class Runtime:
         """The setting as it is now."""
         return self.metadata.read_setting()
 
+    @cached_property
+    def recorded(self) -> Backup | None:
+        """The backup that this run goes back to; None in a switch."""
+        if not isinstance(self.params, RevertParams):
+            return None
+        return read_backup(self.vault, self.params.backup_id)
+
     def target(self, setting: Setting) -> StorageConfig:
         """What the volume's clients will be told to use."""
         from include.juicefs_storage.adapters.objects import connection_storage
 
         params = self.params
+        if self.recorded:
+            return self.source(self.recorded.setting)
         config = connection_storage(
             params.target_conn_id, setting.storage, params.target_bucket, params.target_endpoint
         )
@@ -159,7 +170,7 @@ class Runtime:
         return config
 
     def source(self, setting: Setting) -> StorageConfig:
-        """What the clients use by a setting: the old storage, when given the setting of the backup."""
+        """What the clients use by a setting."""
         config = setting.config
         mask_keys(config)
         return config
@@ -169,6 +180,8 @@ class Runtime:
         """The new bucket, as Airflow reaches it."""
         from include.juicefs_storage.adapters.objects import S3Bucket
 
+        if self.recorded and not self.params.target_conn_id:
+            return S3Bucket.from_storage(self.source(self.recorded.setting))
         return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket)
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
