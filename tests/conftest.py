@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def _up(state: Path, *, airflow: bool) -> Iterator[Lab]:
+def up(state: Path, *, airflow: bool, heartbeat_s: int = 3) -> Iterator[Lab]:
+    """A lab for as long as a fixture lives; skips where this machine cannot run one, except in CI."""
     try:
-        lab = Lab.up(state, airflow=airflow, heartbeat_s=3)
+        lab = Lab.up(state, airflow=airflow, heartbeat_s=heartbeat_s)
     except LabUnavailableError as error:
         if os.environ.get("CI"):
             raise  # nothing passes in CI by being skipped
@@ -31,10 +32,10 @@ def _up(state: Path, *, airflow: bool) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A lab without Airflow, its volume on the old store and seeded with nothing."""
-    yield from _up(tmp_path_factory.mktemp("lab"), airflow=False)
+    yield from up(tmp_path_factory.mktemp("lab"), airflow=False)
 
 
 @pytest.fixture(scope="session")
 def airflow_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A lab with Airflow: for e2e."""
-    yield from _up(tmp_path_factory.mktemp("lab"), airflow=True)
+    yield from up(tmp_path_factory.mktemp("lab"), airflow=True)

@@ -1,0 +1,124 @@
+"""SIGKILL before, during and after each effect: the run converges to all-new or all-old, and nothing is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.worker import Fault
+from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
+
+_ADAPTERS = "include.juicefs_storage.adapters"
+VAULT = f"{_ADAPTERS}.vault:FileVault.save"
+CONFIG = f"{_ADAPTERS}.juicefs:JuiceFSCommand.write_storage"
+SYNC = f"{_ADAPTERS}.juicefs:JuiceFSCommand.copy_missing"
+MOUNT = f"{_ADAPTERS}.juicefs:JuiceFSCommand.mount_fresh"
+UNMOUNT = f"{_ADAPTERS}.juicefs:JuiceFSCommand.unmount_fresh"
+SECRET = f"{_ADAPTERS}.cluster:KubernetesCluster.patch_secret"
+STAMP = f"{_ADAPTERS}.cluster:KubernetesCluster.stamp_template"
+EXEC = f"{_ADAPTERS}.cluster:KubernetesCluster.exec"
+UPDATE = f"{_ADAPTERS}.metadata:MySqlMetadata.replace_setting"
+
+POINTS = ("before", "during", "after")
+
+
+def _points(task: str, effect: str, nth: int = 1) -> list[Fault]:
+    return [Fault(task, point, effect, nth) for point in POINTS]
+
+
+def _ends(*tasks: str) -> list[Fault]:
+    """For tasks that change nothing: as they begin, and when they are done and nobody knows it yet."""
+    return [Fault(task, point) for task in tasks for point in ("before", "after")]
+
+
+# The third exec of a proof writes the canary: two clients are read first, side by side.
+FORWARD = [
+    *_ends("plan", "choose_path"),
+    *_points("backup", VAULT),
+    *_points("copy_ahead", SYNC),
+    *_points("write_setting", CONFIG),
+    *_points("patch_secret", SECRET),
+    *_points("patch_secret", SECRET, nth=2),
+    *_ends("settle"),
+    *_points("restart_csi", STAMP),
+    *_points("restart_csi", STAMP, nth=2),
+    *_ends("wait_for_rollouts"),
+    *_points("prove_clients", EXEC, nth=5),
+    *_points("catch_up", SYNC),
+    *_ends("prove_blocks"),
+    *_points("prove_fresh_mount", MOUNT),
+    *_points("prove_fresh_mount", UNMOUNT),
+    *_ends("prove_no_restarts", "decide"),
+    *_points("finalize", VAULT),
+]
+BACK = [
+    *_points("copy_back", VAULT),  # the mark that this run is being rolled back
+    *_points("copy_back", SYNC),
+    *_points("restore_setting", UPDATE),
+    *_points("restore_secret", SECRET),
+    *_points("restore_secret", SECRET, nth=2),
+    *_points("restart_csi_again", STAMP),
+    *_points("restart_csi_again", STAMP, nth=2),
+    *_ends("wait_for_rollouts_again"),
+    *_points("prove_clients_on_old", EXEC, nth=5),
+    *_points("copy_back_again", SYNC),
+    *_ends("prove_blocks_on_old"),
+]
+#: Those that `make test` runs too: the cut-over itself, the torn backup, and the way back.
+SOME = {("backup", "during", 1), ("write_setting", "during", 1), ("patch_secret", "after", 1)}
+SOME_BACK = {("restore_setting", "during", 1), ("restore_secret", "after", 1)}
+#: What begins a rollback: a proof that fails after all clients have moved.
+BROKEN = Fault("prove_blocks", "after", error="ordered to fail", tries=2)
+
+
+def _cases(faults: list[Fault], some: set[tuple[str, str, int]]) -> list[object]:
+    return [
+        pytest.param(
+            fault,
+            id=f"{fault.task}-{name(fault).replace(' ', '-')}",
+            marks=() if (fault.task, fault.point, fault.nth) in some else pytest.mark.slow,
+        )
+        for fault in faults
+    ]
+
+
+def name(fault: Fault) -> str:
+    """A fault as the table shows it."""
+    effect = fault.effect.rpartition(".")[2]
+    return f"{fault.point} {effect}{f' no. {fault.nth}' if fault.nth > 1 else ''}".strip()
+
+
+@pytest.mark.parametrize("fault", _cases(FORWARD, SOME))
+def test_a_task_killed_on_the_way_forward_runs_again_to_the_end(fault, fault_lab, sides, start, writer, tell):
+    """Airflow tries a killed task again; `finalize`, which has no second try, is cleared by hand."""
+    processes = fault_lab.mount_processes()
+    run = start(fault)
+    outcome = run.go()
+    then = "tried again"
+    if fault.task == "finalize":
+        assert run.states["finalize"] == "failed"
+        run.clear("finalize")
+        outcome, then = run.go(), "cleared"
+    writer.stop()
+    assert run.struck == {fault: 1}, "the fault was not reached"
+    assert outcome == "switched", run.errors
+    assert_all_on(fault_lab, sides.target)
+    assert fault_lab.mount_processes() == processes
+    assert_nothing_left_over(fault_lab)
+    assert_nothing_lost(fault_lab, writer)
+    tell(fault.task, name(fault), then, "all new")
+
+
+@pytest.mark.parametrize("fault", _cases(BACK, SOME_BACK))
+def test_a_task_killed_on_the_way_back_runs_again_to_the_end(fault, fault_lab, sides, start, writer, tell):
+    before, processes = row(fault_lab), fault_lab.mount_processes()
+    run = start(fault, BROKEN)
+    outcome = run.go()
+    writer.stop()
+    assert run.struck[fault] == 1, "the fault was not reached"
+    assert outcome == "rolled back", run.errors
+    assert row(fault_lab) == before
+    assert_all_on(fault_lab, sides.source)
+    assert fault_lab.mount_processes() == processes
+    assert_nothing_left_over(fault_lab)
+    assert_nothing_lost(fault_lab, writer)
+    tell(fault.task, name(fault), "tried again", "all old")
