@@ -64,6 +64,17 @@ class Plan(Frozen):
     missing_objects: int | None
     steps: tuple[str, ...]
     findings: tuple[Finding, ...]
+    #: The backup that the run goes back to; None in a switch.
+    backup_id: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What is planned, in a line."""
+        return (
+            f"Revert volume {self.volume} to backup {self.backup_id}"
+            if self.backup_id
+            else f"Switch the storage of {self.volume}"
+        )
 
     @property
     def refusals(self) -> list[Finding]:
@@ -79,7 +90,9 @@ class Plan(Frozen):
         ]
         secrets = [f"`{change.namespace}/{change.name}`: {', '.join(change.keys)}" for change in self.secrets]
         lines = [
-            f"## Switch of volume `{self.volume}`",
+            f"## Switch of volume `{self.volume}`"
+            if self.backup_id is None
+            else f"## Revert of volume `{self.volume}` to backup `{self.backup_id}`",
             f"UUID `{self.uuid}`",
             "",
             "| | now | after |",

@@ -31,6 +31,8 @@ from include.juicefs_storage.tasks.runtime import (
     task_states,
 )
 
+#: The checks by task id, for whoever makes them outside of a run of their own.
+CHECK_FUNCTIONS: dict[str, Callable[[Runtime], list[Finding]]] = {}
 CHECKS = ("resolve_params", "check_rights", "check_csi", "check_volume", "check_target_bucket", "check_consistency")
 
 
@@ -74,6 +76,7 @@ def check_task(function: Callable[[Runtime], list[Finding]]) -> Any:
 
     # The signature that Airflow sees: no argument is left to be filled in.
     del run.__wrapped__
+    CHECK_FUNCTIONS[function.__name__] = function
     return runbook_task(run)
 
 
@@ -167,15 +170,24 @@ def plan() -> dict[str, Any]:
         lines = "\n".join(f"- {finding.check}: {finding.message} Remedy: {finding.remedy}" for finding in refused)
         push("markdown", f"## Refused\n{lines}")
         raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
-    runtime = Runtime.of_run()
-    params, setting = runtime.params, runtime.setting()
+    planned = make_plan(Runtime.of_run(), findings, pull("check_consistency", "missing_objects"))
+    push("markdown", planned.to_markdown())
+    push("subject", f"{planned.title}?")
+    return planned.model_dump(mode="json")
+
+
+def make_plan(runtime: Runtime, findings: list[Finding], missing_objects: int | None) -> Plan:
+    """Write down what a run with these params would change, and what must not change. Reads only."""
+    params, setting, recorded = runtime.params, runtime.setting(), runtime.recorded
     before, after = runtime.source(setting), runtime.target(setting)
-    patches = PatchSecrets(runtime.cluster, params.secret_name, setting.name, after).plan()
+    exact = recorded.secrets if recorded else {}
+    patches = PatchSecrets(runtime.cluster, params.secret_name, setting.name, after, exact=exact).plan()
     workloads = [f"{kind}/{name}" for kind, name in CSI_WORKLOADS] if params.restart_csi else []
     secrets = [
         SecretChange(namespace=secret.namespace, name=secret.name, keys=tuple(values)) for secret, values in patches
     ]
-    planned = Plan(
+    return Plan(
+        backup_id=recorded.backup_id if recorded else None,
         volume=setting.name,
         uuid=setting.uuid,
         before=StorageView.of(before),
@@ -185,19 +197,19 @@ def plan() -> dict[str, Any]:
         workloads=tuple(workloads),
         mount_pods=tuple(find_mount_pods(runtime.cluster, setting)),
         business_pods=tuple(business_pods(runtime.cluster, runtime.cluster.persistent_volumes())),
-        missing_objects=pull("check_consistency", "missing_objects"),
+        missing_objects=missing_objects,
         steps=_steps(runtime, setting, after, workloads, [change.name for change in secrets]),
         findings=tuple(findings),
     )
-    push("markdown", planned.to_markdown())
-    return planned.model_dump(mode="json")
 
 
 def _steps(
     runtime: Runtime, setting: Setting, after: StorageConfig, workloads: list[str], secrets: list[str]
 ) -> tuple[str, ...]:
-    params = runtime.params
-    write = WriteSetting(runtime.metadata, runtime.juicefs, setting, after)
+    params, recorded = runtime.params, runtime.recorded
+    write = WriteSetting(
+        runtime.metadata, runtime.juicefs, setting, after, recorded=recorded.setting if recorded else None
+    )
     steps = [
         "back up the setting, the Secrets, the workloads' templates and the pods' identities, encrypted",
         "copy what the new store still lacks" if params.catch_up else "",
@@ -245,7 +257,7 @@ def approve() -> ApprovalOperator:
     """The human gate: shows the plan; a rejection or 24 hours without an answer end the run, nothing changed."""
     return PlanApproval(
         task_id="approve",
-        subject="Switch the storage of {{ ti.xcom_pull(task_ids='plan')['volume'] }}?",
+        subject="{{ ti.xcom_pull(task_ids='plan', key='subject') }}",
         body="{{ ti.xcom_pull(task_ids='plan', key='markdown') }}",
         defaults="Reject",
         fail_on_reject=True,
