@@ -64,7 +64,10 @@ class FileVault:
         nonce = os.urandom(_NONCE_BYTES)
         sealed = _MAGIC + nonce + AESGCM(self.key).encrypt(nonce, content, backup_id.encode())
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file(backup_id).write_bytes(sealed)
+        # Under another name first: a process that is killed here leaves no half of a backup under its id.
+        part = self.folder / f"{backup_id}.part"
+        part.write_bytes(sealed)
+        part.replace(self._file(backup_id))
         if self.load(backup_id) != content:
             raise TransientError(
                 f"Backup {backup_id} does not read back as it was written to {self.folder}.",
