@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
+import queue
+import re
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from include.juicefs_storage.core.errors import PermanentError, TransientError
 from include.juicefs_storage.core.ports import (
+    DumpKind,
     ExecResult,
+    Lease,
     PersistentVolume,
     Pod,
     Right,
@@ -23,8 +29,11 @@ from include.juicefs_storage.core.steps import CSI_WORKLOADS
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
+    from tenacity import RetryCallState
 
-_REQUEST_TIMEOUT_S = 30
+#: One request, and all tries of one that changes nothing and got no useful answer, in seconds.
+_REQUEST_TIMEOUT_S, _READ_FOR_S = 30, 20
+_LONGEST_PAUSE_S = 5.0
 _CSI_DRIVER = "csi.juicefs.com"
 _PERMANENT_STATUS = frozenset({400, 401, 403, 404, 422})
 _MERGE_PATCH = "application/merge-patch+json"
@@ -36,21 +45,30 @@ class KubernetesCluster:
     def __init__(self, api_client: ApiClient, namespace: str) -> None:
         from kubernetes import client
 
+        # urllib3 would send a PUT again by itself, and wait for as long as a Retry-After says.
+        api_client.configuration.retries = False
         self.namespace = namespace
-        self._api = api_client
-        self._core = client.CoreV1Api(api_client)
-        self._apps = client.AppsV1Api(api_client)
-        self._auth = client.AuthorizationV1Api(api_client)
+        self._api = client.ApiClient(api_client.configuration)
+        self._core = client.CoreV1Api(self._api)
+        self._apps = client.AppsV1Api(self._api)
+        self._auth = client.AuthorizationV1Api(self._api)
+        self._coordination = client.CoordinationV1Api(self._api)
 
     @classmethod
     def from_connection(cls, conn_id: str, namespace: str) -> KubernetesCluster:
         """Use an Airflow connection of type Kubernetes (in-cluster, kubeconfig, extras)."""
         from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
         from kubernetes.client import Configuration
+        from kubernetes.config import load_incluster_config
 
         # A configuration of its own: without it two connections would share one global default.
-        hook = KubernetesHook(kubernetes_conn_id=conn_id, client_configuration=Configuration())
-        return cls(hook.api_client, namespace)
+        configuration = Configuration()
+        hook = KubernetesHook(kubernetes_conn_id=conn_id, client_configuration=configuration)
+        api_client = hook.api_client
+        if hook.is_in_cluster:
+            # With extra in_cluster the hook fills in the global default instead.
+            load_incluster_config(client_configuration=configuration)
+        return cls(api_client, namespace)
 
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
@@ -71,6 +89,16 @@ class KubernetesCluster:
                 next_step="test the Kubernetes connection in Airflow (Admin → Connections)",
             ) from None
 
+    def _read(self, action: str, call: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        """Make a call that changes nothing; tried again for a while where the trouble may pass."""
+        from tenacity import Retrying, retry_if_exception, stop_after_delay
+
+        tries = Retrying(
+            retry=retry_if_exception(_may_pass), wait=_pause_s, stop=stop_after_delay(_READ_FOR_S), reraise=True
+        )
+        with self._explained(action):
+            return tries(call, *args, _request_timeout=_REQUEST_TIMEOUT_S, **more)
+
     def allows(self, right: Right) -> bool:
         """SelfSubjectAccessReview."""
         attributes = {
@@ -86,30 +114,29 @@ class KubernetesCluster:
             "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": {key: value for key, value in attributes.items() if value}},
         }
-        with self._explained("ask for rights"):
-            answer = self._auth.create_self_subject_access_review(body, _request_timeout=_REQUEST_TIMEOUT_S)
+        answer = self._read("ask for rights", self._auth.create_self_subject_access_review, body)
         return bool(answer.status.allowed)
 
     def secret(self, name: str) -> SecretObject:
         """Read one Secret of the namespace."""
-        with self._explained(f"get Secret {self.namespace}/{name}"):
-            found = self._core.read_namespaced_secret(name, self.namespace, _request_timeout=_REQUEST_TIMEOUT_S)
-        return _secret(found)
+        action = f"get Secret {self.namespace}/{name}"
+        return _secret(self._read(action, self._core.read_namespaced_secret, name, self.namespace))
 
     def secrets(self, label_selector: str = "") -> Sequence[SecretObject]:
         """Read the namespace's Secrets, where wanted those with a label."""
-        with self._explained(f"list Secrets in {self.namespace}"):
-            found = self._core.list_namespaced_secret(
-                self.namespace, label_selector=label_selector, _request_timeout=_REQUEST_TIMEOUT_S
-            )
+        found = self._read(
+            f"list Secrets in {self.namespace}",
+            self._core.list_namespaced_secret,
+            self.namespace,
+            label_selector=label_selector,
+        )
         return [_secret(item) for item in found.items]
 
     def secrets_everywhere(self) -> Sequence[SecretObject] | None:
         """Read all Secrets of the cluster; None where RBAC forbids it, as deploy/rbac.yaml does."""
         if not self.allows(Right("list", "secrets")):
             return None
-        with self._explained("list Secrets in all namespaces"):
-            found = self._core.list_secret_for_all_namespaces(_request_timeout=_REQUEST_TIMEOUT_S)
+        found = self._read("list Secrets in all namespaces", self._core.list_secret_for_all_namespaces)
         return [_secret(item) for item in found.items]
 
     def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
@@ -139,8 +166,7 @@ class KubernetesCluster:
             "StatefulSet": self._apps.read_namespaced_stateful_set,
             "DaemonSet": self._apps.read_namespaced_daemon_set,
         }[kind]
-        with self._explained(f"get {kind} {self.namespace}/{name}"):
-            return read(name, self.namespace, _request_timeout=_REQUEST_TIMEOUT_S)
+        return self._read(f"get {kind} {self.namespace}/{name}", read, name, self.namespace)
 
     def workload(self, kind: WorkloadKind, name: str) -> Workload:
         """Read a StatefulSet or DaemonSet; "rolled out" is what `kubectl rollout status` waits for."""
@@ -164,8 +190,7 @@ class KubernetesCluster:
             ("StatefulSet", self._apps.list_namespaced_stateful_set),
             ("DaemonSet", self._apps.list_namespaced_daemon_set),
         ):
-            with self._explained(f"list {kind}s in {self.namespace}"):
-                answer = read(self.namespace, _request_timeout=_REQUEST_TIMEOUT_S)
+            answer = self._read(f"list {kind}s in {self.namespace}", read, self.namespace)
             found += [_template(kind, item) for item in answer.items]
         return found
 
@@ -189,16 +214,14 @@ class KubernetesCluster:
     def pods(self, label_selector: str = "", namespace: str | None = None) -> Sequence[Pod]:
         """Read the pods of a namespace."""
         namespace = namespace or self.namespace
-        with self._explained(f"list Pods in {namespace}"):
-            found = self._core.list_namespaced_pod(
-                namespace, label_selector=label_selector, _request_timeout=_REQUEST_TIMEOUT_S
-            )
+        found = self._read(
+            f"list Pods in {namespace}", self._core.list_namespaced_pod, namespace, label_selector=label_selector
+        )
         return [_pod(item) for item in found.items]
 
     def persistent_volumes(self) -> Sequence[PersistentVolume]:
         """The PVs of the JuiceFS CSI driver."""
-        with self._explained("list PersistentVolumes"):
-            found = self._core.list_persistent_volume(_request_timeout=_REQUEST_TIMEOUT_S)
+        found = self._read("list PersistentVolumes", self._core.list_persistent_volume)
         volumes = []
         for item in found.items:
             source = item.spec.csi
@@ -224,37 +247,15 @@ class KubernetesCluster:
         """Run a command in a pod over a WebSocket of its own.
 
         Raises:
+            PermanentError: The connection's user may not exec here.
             TransientError: It could not be started, the connection was lost, or it did not end in time; in the
                 last two cases it may still be running.
         """
-        from kubernetes import client, stream
         from websocket import WebSocketException
 
         where = f"{command[0]} in pod {self.namespace}/{pod}"
-        # stream() swaps the request method of its client: one client per call keeps threads apart.
-        api = client.CoreV1Api(client.ApiClient(self._api.configuration))
         deadline = time.monotonic() + timeout_s
-        try:
-            socket = stream.stream(
-                api.connect_get_namespaced_pod_exec,
-                pod,
-                self.namespace,
-                container=container,
-                command=list(command),
-                stdin=bool(stdin),
-                stdout=True,
-                stderr=True,
-                tty=False,
-                binary=True,
-                _preload_content=False,
-                _request_timeout=_REQUEST_TIMEOUT_S,
-            )
-        except Exception as error:  # noqa: BLE001  the client raises ApiException, WebSocket and socket errors here
-            raise TransientError(
-                f"Could not start {where} ({type(error).__name__} {getattr(error, 'status', '')}).",
-                state="the command was not run",
-                next_step=f"kubectl -n {self.namespace} get pod {pod}",
-            ) from None
+        socket = self._open_exec(pod, container, command, where, stdin=bool(stdin))
         try:
             if stdin:
                 socket.write_stdin(stdin.encode())
@@ -271,19 +272,190 @@ class KubernetesCluster:
         except (WebSocketException, OSError):
             raise _connection_lost(where) from None
         finally:
-            socket.close()
+            with suppress(WebSocketException, OSError):
+                socket.close()
 
-    def log_tail(self, pod: str, lines: int = 20) -> str:
+    def _open_exec(self, pod: str, container: str, command: Sequence[str], where: str, *, stdin: bool) -> Any:
+        """The WebSocket of an exec, opened within `_REQUEST_TIMEOUT_S`: the client itself would wait for ever."""
+        from kubernetes import client, stream
+
+        # stream() swaps the request method of its client: one client per call keeps threads apart.
+        api = client.CoreV1Api(client.ApiClient(self._api.configuration))
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        too_late = threading.Event()
+
+        def connect() -> None:
+            try:
+                socket = stream.stream(
+                    api.connect_get_namespaced_pod_exec,
+                    pod,
+                    self.namespace,
+                    container=container,
+                    command=list(command),
+                    stdin=stdin,
+                    stdout=True,
+                    stderr=True,
+                    tty=False,
+                    binary=True,
+                    _preload_content=False,
+                )
+                socket.sock.settimeout(_REQUEST_TIMEOUT_S)
+                answer.put(socket)
+                if too_late.is_set():
+                    socket.close()
+            except Exception as error:  # noqa: BLE001  the client raises ApiException, WebSocket and socket errors here
+                answer.put(error)
+
+        threading.Thread(target=connect, name="exec", daemon=True).start()
+        try:
+            opened = answer.get(timeout=_REQUEST_TIMEOUT_S)
+        except queue.Empty:
+            too_late.set()
+            raise TransientError(
+                f"Could not start {where}: no answer within {_REQUEST_TIMEOUT_S} s.",
+                state="the command may yet be run",
+                next_step="the task observes and tries again",
+            ) from None
+        if isinstance(opened, Exception):
+            raise _not_started(opened, where, self.namespace)
+        return opened
+
+    def lease(self, name: str) -> Lease | None:
+        """Read a Lease of the namespace."""
+        from kubernetes.client import ApiException
+
+        def read(**more: Any) -> Any:
+            try:
+                return self._coordination.read_namespaced_lease(name, self.namespace, **more)
+            except ApiException as error:
+                if error.status == 404:
+                    return None
+                raise
+
+        found = self._read(f"get Lease {self.namespace}/{name}", read)
+        return _lease(found) if found else None
+
+    def write_lease(self, lease: Lease) -> bool:
+        """Create the Lease, or replace it with its resourceVersion tested; a 409 is an answer, never tried again."""
+        from kubernetes.client import ApiException
+
+        body = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": lease.name,
+                "namespace": self.namespace,
+                **({"resourceVersion": lease.resource_version} if lease.resource_version else {}),
+            },
+            "spec": {
+                "holderIdentity": lease.holder,
+                "leaseDurationSeconds": lease.duration_s,
+                # The API server takes times with exactly six digits, which the client's own serialiser may leave out.
+                "acquireTime": lease.acquired_at.isoformat(timespec="microseconds"),
+                "renewTime": lease.renewed_at.isoformat(timespec="microseconds"),
+                "leaseTransitions": lease.transitions,
+            },
+        }
+        name = [lease.name] if lease.resource_version else []
+        api = self._coordination
+        write = api.replace_namespaced_lease if lease.resource_version else api.create_namespaced_lease
+        with self._explained(f"write Lease {self.namespace}/{lease.name}"):
+            try:
+                write(*name, self.namespace, body, _request_timeout=_REQUEST_TIMEOUT_S)
+            except ApiException as error:
+                # 404: it was deleted since it was read.
+                if error.status == 409 or (error.status == 404 and lease.resource_version):
+                    return False
+                raise
+        return True
+
+    def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
+        """Objects as the API server sends them; of claims and volumes those of the JuiceFS CSI driver alone."""
+        from kubernetes.client import StorageV1Api
+
+        storage = StorageV1Api(self._api)
+        namespaced = {
+            "pods": self._core.list_namespaced_pod,
+            "events": self._core.list_namespaced_event,
+            "statefulsets": self._apps.list_namespaced_stateful_set,
+            "daemonsets": self._apps.list_namespaced_daemon_set,
+        }
+        clusterwide = {
+            "persistentvolumes": self._core.list_persistent_volume,
+            "persistentvolumeclaims": self._core.list_persistent_volume_claim_for_all_namespaces,
+            "csidrivers": storage.list_csi_driver,
+            "csinodes": storage.list_csi_node,
+        }
+        if kind in namespaced:
+            found = self._read(f"list {kind} in {self.namespace}", namespaced[kind], self.namespace)
+        else:
+            found = self._read(f"list {kind}", clusterwide[kind])
+        items: list[dict[str, Any]] = self._api.sanitize_for_serialization(found.items)
+        if kind == "persistentvolumes":
+            return [item for item in items if item["spec"].get("csi", {}).get("driver") == _CSI_DRIVER]
+        if kind == "persistentvolumeclaims":
+            ours = {(volume.claim_namespace, volume.claim_name) for volume in self.persistent_volumes()}
+            return [item for item in items if (item["metadata"]["namespace"], item["metadata"]["name"]) in ours]
+        return items
+
+    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
         """The last lines of a pod's log; an explanation where it cannot be read."""
         try:
-            with self._explained(f"read the log of Pod {self.namespace}/{pod}"):
-                return str(
-                    self._core.read_namespaced_pod_log(
-                        pod, self.namespace, tail_lines=lines, _request_timeout=_REQUEST_TIMEOUT_S
-                    )
-                )
+            action = f"read the log of Pod {self.namespace}/{pod}"
+            more = {"container": container} if container else {}
+            read = self._core.read_namespaced_pod_log
+            return str(self._read(action, read, pod, self.namespace, tail_lines=lines, **more))
         except (PermanentError, TransientError) as error:
             return f"(no log: {error.problem})"
+
+
+def _may_pass(error: BaseException) -> bool:
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(error, ApiException):
+        return error.status == 429 or (error.status or 0) >= 500
+    return isinstance(error, HTTPError)
+
+
+def _pause_s(state: RetryCallState) -> float:
+    """Seconds to the next try: what the server asks for, within reason, else twice as long as before."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
+    return min(float(asked) if asked.isdecimal() else 0.25 * 2 ** (state.attempt_number - 1), _LONGEST_PAUSE_S)
+
+
+def _not_started(error: Exception, where: str, namespace: str) -> PermanentError | TransientError:
+    """What a refused handshake means.
+
+    The client fails over its own ApiException then, which is left in the context; its text holds the answer's
+    headers and body.
+    """
+    refusal = error if hasattr(error, "reason") else error.__context__
+    found = re.search(r"Handshake status (\d+)", str(getattr(refusal, "reason", "")))
+    status = found[1] if found else str(getattr(refusal, "status", "") or "")
+    kind = PermanentError if status in {"401", "403"} else TransientError
+    return kind(
+        f"Could not start {where} ({f'Kubernetes answered {status}' if status else type(refusal or error).__name__}).",
+        state="the command was not run",
+        next_step="apply deploy/rbac.yaml: pods/exec needs get and create"
+        if kind is PermanentError
+        else f"kubectl -n {namespace} get pods",
+    )
+
+
+def _lease(item: Any) -> Lease:
+    spec = item.spec
+    made: datetime = item.metadata.creation_timestamp
+    return Lease(
+        name=item.metadata.name,
+        holder=spec.holder_identity or "",
+        duration_s=spec.lease_duration_seconds or 0,
+        acquired_at=spec.acquire_time or made,
+        renewed_at=spec.renew_time or spec.acquire_time or made,
+        transitions=spec.lease_transitions or 0,
+        resource_version=item.metadata.resource_version,
+    )
 
 
 def _connection_lost(where: str) -> TransientError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, TransientError
 from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, SecretObject, WorkloadKind
@@ -22,16 +23,57 @@ CSI_WORKLOADS: tuple[tuple[WorkloadKind, str], ...] = (
 )
 CSI_CONTAINER = "juicefs-plugin"
 CSI_CONTROLLER_SELECTOR = "app=juicefs-csi-controller"
+_TRIES = 3
+
+Fence = Callable[[], None]
+T = TypeVar("T")
+
+
+def no_fence() -> None:
+    """For whoever needs no lock."""
+
+
+def _carry_out(plan: Callable[[], list[T]], write: Callable[[T], None], fence: Fence) -> list[T]:
+    """Write what is planned. Where a write fails the plan is made again, from the world as it is then.
+
+    An answer may be lost on its way back, or somebody else may have written first: only a new look tells.
+
+    Returns:
+        What was planned at first.
+
+    Raises:
+        TransientError: A write did not come through.
+    """
+    first = pending = plan()
+    for left in reversed(range(_TRIES)):
+        problem: TransientError | None = None
+        for item in pending:
+            fence()
+            try:
+                write(item)
+            except TransientError as error:
+                problem = error
+        if problem is None or not (pending := plan()):
+            break
+        if not left:
+            raise problem
+    return first
 
 
 @dataclass(frozen=True)
 class WriteSetting:
-    """Point the volume's setting at a storage; the clients follow on their next heartbeat. This is the cut-over."""
+    """Point the volume's setting at a storage; the clients follow on their next heartbeat. This is the cut-over.
+
+    Attributes:
+        recorded: An earlier setting whose storage fields are taken to the letter; else `juicefs config` writes them.
+    """
 
     metadata: MetadataStore
     juicefs: JuiceFS
     before: Setting
     target: StorageConfig
+    recorded: Setting | None = None
+    fence: Fence = no_fence
 
     def observe(self) -> Setting:
         """The setting as it is now.
@@ -57,25 +99,41 @@ class WriteSetting:
 
     def plan(self) -> str:
         """What `apply` does, in words."""
-        return f"`juicefs config`: bucket `{self.before.bucket}` → `{self.target.bucket}`, keys likewise"
+        how = "one UPDATE that compares and sets" if self.recorded else "`juicefs config`"
+        return f"{how}: bucket `{self.before.bucket}` → `{self.target.bucket}`, keys likewise"
 
     def apply(self) -> bool:
-        """Write the setting with `juicefs config` and read it back.
+        """Write the setting and read it back.
 
         Returns:
             False where it was already written.
         """
-        if self.observe().uses(self.target):
+        now = self.observe()
+        if now.uses(self.target):
             return False
-        self.juicefs.write_storage(self.target)
+        if self.recorded:
+            self._replace(now, self.recorded)
+        else:
+            self.fence()
+            self.juicefs.write_storage(self.target)
         self.verify()
         return True
+
+    def _replace(self, now: Setting, storage_of: Setting) -> None:
+        """Give the row the storage of another setting by compare-and-set; its other fields stay as they are."""
+        self.fence()
+        if not self.metadata.replace_setting(expected=now, new=now.with_storage_of(storage_of)):
+            raise TransientError(
+                "The setting changed between reading it and putting other values into it.",
+                state="the setting is as somebody else wrote it",
+                next_step="the task tries again by itself",
+            )
 
     def verify(self) -> None:
         """Compare the row with the target, field by field.
 
         Raises:
-            TransientError: `juicefs config` reported success and the row does not show it.
+            TransientError: The write reported success and the row does not show it.
         """
         now = self.observe()
         if not now.uses(self.target):
@@ -94,12 +152,7 @@ class WriteSetting:
         now = self.observe()
         if now.uses(self.before.config):
             return False
-        if not self.metadata.replace_setting(expected=now, new=now.with_storage_of(self.before)):
-            raise TransientError(
-                "The setting changed between reading it and putting the old values back.",
-                state="the setting is as somebody else wrote it",
-                next_step="the task tries again by itself",
-            )
+        self._replace(now, self.before)
         return True
 
 
@@ -118,6 +171,7 @@ class PatchSecrets:
     volume: str
     target: StorageConfig
     exact: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+    fence: Fence = no_fence
 
     def observe(self) -> list[SecretObject]:
         """The volume's Secrets as they are now."""
@@ -138,12 +192,9 @@ class PatchSecrets:
         Returns:
             The names of the Secrets that were changed; empty where all agreed already.
         """
-        changed = []
-        for secret, values in self.plan():
-            self.cluster.patch_secret(secret, values)
-            changed.append(f"{secret.namespace}/{secret.name}")
+        changed = _carry_out(self.plan, lambda row: self.cluster.patch_secret(*row), self.fence)
         self.verify()
-        return changed
+        return [f"{secret.namespace}/{secret.name}" for secret, _ in changed]
 
     def verify(self) -> None:
         """Read every Secret again.
@@ -165,6 +216,7 @@ class RestartCsi:
 
     cluster: Cluster
     stamp: str
+    fence: Fence = no_fence
 
     def plan(self) -> list[tuple[WorkloadKind, str]]:
         """The workloads that do not carry this run's stamp yet."""
@@ -180,11 +232,9 @@ class RestartCsi:
         Returns:
             The workloads that were told to restart; empty where this run had told them already.
         """
-        restarted = []
-        for kind, name in self.plan():
-            self.cluster.stamp_template(kind, name, {RESTART_ANNOTATION: self.stamp})
-            restarted.append(f"{kind}/{name}")
-        return restarted
+        annotations = {RESTART_ANNOTATION: self.stamp}
+        restarted = _carry_out(self.plan, lambda row: self.cluster.stamp_template(*row, annotations), self.fence)
+        return [f"{kind}/{name}" for kind, name in restarted]
 
     def verify(self) -> list[str]:
         """The rollouts that are not done yet, each with its progress; empty when all are done.

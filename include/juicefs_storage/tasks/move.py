@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from airflow.sdk import PokeReturnValue
+from airflow.sdk import PokeReturnValue, get_current_context
 
 from include.juicefs_storage.adapters.objects import S3Bucket
 from include.juicefs_storage.core.backup import Backup, backup_id
 from include.juicefs_storage.core.copying import missing_blocks
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.core.lock import VolumeLock, lease_name
 from include.juicefs_storage.core.plan import Plan, fingerprint
+from include.juicefs_storage.core.ports import LeaseStore
 from include.juicefs_storage.core.proofs import catch_up, prove_clients, require_all_blocks
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import PatchSecrets, RestartCsi, WriteSetting
 from include.juicefs_storage.tasks.runtime import Runtime, mask_keys, pull, run_id
+
+
+def volume_lock(leases: LeaseStore, uuid: str) -> VolumeLock:
+    """The lock of a volume, for the run that is running: `<dag id>/<run id>`."""
+    holder = f"{get_current_context()['dag'].dag_id}/{run_id()}"
+    return VolumeLock(leases, lease_name(uuid), holder, now=lambda: datetime.now(UTC))
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Move:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self._forward = False
 
     @classmethod
     def of_run(cls) -> Move:
@@ -73,20 +83,62 @@ class Move:
         return (self.runtime.vault.load(f"{self.backup_id}.{how}") or b"").decode()
 
     @classmethod
-    def forward(cls) -> Move:
+    def forward(cls, *, take_lock: bool = True) -> Move:
         """The move of this run, for a step that changes something on the way to the new storage.
 
+        Args:
+            take_lock: Take the volume's Lease. Without, only refuse where another run holds it: for what adds blocks
+                and changes none, and may be cleared alone, long after the run gave the Lease back.
+
         Raises:
-            NeedsHumanError: This run was rolled back, or began to be.
+            NeedsHumanError: This run was rolled back, or began to be; or another run holds the volume.
         """
         move = cls.of_run()
-        if since := move.ended("rolled-back"):
+        move._forward = True
+        move._refuse_after_rollback()
+        if take_lock:
+            move.lock.acquire()
+        else:
+            move.lock.refuse_if_held()
+        return move
+
+    @classmethod
+    def back(cls) -> Move:
+        """The move of this run, for a step on the way back to the old storage.
+
+        Raises:
+            NeedsHumanError: Another run holds the volume.
+        """
+        move = cls.of_run()
+        move.lock.acquire()
+        return move
+
+    def _refuse_after_rollback(self) -> None:
+        if since := self.ended("rolled-back"):
             raise NeedsHumanError(
                 f"This run is being, or was, rolled back since {since}: its steps forward do not run again.",
                 state="this task changed nothing",
                 next_step="clear failed tasks of the rollback, if any; to switch, start a new run",
             )
-        return move
+
+    @cached_property
+    def lock(self) -> VolumeLock:
+        """The volume's Lease."""
+        return volume_lock(self.runtime.cluster, self.plan.uuid)
+
+    def fence(self) -> None:
+        """Right before a write: this run still holds the volume, and has not begun to go back meanwhile.
+
+        Raises:
+            NeedsHumanError: It does not, or has.
+        """
+        self.lock.fence()
+        if self._forward:
+            self._refuse_after_rollback()
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Renew the Lease, where this run has it, while a long task works."""
+        return self.lock.kept()
 
     @property
     def before(self) -> Setting:
@@ -125,40 +177,61 @@ class Move:
     @property
     def setting_step(self) -> WriteSetting:
         """Old to new with `apply`, back with `undo`."""
-        return WriteSetting(self.runtime.metadata, self.runtime.juicefs, self.before, self.new.config)
+        recorded = self.runtime.recorded
+        return WriteSetting(
+            self.runtime.metadata,
+            self.runtime.juicefs,
+            self.before,
+            self.new.config,
+            fence=self.fence,
+            recorded=recorded.setting if recorded else None,
+        )
 
     @property
     def secrets_forward(self) -> PatchSecrets:
         """The new storage's values into the Secrets."""
-        params = self.runtime.params
-        return PatchSecrets(self.runtime.cluster, params.secret_name, self.before.name, self.new.config)
+        params, recorded = self.runtime.params, self.runtime.recorded
+        return PatchSecrets(
+            self.runtime.cluster,
+            params.secret_name,
+            self.before.name,
+            self.new.config,
+            exact=recorded.secrets if recorded else {},
+            fence=self.fence,
+        )
 
     @property
     def secrets_back(self) -> PatchSecrets:
         """The backed-up values into the Secrets."""
         params = self.runtime.params
         return PatchSecrets(
-            self.runtime.cluster, params.secret_name, self.before.name, self.old.config, exact=self.backup.secrets
+            self.runtime.cluster,
+            params.secret_name,
+            self.before.name,
+            self.old.config,
+            exact=self.backup.secrets,
+            fence=self.fence,
         )
 
     def copy(self, source: Side, target: Side, *, timeout_s: float) -> dict[str, Any]:
         """Copy the blocks that only the source has, until the metadata misses none on the target."""
-        copied, difference = catch_up(
-            self.runtime.juicefs,
-            self.runtime.metadata,
-            self.before,
-            source.config,
-            target.config,
-            target.store,
-            timeout_s=timeout_s,
-        )
+        with self.kept():
+            copied, difference = catch_up(
+                self.runtime.juicefs,
+                self.runtime.metadata,
+                self.before,
+                source.config,
+                target.config,
+                target.store,
+                timeout_s=timeout_s,
+            )
         return {"copied": copied, "still_missing": difference.missing}
 
     def restart(self, stamp: str) -> dict[str, Any]:
         """Tell the CSI components to restart, unless `restart_csi` is off."""
         if not self.runtime.params.restart_csi:
             return {"restarted": []}
-        return {"restarted": RestartCsi(self.runtime.cluster, stamp).apply()}
+        return {"restarted": RestartCsi(self.runtime.cluster, stamp, self.fence).apply()}
 
     def rollouts_done(self, started: str) -> PokeReturnValue:
         """Look at both rollouts once; the worker slot is free between two looks.
@@ -167,6 +240,7 @@ class Move:
             started: The task that told them to restart.
         """
         params = self.runtime.params
+        self.lock.renew()
         waiting = RestartCsi(self.runtime.cluster, "").verify() if params.restart_csi else []
         timing = pull(started, "timing")
         waited_s = (datetime.now(UTC) - datetime.fromisoformat(timing["applied_at"])).total_seconds() if timing else 0.0
@@ -185,20 +259,22 @@ class Move:
 
     def prove_clients(self, side: Side) -> dict[str, Any]:
         """Prove every mount pod on a storage."""
-        proofs = prove_clients(
-            self.runtime.cluster,
-            self.before,
-            side.config,
-            side.store,
-            self.canary,
-            timeout_s=self.runtime.params.client_timeout_s,
-            clock=time.monotonic,
-            sleep=time.sleep,
-        )
+        with self.kept():
+            proofs = prove_clients(
+                self.runtime.cluster,
+                self.before,
+                side.config,
+                side.store,
+                self.canary,
+                timeout_s=self.runtime.params.client_timeout_s,
+                clock=time.monotonic,
+                sleep=time.sleep,
+            )
         return {"clients": [proof.model_dump() for proof in proofs]}
 
     def prove_blocks(self, side: Side) -> dict[str, Any]:
         """Prove by the metadata that no block is missing on a storage."""
-        difference = missing_blocks(self.runtime.metadata, self.before, side.store)
+        with self.kept():
+            difference = missing_blocks(self.runtime.metadata, self.before, side.store)
         require_all_blocks(difference, side.config.bucket)
         return {"blocks": difference.expected}
