@@ -11,6 +11,7 @@ from airflow.sdk import PokeReturnValue, TriggerRule
 from include.juicefs_storage.core.backup import Backup
 from include.juicefs_storage.core.clients import read_request_errors
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.core.plan import StorageView
 from include.juicefs_storage.core.proofs import prove_fresh_mount as use_fresh_mount
 from include.juicefs_storage.core.proofs import prove_no_restarts as compare_pods
 from include.juicefs_storage.core.proofs import prove_status
@@ -32,7 +33,8 @@ CATCH_UP_TIMEOUT_S = 600
 def backup() -> dict[str, Any]:
     """Record the state before the switch, encrypted; read it back and decrypt it before anything else happens.
 
-    **Changes** nothing in the volume; writes one file to the folder of connection `juicefs_backup`.
+    From here to its end the run holds the volume's Lease; another run on the volume is refused.
+    **Changes** nothing in the volume; writes the Lease, and one file to the folder of connection `juicefs_backup`.
     **Safe to clear**: yes; a backup that this run made before is kept.
     """
     move = Move.forward()
@@ -53,6 +55,13 @@ def backup() -> dict[str, Any]:
             f"The setting names {setting.bucket} already and this run has no backup of what was before.",
             state="the volume is on the new store",
             next_step="nothing to switch",
+        )
+    if StorageView.of(setting.config) != move.plan.before:
+        raise NeedsHumanError(
+            f"The plan was made for a volume on {move.plan.before.bucket}; the setting now names {setting.bucket} "
+            "or has other keys.",
+            state="nothing was changed",
+            next_step="start a new run, so that the plan shows what will be done",
         )
     secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
     record = Backup(
@@ -81,7 +90,7 @@ def copy_ahead() -> dict[str, Any]:
 
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
-    move = Move.forward()
+    move = Move.forward(take_lock=False)
     if not move.runtime.params.catch_up:
         return {"copied": 0}
     return move.copy(move.old, move.new, timeout_s=_COPY_AHEAD_TIMEOUT_S)
@@ -115,9 +124,10 @@ def settle() -> dict[str, Any]:
     **Changes** the setting only where it moved back. **Safe to clear**: yes.
     """
     move = Move.forward()
-    repaired = guard_setting(
-        move.setting_step, for_s=move.runtime.params.settle_s, clock=time.monotonic, sleep=time.sleep
-    )
+    with move.kept():
+        repaired = guard_setting(
+            move.setting_step, for_s=move.runtime.params.settle_s, clock=time.monotonic, sleep=time.sleep
+        )
     return {"repaired": list(repaired)}
 
 
@@ -156,7 +166,7 @@ def catch_up() -> dict[str, Any]:
 
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
-    move = Move.forward()
+    move = Move.forward(take_lock=False)
     if not move.runtime.params.catch_up:
         return {"copied": 0}
     return move.copy(move.old, move.new, timeout_s=CATCH_UP_TIMEOUT_S)

@@ -16,11 +16,13 @@ from airflow.sdk.exceptions import AirflowFailException
 from include.juicefs_storage.core import checks
 from include.juicefs_storage.core.clients import business_pods, find_mount_pods
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.core.lock import check_lock
 from include.juicefs_storage.core.params import resolve_params as validate_params
 from include.juicefs_storage.core.plan import Finding, Plan, SecretChange, StorageView, fingerprint
 from include.juicefs_storage.core.secrets import volume_secrets
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import CSI_WORKLOADS, PatchSecrets, WriteSetting
+from include.juicefs_storage.tasks.move import volume_lock
 from include.juicefs_storage.tasks.runtime import (
     REGISTRY,
     Runtime,
@@ -91,11 +93,11 @@ def check_rights(runtime: Runtime) -> list[Finding]:
 
 @check_task
 def check_csi(runtime: Runtime) -> list[Finding]:
-    """The CSI driver runs in mount-pod mode, and its controller and node components are healthy.
+    """The CSI driver runs in mount-pod mode, its components are healthy, and no other run holds the volume's Lease.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    return checks.check_csi(runtime.cluster)
+    return [*checks.check_csi(runtime.cluster), *check_lock(volume_lock(runtime.cluster, runtime.setting().uuid))]
 
 
 @check_task

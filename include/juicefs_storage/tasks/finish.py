@@ -14,7 +14,7 @@ from include.juicefs_storage.tasks.apply import APPLY
 from include.juicefs_storage.tasks.check import CHECKS, all_findings
 from include.juicefs_storage.tasks.move import Move
 from include.juicefs_storage.tasks.rollback import ROLLBACK
-from include.juicefs_storage.tasks.runtime import Runtime, pull, push, run_id, runbook_task, task_states
+from include.juicefs_storage.tasks.runtime import Runtime, log, pull, push, run_id, runbook_task, task_states
 
 
 def _outcome(states: dict[str, str], *, dry_run: bool) -> Outcome:
@@ -38,7 +38,8 @@ def _outcome(states: dict[str, str], *, dry_run: bool) -> Outcome:
 def finalize() -> dict[str, Any]:
     """Write the report and tell the truth: the run is green only when every check was made and passed.
 
-    **Changes** nothing. **Safe to clear**: yes. The report stands in XCom `report`, as Markdown in `markdown`.
+    **Changes** nothing; gives the volume's Lease back. **Safe to clear**: yes.
+    The report stands in XCom `report`, as Markdown in `markdown`.
     """
     states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", *ROLLBACK)
     params = pull("resolve_params") or {}
@@ -50,6 +51,7 @@ def finalize() -> dict[str, Any]:
     if outcome == "switched":
         if _switched_now():
             Move.of_run().mark("switched")
+            outcome = "reverted" if "backup_id" in params else outcome
         else:
             outcome = "moved on"
     report = Report(
@@ -70,10 +72,19 @@ def finalize() -> dict[str, Any]:
     )
     push("report", report.model_dump(mode="json"))
     push("markdown", report.to_markdown())
-    if outcome not in {"switched", "planned"}:
+    if planned:
+        _release_lock()
+    if outcome not in {"switched", "reverted", "planned"}:
         failed = ", ".join(task_id for task_id, state in states.items() if state == "failed") or "none"
         raise PermanentError(f"{report.outcome}: {report.meaning}\nFailed tasks: {failed}.")
     return {"outcome": outcome}
+
+
+def _release_lock() -> None:
+    try:
+        Move.of_run().lock.release()
+    except StorageSwitchError:
+        log.exception("The volume's Lease was not given back: it lapses by itself.")
 
 
 def _setting_or_none(runtime: Runtime | None) -> Setting | None:

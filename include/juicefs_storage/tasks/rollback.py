@@ -77,7 +77,7 @@ def undo_task(function: Callable[[Move], Any] | None = None, /, **options: Any) 
                 state="this task changed nothing",
                 next_step="clear decide with Downstream",
             )
-        move = Move.of_run()
+        move = Move.back()
         move.mark("rolled-back")
         return function(move)
 
