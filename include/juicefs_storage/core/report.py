@@ -8,12 +8,22 @@ from typing import Any, Literal
 from include.juicefs_storage.core.plan import Finding, Frozen, StorageView, bullets, findings_markdown
 
 Outcome = Literal[
-    "switched", "planned", "refused", "rejected", "failed", "held", "rolled back", "half rolled back", "moved on"
+    "switched",
+    "reverted",
+    "planned",
+    "refused",
+    "rejected",
+    "failed",
+    "held",
+    "rolled back",
+    "half rolled back",
+    "moved on",
 ]
 
 #: What each outcome means for the person who reads it.
 MEANING: Mapping[Outcome, str] = {
     "switched": "Every client is proven on the new store and no block is missing there.",
+    "reverted": "The volume is on the store of the backup: every client is proven there and no block is missing.",
     "planned": "Dry run: nothing was changed. Trigger again with dry_run=false to carry the plan out.",
     "refused": "Nothing was changed. Remove what was refused, then trigger again.",
     "rejected": "The plan was not approved. Nothing was changed.",
@@ -59,6 +69,8 @@ class Report(Frozen):
                 "",
             ]
         lines += [f"Backup: `{self.backup_id or 'none'}`. Approved by: {self.approved_by or 'nobody was asked'}.", ""]
+        if self.backup_id and self.outcome in {"switched", "reverted"}:
+            lines += [f"To undo it, at any time: `juicefs_storage_revert` with `backup_id` = `{self.backup_id}`.", ""]
         lines += ["### Proofs", *bullets(list(self.proofs)), ""]
         lines += ["### Findings", *findings_markdown(self.findings), ""]
         lines += ["### Steps", "| task | state | seconds |", "|---|---|---|"]

@@ -62,7 +62,8 @@ class Move:
     @cached_property
     def backup_id(self) -> str:
         """The id of this run's backup, whether it is written yet or not."""
-        return backup_id(self.plan.volume, run_id())
+        # Runs of two DAGs may have the same id.
+        return backup_id(self.plan.volume, f"revert-{run_id()}" if self.plan.backup_id else run_id())
 
     @cached_property
     def backup(self) -> Backup:

@@ -141,9 +141,7 @@ class Runtime:
     @cached_property
     def vault(self) -> FileVault:
         """The backups."""
-        from include.juicefs_storage.adapters.vault import FileVault
-
-        return FileVault.from_connection(BACKUP_CONN_ID)
+        return open_vault()
 
     def setting(self) -> Setting:
         """The setting as it is now."""
@@ -191,6 +189,13 @@ class Runtime:
         if self.params.source_conn_id:
             return S3Bucket.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
         return S3Bucket.from_storage(config)
+
+
+def open_vault() -> FileVault:
+    """The backups, which belong to no single volume."""
+    from include.juicefs_storage.adapters.vault import FileVault
+
+    return FileVault.from_connection(BACKUP_CONN_ID)
 
 
 def pull(task_id: str, key: str = "return_value") -> Any:
