@@ -10,6 +10,16 @@ from typing import Any, Literal, Protocol
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 
 WorkloadKind = Literal["StatefulSet", "DaemonSet"]
+DumpKind = Literal[
+    "pods",
+    "events",
+    "statefulsets",
+    "daemonsets",
+    "persistentvolumes",
+    "persistentvolumeclaims",
+    "csidrivers",
+    "csinodes",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +226,11 @@ class Cluster(Protocol):
     ) -> ExecResult:
         """Run a command in a pod and wait for its end."""
 
-    def log_tail(self, pod: str, lines: int = 20) -> str:
-        """The last lines of a pod's log, masked."""
+    def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
+        """Objects as the API server sends them; of claims and volumes those of driver csi.juicefs.com alone."""
+
+    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
+        """The last lines of a pod's log, as they are; `container` where the pod has several."""
 
 
 @dataclass(frozen=True, slots=True)
