@@ -43,7 +43,7 @@ PARAMS = {
     "source_conn_id": _text(None, "Old store's connection", "Empty: the endpoint and keys in the setting.", "New storage"),
     "dry_run": _flag(True, "Dry run", "Stop after the plan. Nothing is changed.", "Safety"),
     "require_approval": _flag(True, "Require approval", "Wait for a human who has read the plan.", "Safety"),
-    "consistency": _text("listing", "Compare the stores", "How the new store is compared with the old one before the switch.", "Safety", enum=["off", "listing"]),
+    "consistency": _text("listing", "Compare the stores", "How the new store is compared with the old one before the switch: not at all, some blocks by content, all by key and size, all by content.", "Safety", enum=["off", "sample", "listing", "content"]),
     "catch_up": _flag(True, "Catch up", "Copy what clients write to the old store until they have moved.", "Safety"),
     "restart_csi": _flag(True, "Restart CSI", "Restart the CSI controller and node components.", "Safety"),
     "on_failure": _text("rollback", "On failure", "Roll back, or hold for a human.", "Safety", enum=["rollback", "hold"]),

@@ -58,6 +58,9 @@ class FakeMetadata:
     def slices(self) -> Iterator[tuple[int, int]]:
         return iter(self.rows)
 
+    def next_slice(self) -> int:
+        return 1 + max((slice_id for slice_id, _ in self.rows), default=0)
+
 
 @dataclass
 class FakeJuiceFS:
@@ -76,6 +79,7 @@ class FakeJuiceFS:
 @dataclass
 class FakeStore:
     objects: dict[str, int] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         for key in sorted(self.objects, key=str.encode):
@@ -84,6 +88,9 @@ class FakeStore:
 
     def exists(self, key: str) -> bool:
         return key in self.objects
+
+    def digest(self, key: str) -> str | None:
+        return self.contents.get(key, "as written") if key in self.objects else None
 
 
 @dataclass
@@ -94,15 +101,15 @@ class FakeCluster:
 
     def add(self, secret: str, labels: Mapping[str, str] | None = None, /, **data: str) -> None:
         self.store[secret] = SecretObject(
-            self.namespace, secret, "1", labels or {}, {k.replace("_", "-"): v for k, v in data.items()}
+            self.namespace, secret, "1", labels or {}, data={k.replace("_", "-"): v for k, v in data.items()}
         )
 
     def secret(self, name: str) -> SecretObject:
         return self.store[name]
 
-    def secrets(self, label_selector: str) -> list[SecretObject]:
-        key, _, value = label_selector.partition("=")
-        return [secret for secret in self.store.values() if secret.labels.get(key) == value]
+    def secrets(self, label_selector: str = "") -> list[SecretObject]:
+        assert not label_selector
+        return list(self.store.values())
 
     def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
         if secret.resource_version != self.store[secret.name].resource_version:

@@ -14,6 +14,7 @@ from include.juicefs_storage.core.setting import StorageConfig
 from tests.unit.fakes import NEW, OLD, FakeMetadata, FakeStore, setting
 
 MIB = 1 << 20
+METADATA = FakeMetadata(setting(), [(number, 100) for number in range(10)])
 
 
 def test_block_keys():
@@ -32,7 +33,8 @@ def test_listings_are_compared_in_the_order_of_s3():
     target = FakeStore({"a/10": 1, "a/z": 3, "a/é": 4, "a/cut": 4, "a/extra": 9})
     difference = compare_listings(source.list("a/"), target.list("a/"))
     assert (difference.expected, difference.present, difference.missing, difference.different) == (5, 3, 1, 1)
-    assert sorted(difference.examples) == ["different size: a/cut", "missing: a/1/x"]
+    assert sorted(difference.examples) == ["different: a/cut (4 bytes instead of 5)", "missing: a/1/x"]
+    assert difference.extra == 1
 
 
 def _store_of(slices, setting_row):
@@ -73,7 +75,7 @@ def test_a_copy_that_is_behind_is_a_warning_and_one_that_was_not_made_a_refusal(
     row = setting()
     source = _store_of([(number, 100) for number in range(10)], row)
     target = _store_of([(number, 100) for number in range(on_target)], row)
-    findings, difference = check_consistency(source, target, row, catch_up=catch_up)
+    findings, difference = check_consistency(source, target, row, METADATA, mode="listing", catch_up=catch_up)
     assert [finding.level for finding in findings] == [level]
     assert difference.missing == 10 - on_target
 
@@ -82,7 +84,7 @@ def test_a_block_that_differs_is_refused():
     row = setting()
     source, target = _store_of([(1, 100)], row), _store_of([(1, 100)], row)
     target.objects["myjfs/chunks/0/0/1_0_100"] = 99
-    findings, _ = check_consistency(source, target, row, catch_up=True)
+    findings, _ = check_consistency(source, target, row, METADATA, mode="listing", catch_up=True)
     assert [finding.level for finding in findings] == ["refusal"]
 
 

@@ -142,7 +142,10 @@ class TestEveryDag:
 
 
 def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
-    checks = ["check_consistency", "check_csi", "check_rights", "check_target_bucket", "check_volume"]
+    checks = [
+        "check_consistency", "check_csi", "check_rights", "check_secrets", "check_target_bucket", "check_vault",
+        "check_volume",
+    ]  # fmt: skip
     undo = [
         "restore_setting", "restore_secret", "restart_csi_again", "wait_for_rollouts_again", "prove_clients_on_old",
         "copy_back_again", "prove_blocks_on_old",
@@ -167,7 +170,8 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "prove_blocks": ["decide", "prove_fresh_mount"],
         "prove_fresh_mount": ["prove_no_restarts"],
         "prove_no_restarts": ["decide"],
-        "decide": ["copy_back", "finalize"],
+        "decide": ["collect_diagnostics", "finalize"],
+        "collect_diagnostics": ["copy_back"],
         "copy_back": undo[:1],
         **{task: [following] for task, following in pairwise(undo)},
         "prove_blocks_on_old": ["finalize"],
@@ -178,6 +182,6 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "backup": "none_failed_min_one_success",  # approved, or no approval required
         "decide": "all_done",
         # The undo goes on after a failed undo, and is skipped with its group.
-        **dict.fromkeys(["copy_back", *undo], "none_skipped"),
+        **dict.fromkeys(["collect_diagnostics", "copy_back", *undo], "none_skipped"),
         "finalize": "all_done",
     }

@@ -189,6 +189,7 @@ def test_the_roles_grant_nothing_else() -> None:
         ("Role", "pods/exec"): {"create", "get"},
         ("Role", "daemonsets"): {"get", "list", "watch", "patch"},
         ("Role", "statefulsets"): {"get", "list", "watch", "patch"},
+        ("Role", "deployments"): {"list"},
         ("Role", "configmaps"): {"get", "list"},
         ("Role", "events"): {"get", "list"},
         ("Role", "jobs"): {"get", "list"},

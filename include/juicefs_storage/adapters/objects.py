@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.core.errors import PermanentError, TransientError
 from include.juicefs_storage.core.ports import StoredObject
-from include.juicefs_storage.core.setting import StorageConfig
+from include.juicefs_storage.core.setting import ENDPOINT, StorageConfig
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -46,6 +46,12 @@ def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | 
 
     connection = BaseHook.get_connection(conn_id)
     endpoint = endpoint or connection.extra_dejson.get("endpoint_url")
+    if endpoint and not ENDPOINT.match(str(endpoint)):
+        raise PermanentError(
+            f"Connection {conn_id!r}: expected an endpoint of the form http(s)://host[:port], found one with a path, "
+            "keys, or no scheme: JuiceFS would read another bucket from it.",
+            next_step="correct extra.endpoint_url in Airflow (Admin → Connections)",
+        )
     for field, value in (
         ("type aws", connection.conn_type == "aws"),
         ("a login (access key)", connection.login),

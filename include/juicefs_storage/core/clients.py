@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +20,10 @@ MOUNT_POD_SELECTOR = "app.kubernetes.io/name=juicefs-mount"
 MOUNT_CONTAINER = "jfs-mount"
 _MOUNT_PATH = re.compile(r"(?<=\s)(/jfs/[^\s'\"]+)")
 OBJECT_KEY = re.compile(r"\S+/chunks/\S+_\d+_\d+")
+_PARALLEL_PODS = 8
+#: Where the driver's command for a mount pod turns from `format` to the mount itself.
+_MOUNT_COMMAND = re.compile(r"mount\.juicefs\s|juicefs\s+mount\s")
+_OVERRIDE = re.compile(r"(?:^|--|[\s,'\"])(?P<option>(?:bucket|storage)[= ][^\s,'\"]+)")
 
 # Fixed text; values arrive as positional arguments. /bin/sh of the mount image is enough.
 _READ_CONFIG = 'cat "$1/.config"'
@@ -28,6 +34,17 @@ dd if=/dev/urandom of="$1/$2" bs=4096 count=1 conv=fsync 2>/dev/null
 /usr/local/bin/juicefs info "$1/$2"
 """
 _REMOVE_CANARY = 'rm -f "$1/$2"'
+_REACH_TIMEOUT_S = 30
+#: What the images hold: curl, which also proves that the pod trusts the certificate; bash, which only connects.
+_REACH = """\
+if command -v curl >/dev/null 2>&1; then
+  exec curl --silent --show-error --output /dev/null --max-time 10 "$1/"
+elif command -v bash >/dev/null 2>&1 && command -v timeout >/dev/null 2>&1; then
+  exec timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$2" "$3"
+fi
+exit 69
+"""
+_CANNOT_ASK = 69
 
 
 class MountPod(BaseModel):
@@ -48,6 +65,11 @@ class MountPod(BaseModel):
     read_only: bool
     version: str
     request_errors: float
+    #: Blocks that wait in the cache of a writeback mount, and whether its options make them wait.
+    staged_blocks: int = 0
+    upload_delayed: bool = False
+    #: `bucket=…`, `storage=…` among the options of the mount command.
+    overrides: tuple[str, ...] = ()
 
 
 class PodIdentity(BaseModel):
@@ -98,39 +120,85 @@ def read_config(cluster: Cluster, pod: Pod) -> dict[str, Any]:
     return config
 
 
-def read_request_errors(cluster: Cluster, pod: Pod) -> float:
-    """How many object requests of this client failed since it started (`.stats`)."""
+def _read_stats(cluster: Cluster, pod: Pod) -> Mapping[str, float]:
+    """The counters of a client without labels (`.stats`)."""
     result = _in_pod(cluster, pod.name, _READ_STATS, mount_path(pod))
     rows = (line.split() for line in result.stdout.splitlines())
-    return sum(float(row[1]) for row in rows if len(row) == 2 and row[0] == "juicefs_object_request_errors")
+    return {row[0]: float(row[1]) for row in rows if len(row) == 2}
+
+
+def read_request_errors(cluster: Cluster, pod: Pod) -> float:
+    """How many object requests of this client failed since it started."""
+    return _read_stats(cluster, pod).get("juicefs_object_request_errors", 0.0)
+
+
+def storage_overrides(options: str) -> tuple[str, ...]:
+    """`bucket=…` and `storage=…` among mount options: a client that has them does not follow the setting."""
+    return tuple(found["option"] for found in _OVERRIDE.finditer(options))
+
+
+def _mount_options(pod: Pod) -> str:
+    """The mount command without the `format` before it, which names the bucket as well."""
+    return " ".join(_MOUNT_COMMAND.split(command, maxsplit=1)[-1] for command in pod.commands)
 
 
 def find_mount_pods(cluster: Cluster, setting: Setting) -> list[MountPod]:
     """Every mount pod that serves this volume, told by the UUID in its `.config`."""
-    found = []
-    for pod in cluster.pods(MOUNT_POD_SELECTOR):
-        config = read_config(cluster, pod)
-        form, meta, chunk = config.get("Format") or {}, config.get("Meta") or {}, config.get("Chunk") or {}
-        if form.get("UUID") != setting.uuid:
-            continue
-        found.append(
-            MountPod(
-                name=pod.name,
-                uid=pod.uid,
-                node=pod.node,
-                restarts=pod.restarts,
-                volume_id=pod.labels.get("volume-id", ""),
-                mount_path=mount_path(pod),
-                storage=form.get("Storage", ""),
-                bucket=form.get("Bucket", ""),
-                heartbeat_s=float(meta.get("Heartbeat", 0)) / 1e9,
-                writeback=bool(chunk.get("Writeback")),
-                read_only=bool(meta.get("ReadOnly")),
-                version=str(config.get("Version", "")),
-                request_errors=read_request_errors(cluster, pod),
-            )
-        )
-    return sorted(found, key=lambda mount: mount.name)
+    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+        found = pool.map(lambda pod: _mount_pod(cluster, pod, setting), cluster.pods(MOUNT_POD_SELECTOR))
+    return sorted((mount for mount in found if mount), key=lambda mount: mount.name)
+
+
+def _mount_pod(cluster: Cluster, pod: Pod, setting: Setting) -> MountPod | None:
+    config = read_config(cluster, pod)
+    form, meta, chunk = config.get("Format") or {}, config.get("Meta") or {}, config.get("Chunk") or {}
+    if form.get("UUID") != setting.uuid:
+        return None
+    stats = _read_stats(cluster, pod)
+    return MountPod(
+        name=pod.name,
+        uid=pod.uid,
+        node=pod.node,
+        restarts=pod.restarts,
+        volume_id=pod.labels.get("volume-id", ""),
+        mount_path=mount_path(pod),
+        storage=form.get("Storage", ""),
+        bucket=form.get("Bucket", ""),
+        heartbeat_s=float(meta.get("Heartbeat", 0)) / 1e9,
+        writeback=bool(chunk.get("Writeback")),
+        read_only=bool(meta.get("ReadOnly")),
+        version=str(config.get("Version", "")),
+        request_errors=stats.get("juicefs_object_request_errors", 0.0),
+        staged_blocks=int(stats.get("juicefs_staging_blocks", 0)),
+        upload_delayed=bool(chunk.get("UploadDelay") or chunk.get("UploadHours")),
+        overrides=storage_overrides(_mount_options(pod)),
+    )
+
+
+def cannot_reach(cluster: Cluster, pod: str, container: str, endpoint: str) -> str | None:
+    """Connect from a pod to an endpoint, without keys: any answer will do.
+
+    Args:
+        cluster: Where the pod is.
+        pod: Its name.
+        container: Its container.
+        endpoint: `http(s)://host[:port]`.
+
+    Returns:
+        The empty string where it can be reached, what is wrong where it cannot, None where the pod could not be asked.
+    """
+    url = urlsplit(endpoint)
+    port = url.port or {"http": 80, "https": 443}[url.scheme]
+    command = ["sh", "-c", _REACH, "sh", endpoint, url.hostname or "", str(port)]
+    try:
+        result = cluster.exec(pod, container, command, timeout_s=_REACH_TIMEOUT_S)
+    except TransientError:
+        return None
+    if result.returncode in {_CANNOT_ASK, 126, 127}:
+        return None
+    if result.returncode == 0:
+        return ""
+    return result.stderr.strip()[-200:] or f"exit code {result.returncode}"
 
 
 def business_pods(cluster: Cluster, volumes: Sequence[PersistentVolume]) -> list[PodIdentity]:

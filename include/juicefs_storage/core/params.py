@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from include.juicefs_storage.core.errors import PermanentError
+from include.juicefs_storage.core.setting import ENDPOINT
 
 BUCKET_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
-Consistency = Literal["off", "listing"]
+Consistency = Literal["off", "sample", "listing", "content"]
 Runner = Literal["controller", "worker"]
 OnFailure = Literal["rollback", "hold"]
 
@@ -52,7 +53,7 @@ class SwitchParams(BaseModel):
     @field_validator("target_endpoint")
     @classmethod
     def _endpoint(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"^https?://[^/\s?#@]+/?$", value):
+        if value is not None and not ENDPOINT.match(value):
             raise ValueError("expected http(s)://host[:port] without bucket, path or keys")
         return value.rstrip("/") if value else value
 

@@ -8,21 +8,26 @@ from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.ports import Cluster, SecretObject
 from include.juicefs_storage.core.setting import StorageConfig
 
-#: Label of the per-volume Secrets that the CSI driver writes.
-DRIVER_SECRET_SELECTOR = "juicefs/secret=true"  # noqa: S105
 _ALIASES = {
     "storage": ("storage",),
     "bucket": ("bucket",),
     "access-key": ("access-key", "accesskey"),
     "secret-key": ("secret-key", "secretkey"),
 }
-_METAURL = re.compile(r"^mysql://(?:[^@]*@)?(?:tcp)?\(?(?P<host>[^)/]+)\)?/(?P<database>[^?]*)")
+_METAURL = re.compile(r"^mysql://(?:.*@)?(?:tcp)?\(?(?P<host>[^:)/]+)(?::(?P<port>\d+))?\)?/(?P<database>[^?]*)")
+_MYSQL_PORT = "3306"
 
 
 def same_metadata(one: str, other: str) -> bool:
     """Whether two metaurls name the same database: user, password and options may differ."""
     first, second = _METAURL.match(one), _METAURL.match(other)
-    return bool(first and second and first.groupdict() == second.groupdict())
+    return bool(first and second and first.groupdict(_MYSQL_PORT) == second.groupdict(_MYSQL_PORT))
+
+
+def holds_volume(secret: SecretObject, main: SecretObject) -> bool:
+    """Whether a Secret belongs to the same volume as another: the same metadata, and no other volume's name."""
+    named = secret.data.get("name") in {None, main.data.get("name")}
+    return named and same_metadata(secret.data.get("metaurl", ""), main.data.get("metaurl", ""))
 
 
 def desired_values(secret: SecretObject, config: StorageConfig) -> dict[str, str]:
@@ -52,7 +57,7 @@ def storage_values(secret: SecretObject) -> dict[str, str]:
 
 
 def volume_secrets(cluster: Cluster, secret_name: str, volume: str) -> list[SecretObject]:
-    """The Secret of the volume and every per-volume copy that the CSI driver made of it.
+    """The Secret of the volume and every other Secret of its namespace with its metadata, the driver's copies included.
 
     Raises:
         PermanentError: The Secret belongs to another volume or lacks its metaurl.
@@ -64,12 +69,7 @@ def volume_secrets(cluster: Cluster, secret_name: str, volume: str) -> list[Secr
             f"found name={main.data.get('name')!r} and keys {', '.join(sorted(main.data))}.",
             next_step="correct `secret_name`, `namespace` or `meta_conn_id`",
         )
-    copies = [
-        secret
-        for secret in cluster.secrets(DRIVER_SECRET_SELECTOR)
-        if secret.name != main.name and same_metadata(secret.data.get("metaurl", ""), main.data["metaurl"])
-    ]
-    return [main, *copies]
+    return [main, *(secret for secret in cluster.secrets() if secret.name != main.name and holds_volume(secret, main))]
 
 
 def split_password(metaurl: str) -> tuple[str, str]:

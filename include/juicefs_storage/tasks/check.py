@@ -18,7 +18,14 @@ from include.juicefs_storage.core.clients import business_pods, find_mount_pods
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.core.lock import check_lock
 from include.juicefs_storage.core.params import resolve_params as validate_params
-from include.juicefs_storage.core.plan import Finding, Plan, SecretChange, StorageView, fingerprint
+from include.juicefs_storage.core.plan import (
+    Finding,
+    Plan,
+    SecretChange,
+    StorageView,
+    findings_markdown,
+    fingerprint,
+)
 from include.juicefs_storage.core.secrets import volume_secrets
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import CSI_WORKLOADS, PatchSecrets, WriteSetting
@@ -35,7 +42,10 @@ from include.juicefs_storage.tasks.runtime import (
 
 #: The checks by task id, for whoever makes them outside of a run of their own.
 CHECK_FUNCTIONS: dict[str, Callable[[Runtime], list[Finding]]] = {}
-CHECKS = ("resolve_params", "check_rights", "check_csi", "check_volume", "check_target_bucket", "check_consistency")
+CHECKS = (
+    "resolve_params", "check_rights", "check_csi", "check_volume", "check_secrets", "check_vault",
+    "check_target_bucket", "check_consistency",
+)  # fmt: skip
 
 
 @runbook_task
@@ -107,41 +117,76 @@ def check_volume(runtime: Runtime) -> list[Finding]:
     Reads the setting, the sessions, and `.config` of every mount pod.
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
+    setting, volumes = runtime.setting(), runtime.cluster.persistent_volumes()
+    mounts, timeout_s = find_mount_pods(runtime.cluster, setting), runtime.params.client_timeout_s
+    return checks.gather(
+        "volume",
+        lambda: checks.check_volume(setting, mounts, volumes, runtime.metadata, timeout_s),
+        lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
+    )
+
+
+@check_task
+def check_secrets(runtime: Runtime) -> list[Finding]:
+    """Every Secret with the volume's values is known, and nothing puts the old ones back or restarts pods.
+
+    Reads the namespace's Secrets and workloads, and the PersistentVolumes.
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
     setting = runtime.setting()
-    secret = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)[0]
-    held = (secret.data.get("storage"), secret.data.get("bucket"))
-    mounts = find_mount_pods(runtime.cluster, setting)
-    return checks.check_volume(setting, held, mounts, runtime.metadata, runtime.params.client_timeout_s)
+    secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
+    return checks.check_secrets(runtime.cluster, setting, secrets, find_mount_pods(runtime.cluster, setting))
+
+
+@check_task
+def check_vault(runtime: Runtime) -> list[Finding]:
+    """The connection `juicefs_backup` has a usable key, and its folder can be looked into.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream. That it can be written is proven by backup itself.
+    """
+    runtime.vault.load("none")
+    return [checks.ok("vault", f"the key is usable, backups go to {runtime.vault.folder}")]
 
 
 @check_task
 def check_target_bucket(runtime: Runtime) -> list[Finding]:
-    """The new bucket exists, its keys work, and it holds this volume's data (`juicefs_uuid`).
+    """The new bucket exists, its keys work, it holds this volume's data, and the pods that will use it reach it.
 
     **Changes** nothing in a dry run; else one probe object is written to the new bucket and deleted again.
     The bucket is looked up with HEAD and never created. **Safe to clear**: yes, with Downstream.
     """
     setting = runtime.setting()
     probe = None if runtime.params.dry_run else f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}"
-    return checks.check_target(runtime.target_store, setting, runtime.target(setting), probe_key=probe)
+    target = runtime.target(setting)
+    controller = runtime.params.juicefs_runner == "controller"
+    return checks.gather(
+        "target",
+        lambda: checks.check_target(runtime.target_store, setting, target, probe_key=probe),
+        lambda: checks.check_reach(
+            runtime.cluster, target, find_mount_pods(runtime.cluster, setting), controller=controller
+        ),
+    )
 
 
 @check_task
 def check_consistency(runtime: Runtime) -> list[Finding]:
-    """Compare both stores' listings: every block of the old store is on the new one, with the same size.
+    """Compare the stores as `consistency` says: a sample by content, all by key and size, or all by content.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream. `consistency=off` leaves it out, with a warning.
     """
-    if runtime.params.consistency == "off":
-        return [checks.warning("consistency", "The stores were not compared.", "set consistency=listing")]
     setting = runtime.setting()
     if setting.uses(runtime.target(setting)):
         return [checks.ok("consistency", "the volume is on this store already")]
     source = runtime.source_store(runtime.source(setting))
     findings, difference = checks.check_consistency(
-        source, runtime.target_store, setting, catch_up=runtime.params.catch_up
+        source,
+        runtime.target_store,
+        setting,
+        runtime.metadata,
+        mode=runtime.params.consistency,
+        catch_up=runtime.params.catch_up,
     )
-    push("missing_objects", difference.missing)
+    push("missing_objects", difference.missing if runtime.params.consistency != "off" else None)
     return findings
 
 
@@ -170,7 +215,7 @@ def plan() -> dict[str, Any]:
     findings = all_findings()
     if refused := [finding for finding in findings if finding.level == "refusal"]:
         lines = "\n".join(f"- {finding.check}: {finding.message} Remedy: {finding.remedy}" for finding in refused)
-        push("markdown", f"## Refused\n{lines}")
+        push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
         raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
     planned = make_plan(Runtime.of_run(), findings, pull("check_consistency", "missing_objects"))
     push("markdown", planned.to_markdown())

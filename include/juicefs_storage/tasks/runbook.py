@@ -18,8 +18,8 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
     """
     with TaskGroup("check", prefix_group_id=False, tooltip="Asked before anything is touched; changes nothing"):
         checks = [
-            check.check_rights(), check.check_csi(), check.check_volume(),
-            check.check_target_bucket(), check.check_consistency(),
+            check.check_rights(), check.check_csi(), check.check_volume(), check.check_secrets(),
+            check.check_vault(), check.check_target_bucket(), check.check_consistency(),
         ]  # fmt: skip
         resolve_params() >> checks
 
@@ -47,11 +47,11 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
     [settled, blocks, unharmed] >> decide
 
     with TaskGroup("rollback", prefix_group_id=False, tooltip="Back to the old store, every client proven there"):
-        first, last = rollback.copy_back(), rollback.prove_blocks_on_old()
+        first, last = rollback.collect_diagnostics(), rollback.prove_blocks_on_old()
         (
-            first >> rollback.restore_setting() >> rollback.restore_secret() >> rollback.restart_csi_again()
-            >> rollback.wait_for_rollouts_again() >> rollback.prove_clients_on_old() >> rollback.copy_back_again()
-            >> last
+            first >> rollback.copy_back() >> rollback.restore_setting() >> rollback.restore_secret()
+            >> rollback.restart_csi_again() >> rollback.wait_for_rollouts_again() >> rollback.prove_clients_on_old()
+            >> rollback.copy_back_again() >> last
         )  # fmt: skip
 
     decide >> [first, finalize]

@@ -2,16 +2,21 @@
 
 from include.juicefs_storage.core.checks.cluster import check_csi, check_rights, needed_rights
 from include.juicefs_storage.core.checks.consistency import check_consistency
-from include.juicefs_storage.core.checks.findings import ok, refusal, warning
-from include.juicefs_storage.core.checks.target import check_target
-from include.juicefs_storage.core.checks.volume import check_volume
+from include.juicefs_storage.core.checks.findings import gather, ok, refusal, warning
+from include.juicefs_storage.core.checks.secrets import check_secrets
+from include.juicefs_storage.core.checks.target import check_reach, check_target
+from include.juicefs_storage.core.checks.volume import check_runner, check_volume
 
 __all__ = [
     "check_consistency",
     "check_csi",
+    "check_reach",
     "check_rights",
+    "check_runner",
+    "check_secrets",
     "check_target",
     "check_volume",
+    "gather",
     "needed_rights",
     "ok",
     "refusal",

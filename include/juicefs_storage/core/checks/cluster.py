@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from include.juicefs_storage.core.checks.findings import ok, refusal
 from include.juicefs_storage.core.plan import Finding
 from include.juicefs_storage.core.ports import Cluster, Right
 from include.juicefs_storage.core.steps import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
+
+#: A flag without a value is true.
+_BY_PROCESS = re.compile(r"--by-process(=(true|t|1))?(\s|$)", re.IGNORECASE)
 
 
 def needed_rights(namespace: str) -> list[Right]:
@@ -21,7 +26,11 @@ def needed_rights(namespace: str) -> list[Right]:
     rights += [
         Right(verb, resource, "apps", namespace=namespace)
         for resource in ("statefulsets", "daemonsets")
-        for verb in ("get", "patch")
+        for verb in ("get", "list", "patch")
+    ]
+    rights.append(Right("list", "deployments", "apps", namespace=namespace))
+    rights += [
+        Right(verb, "leases", "coordination.k8s.io", namespace=namespace) for verb in ("get", "create", "update")
     ]
     rights += [Right("list", "pods"), Right("list", "persistentvolumes")]
     return rights
@@ -41,7 +50,7 @@ def check_csi(cluster: Cluster) -> list[Finding]:
     findings = []
     for kind, name in CSI_WORKLOADS:
         workload = cluster.workload(kind, name)
-        if any(arg.replace("=", " ").split()[:2] == ["--by-process", "true"] for arg in workload.args):
+        if any(_BY_PROCESS.search(arg) for arg in workload.args):
             findings.append(
                 refusal(
                     "csi",

@@ -3,51 +3,106 @@
 from __future__ import annotations
 
 from include.juicefs_storage.core.checks.findings import ok, refusal, warning
-from include.juicefs_storage.core.copying import Difference, compare_listings, volume_objects
+from include.juicefs_storage.core.copying import (
+    Difference,
+    compare_listings,
+    compare_sample,
+    same_contents,
+    volume_objects,
+)
+from include.juicefs_storage.core.params import Consistency
 from include.juicefs_storage.core.plan import Finding
-from include.juicefs_storage.core.ports import ObjectStore
+from include.juicefs_storage.core.ports import MetadataStore, ObjectStore
 from include.juicefs_storage.core.setting import Setting
+
+CHECK = "consistency"
+SAMPLE_BLOCKS = 200
+_HOW = {
+    "sample": f"{SAMPLE_BLOCKS} blocks drawn at random, by content",
+    "listing": "every block, by key and size",
+    "content": "every block, by content",
+}
 
 
 def check_consistency(
-    source: ObjectStore, target: ObjectStore, setting: Setting, *, catch_up: bool
+    source: ObjectStore,
+    target: ObjectStore,
+    setting: Setting,
+    metadata: MetadataStore,
+    *,
+    mode: Consistency,
+    catch_up: bool,
 ) -> tuple[list[Finding], Difference]:
-    """Compare the new store's listing with the old one's: every block is there, with the same size.
+    """Compare the blocks on the new store with those on the old one.
 
     A volume in use is always ahead of its copy. With `catch_up` a copy that is behind is a warning, since the rest is
     copied before the setting is written; a copy that was not made at all is a refusal.
+
+    Args:
+        source: The old bucket.
+        target: The new bucket.
+        setting: The volume's setting.
+        metadata: Which blocks files refer to, and which slices the volume has given out.
+        mode: `sample`: some blocks, by content. `listing`: all, by key and size. `content`: all, read on both sides.
+        catch_up: Whether what is missing will be copied.
     """
-    check, difference = (
-        "consistency",
-        compare_listings(volume_objects(source, setting), volume_objects(target, setting)),
-    )
-    examples = "; ".join(difference.examples)
-    copy = "copy the volume (`juicefs sync`, see docs/switch.md), then start again"
-    findings = []
-    if difference.different:
-        findings.append(
-            refusal(
-                check,
-                f"{difference.different} of {difference.expected} blocks differ in size on the new store: {examples}.",
-                "find out what wrote them; nothing here overwrites an object that differs",
-            )
+    if mode == "off":
+        return [warning(CHECK, "The stores were not compared.", "set consistency=listing")], Difference()
+    if mode == "sample":
+        difference = compare_sample(metadata, setting, source, target, SAMPLE_BLOCKS)
+    else:
+        contents = same_contents(source, target) if mode == "content" else None
+        difference = compare_listings(volume_objects(source, setting), volume_objects(target, setting), contents)
+    findings = [*_different(difference), *_missing(difference, catch_up=catch_up), *_foreign(difference, metadata)]
+    return findings or [ok(CHECK, f"{_HOW[mode]}: all {difference.expected} are the same on both stores")], difference
+
+
+def _different(difference: Difference) -> list[Finding]:
+    if not difference.different:
+        return []
+    examples = "; ".join(difference.examples_of("different"))
+    return [
+        refusal(
+            CHECK,
+            f"{difference.different} of {difference.expected} blocks differ on the new store: {examples}.",
+            "find out what wrote them; nothing here overwrites an object that differs",
         )
-    if difference.missing and (not difference.present or not catch_up):
-        findings.append(
+    ]
+
+
+def _missing(difference: Difference, *, catch_up: bool) -> list[Finding]:
+    if not difference.missing:
+        return []
+    message = f"{difference.missing} of {difference.expected} blocks are not on the new store"
+    examples = "; ".join(difference.examples_of("missing"))
+    if catch_up and difference.present:
+        remedy = "they are copied before the setting is written (catch_up=true)"
+        return [warning(CHECK, f"{message} yet: {examples}.", remedy)]
+    return [refusal(CHECK, f"{message}: {examples}.", "copy the volume (see docs/switch.md), then start again")]
+
+
+def _foreign(difference: Difference, metadata: MetadataStore) -> list[Finding]:
+    """Blocks that only the new store has: of files deleted since the copy was made, or of another volume."""
+    if not difference.extra:
+        return []
+    slice_id, key = difference.newest_extra
+    # Read after the listing: an id that was given out meanwhile is below it.
+    if slice_id >= (given_out := metadata.next_slice()):
+        return [
             refusal(
-                check,
-                f"{difference.missing} of {difference.expected} blocks are not on the new store: {examples}.",
-                copy,
+                CHECK,
+                f"{key} on the new store is not this volume's: it has given out no slice {slice_id} yet, only those "
+                f"below {given_out}. Another volume of the same name would write to the same keys.",
+                "choose a bucket where the prefix holds this volume's copy alone",
             )
-        )
-    elif difference.missing:
-        findings.append(
+        ]
+    if difference.extra > difference.present:
+        return [
             warning(
-                check,
-                f"{difference.missing} of {difference.expected} blocks are not on the new store yet.",
-                "they are copied before the setting is written (catch_up=true)",
+                CHECK,
+                f"{difference.extra} blocks are on the new store only, more than the {difference.present} that both "
+                f"have, such as {key}.",
+                "is this the copy of this volume? Blocks of files deleted since it was made are harmless",
             )
-        )
-    return findings or [
-        ok(check, f"all {difference.expected} blocks of the old store are on the new one, by key and size")
-    ], difference
+        ]
+    return []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
+from include.juicefs_storage.core.errors import StorageSwitchError
 from include.juicefs_storage.core.plan import Finding
 
 
@@ -18,3 +21,14 @@ def warning(check: str, message: str, remedy: str) -> Finding:
 def refusal(check: str, message: str, remedy: str) -> Finding:
     """Something that forbids the switch."""
     return Finding(check=check, level="refusal", message=message, remedy=remedy)
+
+
+def gather(check: str, *parts: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Make each part of a check, whatever becomes of the others; one that could not be made is a refusal."""
+    findings: list[Finding] = []
+    for part in parts:
+        try:
+            findings += part()
+        except StorageSwitchError as error:
+            findings.append(refusal(check, error.problem, error.next_step))
+    return findings

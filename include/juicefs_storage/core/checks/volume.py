@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 from include.juicefs_storage.core.checks.findings import ok, refusal, warning
-from include.juicefs_storage.core.clients import MountPod, unknown_sessions
+from include.juicefs_storage.core.clients import MountPod, storage_overrides, unknown_sessions
 from include.juicefs_storage.core.plan import Finding
-from include.juicefs_storage.core.ports import MetadataStore
-from include.juicefs_storage.core.setting import Setting
+from include.juicefs_storage.core.ports import MetadataStore, PersistentVolume, Session
+from include.juicefs_storage.core.setting import S3_STORAGES, Setting
 
 MINIMUM_VERSION = (1, 1)
 
 
 def _version(text: str) -> tuple[int, ...]:
-    numbers = text.split("+", maxsplit=1)[0].split("-", maxsplit=1)[0].split(".")
-    return tuple(int(number) for number in numbers[:2] if number.isdigit())
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(number) for number in found.groups("0")) if found else ()
 
 
 def check_volume(
     setting: Setting,
-    secret_storage: tuple[str | None, str | None],
     mounts: Sequence[MountPod],
+    volumes: Sequence[PersistentVolume],
     metadata: MetadataStore,
     client_timeout_s: float,
 ) -> list[Finding]:
@@ -29,61 +30,36 @@ def check_volume(
 
     Args:
         setting: The setting as it is now.
-        secret_storage: `storage` and `bucket` of the Secret; None where the Secret lacks the key.
         mounts: The volume's mount pods.
+        volumes: The PVs of the CSI driver; those that the mount pods serve are looked at.
         metadata: Where the sessions are listed.
         client_timeout_s: How long a client may take to follow, in seconds.
     """
-    check, findings = "volume", []
+    check = "volume"
+    findings = [finding for mount in mounts for finding in _mount_findings(mount, setting, client_timeout_s)]
     if setting.shards > 1:
         findings.append(
             refusal(check, f"The volume is sharded over {setting.shards} buckets.", "sharded volumes cannot be moved")
         )
-    held = [value for value in secret_storage if value is not None]
-    if held and held != [setting.storage, setting.bucket][-len(held) :]:
+    if setting.storage not in S3_STORAGES:
         findings.append(
-            warning(
+            refusal(
                 check,
-                f"The Secret says {' '.join(held)}, the setting {setting.storage} {setting.bucket}.",
-                "a starting mount pod writes the Secret's values into the setting; the switch makes both agree",
+                f"The volume's storage is of kind {setting.storage!r}, expected one of {', '.join(S3_STORAGES)}.",
+                "only volumes on S3 stores can be moved, and their kind stays what it is",
             )
         )
-    for mount in mounts:
-        name = f"Mount pod {mount.name}"
-        if _version(mount.version) < MINIMUM_VERSION:
-            findings.append(refusal(check, f"{name} runs JuiceFS {mount.version}, needs 1.1.", "upgrade the client"))
-        if mount.heartbeat_s > client_timeout_s:
-            findings.append(
-                refusal(
-                    check,
-                    f"{name} has a heartbeat of {mount.heartbeat_s:g} s, longer than client_timeout_s.",
-                    f"set client_timeout_s to more than {2 * mount.heartbeat_s:g}",
-                )
-            )
-        if mount.bucket != setting.bucket:
-            findings.append(
-                refusal(
-                    check,
-                    f"{name} uses bucket {mount.bucket}, the setting {setting.bucket}: it runs with an override.",
-                    "remove bucket/storage from the PV's mountOptions and start the mount pod anew",
-                )
-            )
-        if mount.read_only:
-            findings.append(
-                refusal(
-                    check,
-                    f"{name} is mounted read-only: no block can be written through it to prove it.",
-                    "unmount it for the time of the switch",
-                )
-            )
-        if mount.writeback:
-            findings.append(
-                refusal(
-                    check,
-                    f"{name} runs with writeback: blocks that wait in its cache cannot be seen from here.",
-                    "mount it without writeback",
-                )
-            )
+    served = {mount.volume_id for mount in mounts}
+    findings += [
+        refusal(
+            check,
+            f"PersistentVolume {volume.name} has mountOptions {', '.join(options)}: its next mounts would not follow "
+            "the setting.",
+            "remove bucket and storage from its mountOptions and its StorageClass, then start its mount pods anew",
+        )
+        for volume in volumes
+        if volume.volume_handle in served and (options := storage_overrides(",".join(volume.mount_options)))
+    ]
     findings += [
         refusal(
             check,
@@ -93,4 +69,76 @@ def check_volume(
         )
         for session in unknown_sessions(metadata.sessions(), mounts)
     ]
-    return findings or [ok(check, f"{setting.name} ({setting.uuid}), {len(mounts)} mount pods, all can follow")]
+    if any(finding.level == "refusal" for finding in findings):
+        return findings
+    return [*findings, ok(check, f"{setting.name} ({setting.uuid}), {len(mounts)} mount pods, all can follow")]
+
+
+def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) -> Iterator[Finding]:
+    check, name = "volume", f"Mount pod {mount.name}"
+    if _version(mount.version)[:2] < MINIMUM_VERSION:
+        yield refusal(check, f"{name} runs JuiceFS {mount.version}, needs 1.1.", "upgrade the client")
+    if mount.heartbeat_s > client_timeout_s:
+        yield refusal(
+            check,
+            f"{name} has a heartbeat of {mount.heartbeat_s:g} s, longer than client_timeout_s.",
+            f"set client_timeout_s to more than {2 * mount.heartbeat_s:g}",
+        )
+    if mount.overrides or mount.bucket != setting.bucket:
+        yield refusal(
+            check,
+            f"{name} uses bucket {mount.bucket}, the setting {setting.bucket}: it runs with an override"
+            f"{''.join(f' ({option})' for option in mount.overrides)}.",
+            "remove bucket/storage from the PV's mountOptions and start the mount pod anew",
+        )
+    if mount.read_only:
+        yield refusal(
+            check,
+            f"{name} is mounted read-only: no block can be written through it to prove it.",
+            "unmount it for the time of the switch",
+        )
+    if mount.staged_blocks or mount.upload_delayed:
+        waiting = (
+            f"{mount.staged_blocks} blocks wait in its cache" if mount.staged_blocks else "its options delay uploads"
+        )
+        yield refusal(
+            check,
+            f"{name} runs with writeback, and {waiting}: they are on no store and cannot be accounted for.",
+            "wait until juicefs_staging_blocks is 0 in its .stats, without upload-delay and upload-hours",
+        )
+    elif mount.writeback:
+        yield warning(
+            check,
+            f"{name} runs with writeback: a block that it uploads late looks lost to prove_blocks, which rolls back.",
+            "switch while little is written, or mount it without writeback",
+        )
+
+
+def check_runner(version: str, mounts: Sequence[MountPod], sessions: Sequence[Session]) -> list[Finding]:
+    """The juicefs that writes the setting is at least as new as the newest client.
+
+    An older one drops the fields of the setting that it does not know.
+
+    Args:
+        version: Of the executable that `juicefs_runner` names.
+        mounts: The volume's mount pods.
+        sessions: Every client of the volume.
+    """
+    check = "runner"
+    newest = max(
+        [*(mount.version for mount in mounts), *(session.version for session in sessions)], key=_version, default=""
+    )
+    if not _version(version):
+        return [
+            warning(check, f"juicefs calls its version {version!r}: it cannot be compared.", "use a released version")
+        ]
+    if _version(version) < _version(newest):
+        return [
+            refusal(
+                check,
+                f"juicefs is version {version} where it runs, a client of the volume {newest}: it would drop what it "
+                "does not know from the setting.",
+                "upgrade the CSI driver's image, or set juicefs_runner=worker with a newer juicefs there",
+            )
+        ]
+    return [ok(check, f"juicefs {version}, no client is newer")]

@@ -1,0 +1,137 @@
+"""The Secrets that hold the values: all of them are known, and nothing puts the old ones back or restarts pods."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from include.juicefs_storage.core.checks.findings import ok, refusal, warning
+from include.juicefs_storage.core.clients import MountPod, storage_overrides
+from include.juicefs_storage.core.plan import Finding
+from include.juicefs_storage.core.ports import Cluster, SecretObject, WorkloadTemplate
+from include.juicefs_storage.core.secrets import holds_volume
+from include.juicefs_storage.core.setting import Setting
+from include.juicefs_storage.core.steps import CSI_WORKLOADS
+
+CHECK = "secrets"
+#: What a Secret's labels and annotations say about who renders it: key, and what is behind it (its value is the name).
+_MANAGERS = (
+    ("meta.helm.sh/release-name", "Helm release"),
+    ("argocd.argoproj.io/instance", "Argo CD application"),
+    ("argocd.argoproj.io/tracking-id", "Argo CD application"),
+    ("kustomize.toolkit.fluxcd.io/name", "Flux Kustomization"),
+    ("helm.toolkit.fluxcd.io/name", "Flux HelmRelease"),
+    ("app.kubernetes.io/managed-by", "source"),
+)
+#: Annotations of Stakater's Reloader and of Wave: with `true` every Secret that the pods use counts.
+_ANY_SECRET = (
+    "reloader.stakater.com/auto",
+    "secret.reloader.stakater.com/auto",
+    "reloader.stakater.com/search",
+    "wave.pusher.com/update-on-config-change",
+)
+#: The value names the Secrets that count, separated by commas.
+_NAMED_SECRETS = ("secret.reloader.stakater.com/reload", "wave.pusher.com/extra-secrets")
+
+
+def check_secrets(
+    cluster: Cluster, setting: Setting, secrets: Sequence[SecretObject], mounts: Sequence[MountPod]
+) -> list[Finding]:
+    """Every Secret with the volume's values is known, and what else reacts to a change of one.
+
+    Args:
+        cluster: Where PVs, workloads and other namespaces' Secrets are looked up.
+        setting: The setting as it is now.
+        secrets: The Secrets that the run patches; the first is the one that the params name.
+        mounts: The volume's mount pods.
+    """
+    findings = [
+        *_other_values(secrets[0], setting),
+        *(finding for secret in secrets for finding in _managed(secret)),
+        *_elsewhere(cluster, secrets, mounts),
+        *(finding for template in cluster.workload_templates() for finding in _restarted(template, secrets)),
+    ]
+    names = ", ".join(f"{secret.namespace}/{secret.name}" for secret in secrets)
+    if any(finding.level == "refusal" for finding in findings):
+        return findings
+    return [*findings, ok(CHECK, f"{len(secrets)} hold the volume's values: {names}")]
+
+
+def _other_values(secret: SecretObject, setting: Setting) -> Iterator[Finding]:
+    name = f"Secret {secret.namespace}/{secret.name}"
+    found = {key: secret.data[key] for key in ("storage", "bucket") if secret.data.get(key)}
+    expected = {"storage": setting.storage, "bucket": setting.bucket}
+    if any(expected[key] != value for key, value in found.items()):
+        yield warning(
+            CHECK,
+            f"{name} says {' '.join(found.values())}, the setting {setting.storage} {setting.bucket}.",
+            "a starting mount pod writes the Secret's values into the setting; the switch makes both agree",
+        )
+    if options := storage_overrides(secret.data.get("format-options", "")):
+        yield refusal(
+            CHECK,
+            f"{name} has format-options {', '.join(options)}: a starting mount pod writes them into the setting, "
+            "whatever the other keys say.",
+            "remove bucket and storage from its format-options",
+        )
+
+
+def _managed(secret: SecretObject) -> Iterator[Finding]:
+    marks = {**secret.labels, **secret.annotations}
+    sources: dict[str, str] = {}
+    for key, kind in _MANAGERS:
+        if (value := marks.get(key)) and (kind != "source" or not sources):
+            sources[kind] = f"{kind} {value.split(':', 1)[0]}"
+    sources |= {owner: owner for owner in secret.owners}
+    if sources:
+        yield warning(
+            CHECK,
+            f"Secret {secret.namespace}/{secret.name} is managed by {', '.join(sources.values())}, which puts the old "
+            "values back when it syncs next.",
+            "change the values there as well, or suspend it, before the switch; then a sync changes nothing",
+        )
+
+
+def _elsewhere(cluster: Cluster, secrets: Sequence[SecretObject], mounts: Sequence[MountPod]) -> Iterator[Finding]:
+    known = {(secret.namespace, secret.name) for secret in secrets}
+    served = {mount.volume_id for mount in mounts}
+    remedy = "patch it by hand right after write_setting, or remove its keys storage and bucket before the switch"
+    for volume in cluster.persistent_volumes():
+        reference = (volume.secret_namespace, volume.secret_name)
+        if volume.volume_handle in served and all(reference) and reference not in known:
+            known.add(reference)
+            yield warning(
+                CHECK,
+                f"PersistentVolume {volume.name} mounts this volume with Secret {'/'.join(reference)}, which this run "
+                "does not patch: the next mount pod writes its values into the setting.",
+                remedy,
+            )
+    for secret in cluster.secrets_everywhere() or ():
+        if (secret.namespace, secret.name) not in known and holds_volume(secret, secrets[0]):
+            yield warning(
+                CHECK,
+                f"Secret {secret.namespace}/{secret.name} names the same metadata and volume, and is in another "
+                "namespace: this run does not patch it.",
+                remedy,
+            )
+
+
+def _restarted(template: WorkloadTemplate, secrets: Sequence[SecretObject]) -> Iterator[Finding]:
+    names = {secret.name for secret in secrets}
+    for key, value in template.annotations.items():
+        if key in _NAMED_SECRETS:
+            hit = names & {re.sub(r"^.*/", "", name.strip()) for name in value.split(",")}
+        elif key in _ANY_SECRET and value.lower() == "true":
+            hit = names & template.secrets
+        else:
+            continue
+        if not hit:
+            continue
+        message = (
+            f"{template.kind}/{template.name} is annotated {key}={value}: it restarts when Secret "
+            f"{', '.join(sorted(hit))} changes."
+        )
+        if (template.kind, template.name) in CSI_WORKLOADS:
+            yield warning(CHECK, message, "it is restarted by the run anyway; mounts do not notice")
+        else:
+            yield refusal(CHECK, message, "remove the annotation for the time of the switch, or plan for the restart")
