@@ -1,0 +1,153 @@
+"""A volume's Lease on an API server: two runs that race, conflicts that are real, answers that are lost."""
+# ruff: noqa: TID253 (a test may import its client at once)
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from kubernetes import config
+
+from include.juicefs_storage.adapters.cluster import KubernetesCluster
+from include.juicefs_storage.core.errors import NeedsHumanError
+from include.juicefs_storage.core.lock import VolumeLock
+from lab.kube.client import KubeServer
+from lab.process import binary, wait_for
+
+NS = "juicefs"
+ROUNDS = 12
+
+
+@pytest.fixture(scope="module")
+def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
+    server = KubeServer.start(tmp_path_factory.mktemp("kube"), None, juicefs=binary("juicefs"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_faults(kube: KubeServer) -> Iterator[None]:
+    yield
+    kube.clear_faults()
+
+
+def lock_of(kubeconfig: str, name: str, holder: str, duration_s: int = 600) -> VolumeLock:
+    cluster = KubernetesCluster(config.new_client_from_config(kubeconfig), NS)
+    return VolumeLock(cluster, name, holder, now=lambda: datetime.now(UTC), duration_s=duration_s)
+
+
+@pytest.fixture
+def lock(kube: KubeServer, request: pytest.FixtureRequest) -> VolumeLock:
+    name = request.node.name.split("[")[0].replace("_", "-")
+    return lock_of(str(kube.kubeconfig), name, "juicefs_storage_switch/manual__1")
+
+
+def other(kube: KubeServer, lock: VolumeLock, duration_s: int = 600) -> VolumeLock:
+    return lock_of(str(kube.kubeconfig), lock.name, "juicefs_storage_switch/manual__2", duration_s)
+
+
+def race(kubeconfig: str, holder: str, start: Any, outcomes: Any) -> None:
+    """One of two processes: takes a Lease a round, each time at the same moment as the other."""
+    won = []
+    for number in range(ROUNDS):
+        lock = lock_of(kubeconfig, f"race-{number}", holder)
+        start.wait(60)
+        try:
+            lock.acquire()
+            won.append(True)
+        except NeedsHumanError:
+            won.append(False)
+    outcomes.put((holder, won))
+
+
+def test_of_two_processes_that_start_together_exactly_one_has_it(kube: KubeServer) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, outcomes = context.Barrier(2), context.Queue()
+    holders = ("switch/first", "switch/second")
+    runs = [context.Process(target=race, args=(str(kube.kubeconfig), name, start, outcomes)) for name in holders]
+    for run in runs:
+        run.start()
+    try:
+        won = dict(outcomes.get(timeout=120) for _ in runs)
+    finally:
+        for run in runs:
+            run.join(30)
+            if run.is_alive():
+                run.kill()
+    assert [first + second for first, second in zip(*won.values(), strict=True)] == [1] * ROUNDS
+    for number in range(ROUNDS):
+        lease = lock_of(str(kube.kubeconfig), f"race-{number}", "").leases.lease(f"race-{number}")
+        assert lease
+        assert won[lease.holder][number]
+    codes = [entry.code for entry in kube.audit() if entry.resource == "leases" and entry.verb == "create"]
+    assert 409 in codes, "in no round did both write at the same time: this test proved nothing"
+
+
+def test_taken_renewed_refused_given_back(kube: KubeServer, lock: VolumeLock) -> None:
+    lock.acquire()
+    lock.fence()
+    with pytest.raises(NeedsHumanError, match="juicefs_storage_switch/manual__1 holds this volume since"):
+        other(kube, lock).acquire()
+    assert other(kube, lock).release() is False
+    assert lock.release() is True
+    other(kube, lock).acquire()
+    with pytest.raises(NeedsHumanError, match="manual__2"):
+        lock.fence()
+
+
+def test_kubectl_shows_the_holder(kube: KubeServer, lock: VolumeLock) -> None:
+    lock.acquire()
+    command = [str(binary("kubectl")), "--kubeconfig", str(kube.kubeconfig), "-n", NS, "get", "lease", lock.name]
+    fields = "jsonpath={.spec.holderIdentity} {.spec.leaseDurationSeconds} {.spec.leaseTransitions}"
+    shown = subprocess.run([*command, "-o", fields], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert shown == "juicefs_storage_switch/manual__1 600 0"
+
+
+def test_a_holder_that_died_is_taken_over_after_its_time_and_then_stops(kube: KubeServer, lock: VolumeLock) -> None:
+    dead, start = other(kube, lock, duration_s=2), time.monotonic()
+    dead.acquire()
+
+    def taken() -> bool:
+        try:
+            lock.acquire()
+        except NeedsHumanError:
+            return False
+        return True
+
+    wait_for("the dead holder's time has passed", taken, deadline_s=20, poll_s=0.2)
+    assert time.monotonic() - start >= 1.9
+    with pytest.raises(NeedsHumanError, match="manual__1"):
+        dead.fence()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [{"status": 409}, {"status": 429, "retry_after": 1}, {"status": 500}, {"drop": "before"}, {"drop": "after"}],
+)
+@pytest.mark.parametrize("verb", ["create", "update"])
+def test_a_write_that_goes_wrong_ends_right(kube: KubeServer, lock: VolumeLock, verb: str, action: Any) -> None:
+    lock = lock_of(str(kube.kubeconfig), f"wrong-{verb}-{'-'.join(map(str, action.values()))}", lock.holder)
+    if verb == "update":
+        lock.acquire()
+    kube.order_fault({"match": {"verb": verb, "resource": "leases"}, "times": 1, "action": action})
+    lock.acquire()
+    lock.fence()
+    with pytest.raises(NeedsHumanError):
+        other(kube, lock).acquire()
+    attempts = [entry for entry in kube.audit() if (entry.verb, entry.resource) == (verb, "leases")]
+    assert any(entry.code in {action.get("status"), 0} for entry in attempts), "the fault was never met"
+
+
+def test_a_server_that_only_says_no_is_no_hold(kube: KubeServer, lock: VolumeLock) -> None:
+    kube.order_fault({"match": {"verb": "create", "resource": "leases"}, "action": {"status": 500}})
+    start = time.monotonic()
+    with pytest.raises(Exception, match="Kubernetes answered 500"):
+        lock.acquire()
+    assert time.monotonic() - start < 30
+    kube.clear_faults()
+    assert lock.leases.lease(lock.name) is None
