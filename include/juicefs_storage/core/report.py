@@ -104,6 +104,8 @@ _SENTENCES: Mapping[str, str] = {
     "prove_fresh_mount": "a fresh mount with an empty cache read, wrote and listed on the new store",
     "prove_no_restarts": "{mount_pods} mount pods and {business_pods} business pods: same UIDs, {restarts} restarts; "
     "{failed_requests} object requests failed in the clients meanwhile",
+    "collect_diagnostics": "diagnostics of the failure are kept as `{diagnostics_id}`, "
+    "see docs/rollback.md for how to read them",
     "copy_back": "{copied} blocks were copied back before the setting was restored",
     "copy_back_again": "{copied} blocks were copied back after the clients had returned",
     "prove_blocks_on_old": "all {blocks} blocks that files refer to are on the old store",

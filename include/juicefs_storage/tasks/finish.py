@@ -13,7 +13,7 @@ from include.juicefs_storage.core.setting import Setting
 from include.juicefs_storage.tasks.apply import APPLY
 from include.juicefs_storage.tasks.check import CHECKS, all_findings
 from include.juicefs_storage.tasks.move import Move
-from include.juicefs_storage.tasks.rollback import ROLLBACK
+from include.juicefs_storage.tasks.rollback import DIAGNOSTICS, ROLLBACK
 from include.juicefs_storage.tasks.runtime import Runtime, log, pull, push, run_id, runbook_task, task_states
 
 
@@ -21,7 +21,7 @@ def _outcome(states: dict[str, str], *, dry_run: bool) -> Outcome:
     def all_are(state: str, tasks: tuple[str, ...]) -> bool:
         return all(states[task] == state for task in tasks)
 
-    if states["copy_back"] not in {"skipped", "none"} and pull("decide", "chosen") == "copy_back":
+    if states["copy_back"] not in {"skipped", "none"} and pull("decide", "chosen") == DIAGNOSTICS:
         return "rolled back" if all_are("success", ROLLBACK) else "half rolled back"
     if states["plan"] != "success":
         return "refused"
@@ -41,13 +41,14 @@ def finalize() -> dict[str, Any]:
     **Changes** nothing; gives the volume's Lease back. **Safe to clear**: yes.
     The report stands in XCom `report`, as Markdown in `markdown`.
     """
-    states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", *ROLLBACK)
+    states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", DIAGNOSTICS, *ROLLBACK)
     params = pull("resolve_params") or {}
     runtime = Runtime.of_run() if params else None
     outcome = _outcome(states, dry_run=bool(params.get("dry_run")))
     planned = Plan.model_validate(pull("plan")) if pull("plan") else None
     setting = _setting_or_none(runtime)
-    results = {task_id: result for task_id in (*APPLY, *ROLLBACK) if isinstance(result := pull(task_id), dict)}
+    steps = (*APPLY, DIAGNOSTICS, *ROLLBACK)
+    results = {task_id: result for task_id in steps if isinstance(result := pull(task_id), dict)}
     if outcome == "switched":
         if _switched_now():
             Move.of_run().mark("switched")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, overload
 
-from airflow.sdk import PokeReturnValue, TriggerRule
+from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
 
+from include.juicefs_storage.core.diagnostics import Masker, collect, secret_values
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.core.secrets import split_password
 from include.juicefs_storage.tasks.apply import APPLY, CATCH_UP_TIMEOUT_S
 from include.juicefs_storage.tasks.move import Move
 from include.juicefs_storage.tasks.runtime import COPY_POOL, log, pull, push, run_id, runbook_task, task_states
@@ -17,6 +21,9 @@ ROLLBACK = (
     "copy_back", "restore_setting", "restore_secret", "restart_csi_again", "wait_for_rollouts_again",
     "prove_clients_on_old", "copy_back_again", "prove_blocks_on_old",
 )  # fmt: skip
+#: What the rollback begins with. It is no part of ROLLBACK: a rollback without diagnostics is a whole one.
+DIAGNOSTICS = "collect_diagnostics"
+_DIAGNOSTICS_TIMEOUT_S = 120
 
 
 @runbook_task(kind="branch", trigger_rule=TriggerRule.ALL_DONE)
@@ -33,7 +40,7 @@ def decide() -> str:
         if move.ended("switched"):
             log.warning("This run had switched the volume before. It is not rolled back by itself any more.")
         elif touched and move.runtime.params.on_failure == "rollback":
-            chosen = "copy_back"
+            chosen = DIAGNOSTICS
     push("chosen", chosen)
     return chosen
 
@@ -71,7 +78,7 @@ def undo_task(function: Callable[[Move], Any] | None = None, /, **options: Any) 
 
     @functools.wraps(function)
     def run() -> Any:
-        if pull("decide", "chosen") != "copy_back":
+        if pull("decide", "chosen") != DIAGNOSTICS:
             raise NeedsHumanError(
                 "decide did not choose a rollback.",
                 state="this task changed nothing",
@@ -84,6 +91,42 @@ def undo_task(function: Callable[[Move], Any] | None = None, /, **options: Any) 
     # The signature that Airflow sees: no argument is left to be filled in.
     del run.__wrapped__
     return runbook_task(trigger_rule=TriggerRule.NONE_SKIPPED, **options)(run)
+
+
+@undo_task(retries=0, execution_timeout=timedelta(seconds=3 * _DIAGNOSTICS_TIMEOUT_S))
+def collect_diagnostics(move: Move) -> dict[str, Any]:
+    """Keep what tells why the switch failed, as it is before anything is undone; secrets are masked.
+
+    `juicefs status`, events, pods, workloads, claims, volumes, CSIDrivers, CSINodes, logs of the CSI and mount pods.
+    They lie encrypted beside the backup; `docs/rollback.md` says how to read them. The rollback goes on without them.
+    **Changes** nothing in the volume. **Safe to clear**: yes; what was kept of the first failure stays.
+    """
+    runtime, name = move.runtime, f"{move.backup_id}.diagnostics"
+    if runtime.vault.load(name):
+        return {"diagnostics_id": name, "sections": 0, "problems": []}
+    found = collect(
+        runtime.cluster,
+        runtime.juicefs,
+        Masker(_secrets(move)),
+        clock=time.monotonic,
+        timeout_s=_DIAGNOSTICS_TIMEOUT_S,
+    )
+    runtime.vault.save(name, found.text.encode())
+    return {"diagnostics_id": name, "sections": found.sections, "problems": list(found.problems)}
+
+
+def _secrets(move: Move) -> Iterator[str]:
+    """Every secret value that this run can know of. Where they cannot be read, nothing is collected."""
+    for config in (move.old.config, move.new.config):
+        yield from (config.access_key.get_secret_value(), config.secret_key.get_secret_value())
+    for secret in move.runtime.cluster.secrets():
+        yield from secret_values(secret.data)
+    for data in move.backup.secrets.values():
+        yield from secret_values(data)
+    metaurl = move.runtime.metaurl
+    yield from (metaurl, split_password(metaurl)[1])
+    if conn_id := move.runtime.params.meta_conn_id:
+        yield BaseHook.get_connection(conn_id).password or ""
 
 
 @undo_task(pool=COPY_POOL)

@@ -1,0 +1,116 @@
+"""Each step fails for good: the run ends where it began, says which step failed, and goes on when an undo fails too."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from include.juicefs_storage.adapters.vault import FileVault
+from include.juicefs_storage.tasks.apply import APPLY
+from include.juicefs_storage.tasks.rollback import ROLLBACK
+from tests.faults.harness import connections
+from tests.faults.worker import Fault
+from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, believed, row
+
+ORDERED = "ordered to fail"
+#: Until the setting is written there is nothing to put back.
+UNTOUCHED = ("backup", "copy_ahead")
+
+
+def fails(task: str, point: str = "after") -> Fault:
+    return Fault(task, point, error=ORDERED, tries=9)  # type: ignore[arg-type]
+
+
+def vault(lab) -> FileVault:
+    """The backups, as the tasks see them."""
+    import base64
+    from pathlib import Path
+
+    from airflow.sdk import ObjectStoragePath
+
+    connection = json.loads(connections(lab)["AIRFLOW_CONN_JUICEFS_BACKUP"])
+    folder = Path(connection["extra"]["path"].removeprefix("file://"))
+    return FileVault(base64.b64decode(connection["password"]), ObjectStoragePath(folder.as_uri()))
+
+
+def some(names: tuple[str, ...], quick: set[str]) -> list[object]:
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("step", some(APPLY, {"patch_secret"}))
+def test_a_step_that_fails_for_good_leaves_the_volume_on_the_old_store(step, fault_lab, sides, start, writer, tell):
+    before, processes = row(fault_lab), fault_lab.mount_processes()
+    run = start(fails(step))
+    outcome = run.go()
+    writer.stop()
+    assert step in run.failed()
+    assert run.states["finalize"] == "failed", "a run that did not do what it was for is red"
+    assert outcome == ("failed" if step in UNTOUCHED else "rolled back"), run.errors
+    assert row(fault_lab) == before
+    assert_all_on(fault_lab, sides.source)
+    assert fault_lab.mount_processes() == processes
+    assert_nothing_left_over(fault_lab)
+    assert_nothing_lost(fault_lab, writer)
+    tell(step, "fails for good", "rolls back", f"{outcome}, all old")
+
+
+@pytest.mark.parametrize("undo", some(ROLLBACK, {"copy_back"}))
+def test_a_rollback_goes_on_after_an_undo_that_failed_and_says_which(undo, fault_lab, sides, start, writer, tell):
+    run = start(fails("prove_blocks"), fails(undo, "before"))
+    assert run.go() == "half rolled back"
+    assert run.failed() == {"prove_blocks", undo}
+    assert undo in run.errors["finalize"]
+    done = [task for task in ROLLBACK if task != undo and run.states[task] == "success"]
+    assert len(done) == len(ROLLBACK) - 1, "the others went on"
+
+    run.faults = ()
+    run.clear(undo, downstream=True)
+    outcome = run.go()
+    writer.stop()
+    assert outcome == "rolled back", run.errors
+    assert_all_on(fault_lab, sides.source)
+    assert_nothing_lost(fault_lab, writer)
+    tell(undo, "fails for good", "cleared with Downstream", f"{outcome}, all old")
+
+
+def test_diagnostics_tell_what_was_and_hold_no_secret(fault_lab, sides, start):
+    run = start(fails("prove_clients"))
+    assert run.go() == "rolled back"
+    result = run.xcom("collect_diagnostics")
+    assert result["problems"] == []
+    assert result["diagnostics_id"] in run.xcom("finalize", "markdown")
+    kept = vault(fault_lab).load(result["diagnostics_id"])
+    assert kept is not None
+    text = kept.decode()
+    for word in ("juicefs-csi-controller", "juicefs-mount", "csi.juicefs.com", "SuccessfulCreate", "kind: CSINode"):
+        assert word in text, word
+    # As it was before anything was undone: the status names the new store.
+    assert sides.target.bucket_url in text
+    lab = fault_lab
+    keys = [key for store in (lab.old_store, lab.new_store) for key in (store.access_key, store.secret_key)]
+    assert [key for key in (*keys, lab.mariadb.password) if key in text] == []
+
+
+def test_diagnostics_that_cannot_be_had_do_not_stop_the_rollback(fault_lab, sides, start):
+    run = start(fails("prove_blocks"), fails("collect_diagnostics", "before"))
+    assert run.go() == "rolled back"
+    assert run.states["collect_diagnostics"] == "failed"
+    assert_all_on(fault_lab, sides.source)
+
+
+def test_hold_leaves_things_as_they_are_and_says_how_to_go_on(fault_lab, sides, start, writer, tell):
+    run = start(fails("prove_clients"), on_failure="hold")
+    assert run.go() == "held"
+    assert run.states["copy_back"] == "skipped"
+    assert believed(fault_lab)["setting"] == {sides.target.name}
+    assert "Clear the failed task with Downstream" in run.errors["finalize"]
+
+    run.faults = ()
+    run.clear("prove_clients", downstream=True)
+    outcome = run.go()
+    writer.stop()
+    assert outcome == "switched", run.errors
+    assert_all_on(fault_lab, sides.target)
+    assert_nothing_lost(fault_lab, writer)
+    tell("prove_clients", "fails, on_failure=hold", "cleared with Downstream", f"{outcome}, all new")
