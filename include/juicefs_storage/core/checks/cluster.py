@@ -33,6 +33,9 @@ def needed_rights(namespace: str) -> list[Right]:
         Right(verb, "leases", "coordination.k8s.io", namespace=namespace) for verb in ("get", "create", "update")
     ]
     rights += [Right("list", "pods"), Right("list", "persistentvolumes")]
+    # For the diagnostics of a failure alone: asked for now, since then it is too late.
+    rights += [Right("list", "events", namespace=namespace), Right("list", "persistentvolumeclaims")]
+    rights += [Right("list", resource, "storage.k8s.io") for resource in ("csidrivers", "csinodes")]
     return rights
 
 
