@@ -115,7 +115,8 @@ class Api:
         try:
             if request.path in ("/healthz", "/livez", "/readyz"):
                 return web.Response(text="ok")
-            if request.headers.get("Authorization") != f"Bearer {self._token}":
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or token != self._token:
                 raise ApiError(401, "Unauthorized")
             if request.path.startswith("/lab/"):
                 return await self._lab(request)
@@ -394,6 +395,9 @@ class Api:
         if _on(query.get("previous")):
             restart -= 1
         path = self.kubelet.log_path(uid, restart)
+        if not path.exists() and not _on(query.get("previous")):
+            # As the kubelet: while the next container waits to start, the log is that of the one that ended.
+            path = self.kubelet.log_path(uid, restart - 1)
         if not path.exists():
             state = statuses[0]["state"].get("waiting", {}).get("reason", "") if statuses else "Pending"
             if _on(query.get("previous")):

@@ -509,7 +509,7 @@ def _template(kind: str, item: Any) -> WorkloadTemplate:
 
 def _pod(item: Any) -> Pod:
     statuses = (item.status and item.status.container_statuses) or []
-    waiting = [status.state.waiting.reason for status in statuses if status.state and status.state.waiting]
+    waiting = [status for status in statuses if status.state and status.state.waiting and status.state.waiting.reason]
     conditions = (item.status and item.status.conditions) or []
     return Pod(
         namespace=item.metadata.namespace,
@@ -519,7 +519,7 @@ def _pod(item: Any) -> Pod:
         ready=any(row.type == "Ready" and row.status == "True" for row in conditions)
         and not item.metadata.deletion_timestamp,
         restarts=sum(status.restart_count for status in statuses),
-        problem=next((reason for reason in waiting if reason), ""),
+        problem=waiting[0].state.waiting.reason if waiting else "",
         labels=dict(item.metadata.labels or {}),
         commands=tuple(" ".join([*(box.command or []), *(box.args or [])]) for box in item.spec.containers),
         claims=tuple(
@@ -527,6 +527,8 @@ def _pod(item: Any) -> Pod:
             for volume in item.spec.volumes or []
             if volume.persistent_volume_claim
         ),
+        annotations=dict(item.metadata.annotations or {}),
+        waiting_container=waiting[0].name if waiting else "",
     )
 
 

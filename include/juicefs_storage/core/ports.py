@@ -147,7 +147,13 @@ class WorkloadTemplate:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod as the proofs need it. `restarts` is the sum over its containers."""
+    """A pod as the proofs need it.
+
+    Attributes:
+        restarts: The sum over its containers.
+        problem: Why a container of it waits, such as CrashLoopBackOff; empty where none does.
+        waiting_container: Which container that is.
+    """
 
     namespace: str
     name: str
@@ -159,6 +165,8 @@ class Pod:
     labels: Mapping[str, str]
     commands: tuple[str, ...]
     claims: tuple[str, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    waiting_container: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ CSI_WORKLOADS: tuple[tuple[WorkloadKind, str], ...] = (
 CSI_CONTAINER = "juicefs-plugin"
 CSI_CONTROLLER_SELECTOR = "app=juicefs-csi-controller"
 _TRIES = 3
+_BAD_STARTS = frozenset({"CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"})
+#: A component that ends once or twice while the node settles is not broken yet.
+_CRASHES = 3
 
 Fence = Callable[[], None]
 T = TypeVar("T")
@@ -247,20 +250,24 @@ class RestartCsi:
             workload = self.cluster.workload(kind, name)
             if workload.rolled_out:
                 continue
-            waiting.append(f"{kind}/{name}: {workload.progress}")
+            line = f"{kind}/{name}: {workload.progress}"
             for pod in self.cluster.pods(f"app={name}"):
-                if pod.problem in {
-                    "CrashLoopBackOff",
-                    "ImagePullBackOff",
-                    "ErrImagePull",
-                    "CreateContainerConfigError",
-                }:
+                if pod.problem not in _BAD_STARTS:
+                    continue
+                stamp = workload.annotations.get(RESTART_ANNOTATION)
+                if pod.annotations.get(RESTART_ANNOTATION) != stamp:
+                    # One from before the restart, which is to be replaced: no verdict on the restart.
+                    line += f"; pod {pod.name} from before the restart is in {pod.problem}"
+                    if kind == "StatefulSet":
+                        line += f" and may hold the others up: kubectl -n {pod.namespace} delete pod {pod.name}"
+                elif pod.problem != "CrashLoopBackOff" or pod.restarts >= _CRASHES:
                     raise PermanentError(
                         f"Pod {pod.name} of {kind}/{name} is in {pod.problem}. Its last lines:\n"
-                        f"{self.cluster.log_tail(pod.name)}",
+                        f"{self.cluster.log_tail(pod.name, container=pod.waiting_container)}",
                         state="the existing mounts go on; new volumes may not mount",
                         next_step=f"kubectl -n {pod.namespace} describe pod {pod.name}",
                     )
+            waiting.append(line)
         return waiting
 
 
