@@ -198,7 +198,7 @@ def cannot_reach(cluster: Cluster, pod: str, container: str, endpoint: str) -> s
         return None
     if result.returncode == 0:
         return ""
-    return result.stderr.strip()[-200:] or f"exit code {result.returncode}"
+    return next(iter(result.stderr.splitlines()), f"exit code {result.returncode}")[:200]
 
 
 def business_pods(cluster: Cluster, volumes: Sequence[PersistentVolume]) -> list[PodIdentity]:

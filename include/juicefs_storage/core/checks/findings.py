@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from include.juicefs_storage.core.errors import StorageSwitchError
+from include.juicefs_storage.core.errors import StorageSwitchError, TransientError
 from include.juicefs_storage.core.plan import Finding
 
 
@@ -24,11 +24,19 @@ def refusal(check: str, message: str, remedy: str) -> Finding:
 
 
 def gather(check: str, *parts: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Make each part of a check, whatever becomes of the others; one that could not be made is a refusal."""
+    """Make each part of a check, whatever becomes of the others; one that could not be made is a refusal.
+
+    Raises:
+        TransientError: Nothing else is refused, so that trying again may help.
+    """
     findings: list[Finding] = []
+    errors: list[StorageSwitchError] = []
     for part in parts:
         try:
             findings += part()
         except StorageSwitchError as error:
-            findings.append(refusal(check, error.problem, error.next_step))
-    return findings
+            errors.append(error)
+    refused = any(finding.level == "refusal" for finding in findings)
+    if not refused and errors and all(isinstance(error, TransientError) for error in errors):
+        raise errors[0]
+    return [*findings, *(refusal(check, error.problem, error.next_step) for error in errors)]
