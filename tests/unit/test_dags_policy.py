@@ -58,6 +58,7 @@ print(json.dumps({
         "dry_run": dag.params["dry_run"] if "dry_run" in dag.params else None,
         "undocumented": sorted(task.task_id for task in dag.tasks if not task.doc_md),
         "tasks": len(dag.tasks),
+        "changes_nothing": "rehearsal" in dag.tags,
         "graph": {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks},
         "rules": {task.task_id: task.trigger_rule for task in dag.tasks if task.trigger_rule != "all_success"},
     }
@@ -138,7 +139,23 @@ class TestEveryDag:
 
     def test_runs_one_at_a_time_and_rehearses_by_default(self, dag: dict[str, Any]) -> None:
         assert dag["max_active_runs"] == 1
-        assert dag["dry_run"] is True
+        assert dag["dry_run"] is (None if dag["changes_nothing"] else True)
+
+
+def test_a_revert_is_a_switch_whose_goal_is_chosen_among_the_backups(dags: dict[str, dict[str, Any]]) -> None:
+    revert = dict(dags["juicefs_storage_revert"]["graph"])
+    assert revert.pop("choose_backup") == ["resolve_params"]
+    assert revert == dags["juicefs_storage_switch"]["graph"]
+
+
+@pytest.mark.parametrize(("set_to", "schedule"), [(None, "@daily"), ("0 5 * * 1", "0 5 * * 1"), ("none", None)])
+def test_the_schedule_of_the_rehearsal_is_set_without_editing_it(
+    set_to: str | None, schedule: str | None, environment: dict[str, str]
+) -> None:
+    chosen = {"JUICEFS_STORAGE_REHEARSAL_SCHEDULE": set_to} if set_to else {}
+    script = "import json, runpy, sys; dag = runpy.run_path(sys.argv[1])['juicefs_storage_rehearsal']()\n"
+    script += "print(json.dumps(dag.schedule))"
+    assert run_python(script, ROOT / "dags/juicefs_storage_rehearsal.py", environment | chosen) == schedule
 
 
 def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:

@@ -191,6 +191,14 @@ class Runtime:
         return S3Bucket.from_storage(config)
 
 
+def read_registry() -> dict[str, dict[str, Any]]:
+    """`include/volumes.yaml`: volume name -> the params that it fills in."""
+    import yaml
+
+    registry: dict[str, dict[str, Any]] = yaml.safe_load(REGISTRY.read_text()) or {}
+    return registry
+
+
 def open_vault() -> FileVault:
     """The backups, which belong to no single volume."""
     from include.juicefs_storage.adapters.vault import FileVault

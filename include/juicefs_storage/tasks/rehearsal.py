@@ -1,0 +1,135 @@
+"""The scheduled dry run over the registered volumes: is each of them ready to be switched?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import Asset, TriggerRule, get_current_context
+
+from include.juicefs_storage.core.backup import Backup
+from include.juicefs_storage.core.checks import refusal
+from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.core.params import resolve_params
+from include.juicefs_storage.core.plan import Finding
+from include.juicefs_storage.core.readiness import Readiness, judge, rehearse_restore
+from include.juicefs_storage.tasks.check import CHECK_FUNCTIONS, make_plan
+from include.juicefs_storage.tasks.runtime import (
+    Runtime,
+    log,
+    missing_connections_explained,
+    push,
+    read_registry,
+    runbook_task,
+)
+
+#: One event for each volume and rehearsal; plugins/juicefs_storage_plugin.py shows the last of each volume.
+READINESS = Asset("juicefs_storage_readiness")
+#: How many events are looked through for a volume's last one.
+_LOOK_BACK = 500
+
+
+@runbook_task
+def list_volumes() -> list[str]:
+    """The registered volumes that name a target; the one in param `volume`, where that is given.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    only, registry = get_current_context()["params"]["volume"], read_registry()
+    if only is not None and only not in registry:
+        raise PermanentError(
+            f"Param `volume`: {only!r} is not in include/volumes.yaml; registered: {', '.join(registry) or 'none'}.",
+            next_step="register the volume, or leave `volume` empty",
+        )
+    return [
+        name
+        for name, entry in registry.items()
+        if only in (None, name) and (entry.get("target_conn_id") or entry.get("target_bucket"))
+    ]
+
+
+@runbook_task(
+    map_index_template="{{ task.op_kwargs['volume'] }}",
+    inlets=[READINESS],
+    outlets=[READINESS],
+    max_active_tis_per_dagrun=4,
+)
+def rehearse(volume: str) -> dict[str, Any]:
+    """Make every check of a dry run, then the plan; restore the newest backup into a scratch place. One volume.
+
+    The result is an event of the asset `juicefs_storage_readiness`; it names what blocks a switch, and since when.
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    context: Any = get_current_context()
+    earlier = [event.extra for event in context["inlet_events"][READINESS].ascending(False).limit(_LOOK_BACK)]
+    readiness = rehearse_volume(volume, read_registry(), earlier)
+    context["outlet_events"][READINESS].extra = readiness.event()
+    push("markdown", readiness.to_markdown())
+    return readiness.model_dump(mode="json")
+
+
+def rehearse_volume(volume: str, registry: dict[str, dict[str, Any]], earlier: Sequence[dict[str, Any]]) -> Readiness:
+    """The dry run of one volume: whatever goes wrong is a finding.
+
+    Args:
+        volume: Its name in the registry.
+        registry: include/volumes.yaml.
+        earlier: Earlier events of the asset, the latest first.
+    """
+    findings: list[Finding] = []
+    backup: Backup | None = None
+    try:
+        runtime = Runtime(resolve_params({"volume": volume}, registry))
+    except PermanentError as error:
+        findings = [refusal("resolve_params", error.problem, error.next_step)]
+    else:
+        for name, check in CHECK_FUNCTIONS.items():
+            findings += _attempt(name, lambda check=check: check(runtime))
+        kept: list[Backup | None] = []
+        findings += _attempt("backup", lambda: _restored(runtime, kept))
+        backup = kept[0] if kept else None
+        if not any(finding.level == "refusal" for finding in findings):
+            findings += _attempt("plan", lambda: list(make_plan(runtime, [], None).refusals))
+    return judge(volume, findings, backup, before=earlier, now=datetime.now(UTC))
+
+
+def _restored(runtime: Runtime, kept: list[Backup | None]) -> list[Finding]:
+    findings, newest = rehearse_restore(runtime.vault, runtime.setting())
+    kept.append(newest)
+    return findings
+
+
+def _attempt(name: str, check: Any) -> list[Finding]:
+    """A check that could not be made, for whatever reason, is a refusal: it hides no other one."""
+    try:
+        with missing_connections_explained():
+            found: list[Finding] = check()
+    except StorageSwitchError as error:
+        return [refusal(name, error.problem, error.next_step)]
+    except Exception as error:  # noqa: BLE001  a client's own error in one check must not hide the others
+        log.exception("%s could not be made.", name)
+        return [refusal(name, f"{name} could not be made: {type(error).__name__}.", "see the log of this task")]
+    return found
+
+
+@runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
+def finalize(volumes: list[str] | None, rehearsed: Sequence[dict[str, Any] | None] | None) -> dict[str, Any]:
+    """Write the report; fail unless every volume was rehearsed and is ready.
+
+    **Changes** nothing. **Safe to clear**: yes. The report stands in XCom `report`, as Markdown in `markdown`.
+    """
+    if volumes is None:
+        raise PermanentError("The volumes to rehearse are not known.", next_step="see the log of list_volumes")
+    found = {row["volume"]: Readiness.model_validate(row) for row in rehearsed or () if row}
+    blocked = [f"{name}: {line}" for name in found for line in found[name].blockers]
+    unknown = [name for name in volumes if name not in found]
+    blocked += [f"{name}: was not rehearsed; see the log of its task." for name in unknown]
+    head = f"## {len(volumes)} registered volumes, {sum(row.ready for row in found.values())} ready"
+    rest = [row.to_markdown() for row in sorted(found.values(), key=lambda row: (row.ready, row.volume))]
+    push("markdown", "\n\n".join([head, *(f"### `{name}`: **not rehearsed**" for name in unknown), *rest]))
+    report = {"ready": sorted(name for name, row in found.items() if row.ready), "blocked": blocked}
+    push("report", report)
+    if blocked:
+        raise PermanentError("Not ready:\n" + "\n".join(f"- {line}" for line in blocked), state="nothing was changed")
+    return report
