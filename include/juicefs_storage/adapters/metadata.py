@@ -21,6 +21,10 @@ _METAURL = re.compile(
     r"^mysql://(?P<user>[^:@/]*)(?::(?P<password>.*))?@(?:tcp)?\(?(?P<host>[^:)/]+)(?::(?P<port>\d+))?\)?/(?P<db>[^?]+)"
 )
 _FETCH_ROWS = 10_000
+#: The client waits for ever unless told otherwise, and the hook tells it nothing. Seconds; a connection's extra wins.
+_TIMEOUTS = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 30}
+#: How long a query that changes nothing is tried again while the server is away, in seconds: a restart of it.
+_READ_FOR_S = 30
 #: Errors of the MySQL client that do not go away by themselves: access denied, no such database, table or column.
 _PERMANENT_CODES = frozenset({1044, 1045, 1049, 1054, 1142, 1146, 1698})
 
@@ -34,9 +38,7 @@ class MySqlMetadata:
     @classmethod
     def from_connection(cls, conn_id: str) -> MySqlMetadata:
         """Use an Airflow connection of type MySQL."""
-        from airflow.providers.mysql.hooks.mysql import MySqlHook
-
-        return cls(MySqlHook(mysql_conn_id=conn_id))
+        return cls(_hook(mysql_conn_id=conn_id))
 
     @classmethod
     def from_metaurl(cls, metaurl: str) -> MySqlMetadata:
@@ -45,7 +47,6 @@ class MySqlMetadata:
         Raises:
             PermanentError: It is not of that form. Options after `?`, such as TLS, need a connection instead.
         """
-        from airflow.providers.mysql.hooks.mysql import MySqlHook
         from airflow.sdk import Connection
 
         found = _METAURL.match(metaurl)
@@ -63,7 +64,7 @@ class MySqlMetadata:
             password=unquote(found["password"] or ""),
             schema=found["db"],
         )
-        return cls(MySqlHook(connection=connection))
+        return cls(_hook(connection=connection))
 
     @contextmanager
     def _cursor(self) -> Iterator[Any]:
@@ -81,18 +82,34 @@ class MySqlMetadata:
                 next_step="test the metadata connection in Airflow (Admin → Connections)",
             ) from None
 
+    def _query(self, sql: str, *args: object) -> Sequence[Any]:
+        """The rows of a SELECT; tried again for a while where the server is away."""
+        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+        def fetch() -> Sequence[Any]:
+            with self._cursor() as cursor:
+                cursor.execute(sql, args or None)
+                rows: Sequence[Any] = cursor.fetchall()
+                return rows
+
+        tries = Retrying(
+            retry=retry_if_exception_type(TransientError),
+            wait=wait_exponential(0.5, max=5),
+            stop=stop_after_delay(_READ_FOR_S),
+            reraise=True,
+        )
+        return tries(fetch)
+
     def read_setting(self) -> Setting:
         """Read the row's exact bytes."""
-        with self._cursor() as cursor:
-            # CAST: the bytes as stored, whatever the connection's character set is.
-            cursor.execute("SELECT CAST(value AS BINARY) FROM jfs_setting WHERE name = 'format'")
-            row = cursor.fetchone()
-        if not row:
+        # CAST: the bytes as stored, whatever the connection's character set is.
+        rows = self._query("SELECT CAST(value AS BINARY) FROM jfs_setting WHERE name = 'format'")
+        if not rows:
             raise PermanentError(
                 "jfs_setting has no row named 'format': this database does not hold a JuiceFS volume.",
                 next_step="compare the metadata connection with the Secret's metaurl",
             )
-        return Setting(bytes(row[0]))
+        return Setting(bytes(rows[0][0]))
 
     def replace_setting(self, expected: Setting, new: Setting) -> bool:
         """Compare and set in one UPDATE. The row is never deleted: clients of 1.2 and later exit without it."""
@@ -106,9 +123,7 @@ class MySqlMetadata:
 
     def sessions(self) -> Sequence[Session]:
         """The live sessions of `jfs_session2`; `expire` is in Unix seconds."""
-        with self._cursor() as cursor:
-            cursor.execute("SELECT sid, expire, info FROM jfs_session2 WHERE expire > UNIX_TIMESTAMP()")
-            rows = cursor.fetchall()
+        rows = self._query("SELECT sid, expire, info FROM jfs_session2 WHERE expire > UNIX_TIMESTAMP()")
         found = []
         for sid, expire, info in rows:
             fields = json.loads(info or b"{}")
@@ -125,22 +140,31 @@ class MySqlMetadata:
 
     def next_slice(self) -> int:
         """Read the counter that all slice ids come from; clients take them in batches."""
-        with self._cursor() as cursor:
-            cursor.execute("SELECT value FROM jfs_counter WHERE name = 'nextChunk'")
-            row = cursor.fetchone()
-        return int(row[0]) if row else 0
+        rows = self._query("SELECT value FROM jfs_counter WHERE name = 'nextChunk'")
+        return int(rows[0][0]) if rows else 0
 
     def slices(self) -> Iterator[tuple[int, int]]:
         """Read `jfs_chunk_ref` in ranges of its primary key, so that no query holds many rows."""
         last = -1
         while True:
-            with self._cursor() as cursor:
-                cursor.execute(
-                    "SELECT chunkid, size FROM jfs_chunk_ref WHERE chunkid > %s AND refs > 0 ORDER BY chunkid LIMIT %s",
-                    (last, _FETCH_ROWS),
-                )
-                rows = cursor.fetchall()
+            rows = self._query(
+                "SELECT chunkid, size FROM jfs_chunk_ref WHERE chunkid > %s AND refs > 0 ORDER BY chunkid LIMIT %s",
+                last,
+                _FETCH_ROWS,
+            )
             yield from ((int(chunk_id), int(size)) for chunk_id, size in rows)
             if len(rows) < _FETCH_ROWS:
                 return
             last = int(rows[-1][0])
+
+
+def _hook(**options: Any) -> MySqlHook:
+    """A MySqlHook whose connections do not wait for ever."""
+    from airflow.providers.mysql.hooks.mysql import MySqlHook
+
+    class TimedMySqlHook(MySqlHook):
+        def _get_conn_config_mysql_client(self, conn: Any) -> dict[str, Any]:
+            extra = {name: int(conn.extra_dejson.get(name, default)) for name, default in _TIMEOUTS.items()}
+            return extra | dict(super()._get_conn_config_mysql_client(conn))
+
+    return TimedMySqlHook(**options)

@@ -15,9 +15,10 @@ from include.juicefs_storage.core.ports import StoredObject
 from include.juicefs_storage.core.setting import ENDPOINT, StorageConfig
 
 if TYPE_CHECKING:
+    from botocore.config import Config
     from mypy_boto3_s3 import S3Client
 
-_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5, 30
+_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S, _TRIES = 5, 30, 3
 _CHUNK_BYTES = 2**20
 #: Answers that do not go away by themselves, with what to do about each.
 _REMEDIES = {
@@ -71,6 +72,17 @@ def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | 
     )
 
 
+def _limits() -> Config:
+    """How long a request may take: `_TRIES` times a timeout, and a few seconds between the tries."""
+    from botocore.config import Config
+
+    return Config(
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        read_timeout=_READ_TIMEOUT_S,
+        retries={"mode": "standard", "total_max_attempts": _TRIES},
+    )
+
+
 class S3Bucket:
     """`ports.ObjectStore` on one bucket."""
 
@@ -82,9 +94,12 @@ class S3Bucket:
         """Use an Airflow connection of type `aws`."""
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
         from airflow.sdk import BaseHook
+        from botocore.config import Config
 
         BaseHook.get_connection(conn_id)  # S3Hook would go on without one, with whatever keys the worker has
-        return cls(S3Hook(aws_conn_id=conn_id).get_conn(), bucket)
+        # The connection's own `config_kwargs` win; without any, botocore waits up to five times a minute.
+        config = _limits().merge(S3Hook(aws_conn_id=conn_id).conn_config.botocore_config or Config())
+        return cls(S3Hook(aws_conn_id=conn_id, config=config).get_conn(), bucket)
 
     @classmethod
     def from_storage(cls, config: StorageConfig) -> S3Bucket:
@@ -99,9 +114,7 @@ class S3Bucket:
             region_name="us-east-1",
             aws_access_key_id=config.access_key.get_secret_value(),
             aws_secret_access_key=config.secret_key.get_secret_value(),
-            config=Config(
-                s3={"addressing_style": "path"}, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S
-            ),
+            config=_limits().merge(Config(s3={"addressing_style": "path"})),
         )
         return cls(client, bucket)
 

@@ -114,17 +114,21 @@ class WriteSetting:
         now = self.observe()
         if now.uses(self.target):
             return False
-        if self.recorded:
-            self._replace(now, self.recorded)
-        else:
-            self.fence()
-            self.juicefs.write_storage(self.target)
+        self.fence()
+        try:
+            if self.recorded:
+                self._replace(now, self.recorded)
+            else:
+                self.juicefs.write_storage(self.target)
+        except TransientError:
+            # The answer may have been lost after the row was written: the row decides.
+            if not self.observe().uses(self.target):
+                raise
         self.verify()
         return True
 
     def _replace(self, now: Setting, storage_of: Setting) -> None:
         """Give the row the storage of another setting by compare-and-set; its other fields stay as they are."""
-        self.fence()
         if not self.metadata.replace_setting(expected=now, new=now.with_storage_of(storage_of)):
             raise TransientError(
                 "The setting changed between reading it and putting other values into it.",
@@ -155,7 +159,12 @@ class WriteSetting:
         now = self.observe()
         if now.uses(self.before.config):
             return False
-        self._replace(now, self.before)
+        self.fence()
+        try:
+            self._replace(now, self.before)
+        except TransientError:
+            if not self.observe().uses(self.before.config):
+                raise
         return True
 
 
