@@ -7,7 +7,7 @@ UV_COMPILE := .venv/uv/bin/uv pip compile -q --universal --python-version 3.11 -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse lint test demo demo-down lock
+.PHONY: help setup system fuse lint test demo demo-down window lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ system fuse:
 .venv/.synced: requirements.txt requirements-dev.txt setup.sh | system
 	@./setup.sh venv
 	@touch $@
+
+window: fuse setup ## measure how long clients take to follow a new setting
+	$(BIN)/python -m benchmarks.window
 
 lock: setup ## requirements*.in -> requirements*.txt, keeping the pins that still fit
 	$(UV_COMPILE) requirements.in -o requirements.txt

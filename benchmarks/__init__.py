@@ -1,0 +1,1 @@
+"""Measurements, each a module with a command line and a make target of its own."""
