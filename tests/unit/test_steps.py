@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, TransientError
+from include.juicefs_storage.core.errors import LostAnswerError, NeedsHumanError, PermanentError, TransientError
 from include.juicefs_storage.core.setting import StorageConfig
 from include.juicefs_storage.core.steps import PatchSecrets, WriteSetting, settle
 from tests.unit.fakes import METAURL, NEW, OLD, FakeCluster, FakeJuiceFS, FakeMetadata, setting
@@ -29,6 +31,38 @@ def test_a_success_that_the_row_does_not_show_is_no_success(write):
     write.juicefs.lies = True
     with pytest.raises(TransientError, match="still shows bucket http://old:9000/data"):
         write.apply()
+
+
+@pytest.mark.parametrize("written_after_s", [0, 3])
+def test_a_write_whose_answer_is_lost_is_looked_up_and_waited_for(write, monkeypatch, written_after_s):
+    """The command may still be under way when the line is cut: a verdict before its end would be wrong."""
+    slept = []
+
+    def lose(config):
+        if not written_after_s:
+            write.metadata.row = setting(config)
+        raise LostAnswerError("the connection was lost")
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if sum(slept) == written_after_s:
+            write.metadata.row = setting(NEW)
+
+    monkeypatch.setattr(write.juicefs, "write_storage", lose)
+    assert replace(write, sleep=sleep).apply() is True
+    assert sum(slept) == written_after_s
+
+
+def test_a_write_whose_answer_is_lost_and_that_was_not_made_fails(write, monkeypatch):
+    slept = []
+
+    def lose(config):
+        raise LostAnswerError("the connection was lost")
+
+    monkeypatch.setattr(write.juicefs, "write_storage", lose)
+    with pytest.raises(LostAnswerError):
+        replace(write, sleep=slept.append).apply()
+    assert sum(slept) >= 12  # as long as `juicefs config` tries a store that does not answer
 
 
 @pytest.mark.parametrize("verb", ["apply", "undo"])

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from include.juicefs_storage.core.errors import PermanentError, TransientError
+from include.juicefs_storage.core.errors import LostAnswerError, PermanentError, TransientError
 from include.juicefs_storage.core.ports import (
     DumpKind,
     ExecResult,
@@ -262,7 +262,7 @@ class KubernetesCluster:
             while socket.is_open() and time.monotonic() < deadline:
                 socket.update(timeout=min(1.0, max(0.0, deadline - time.monotonic())))
             if socket.is_open():
-                raise TransientError(
+                raise LostAnswerError(
                     f"{where} did not end within {timeout_s:g} s.",
                     state="it may still be running there",
                     next_step="the task tries again; every step observes before it acts",
@@ -311,7 +311,7 @@ class KubernetesCluster:
             opened = answer.get(timeout=_REQUEST_TIMEOUT_S)
         except queue.Empty:
             too_late.set()
-            raise TransientError(
+            raise LostAnswerError(
                 f"Could not start {where}: no answer within {_REQUEST_TIMEOUT_S} s.",
                 state="the command may yet be run",
                 next_step="the task observes and tries again",
@@ -458,8 +458,8 @@ def _lease(item: Any) -> Lease:
     )
 
 
-def _connection_lost(where: str) -> TransientError:
-    return TransientError(
+def _connection_lost(where: str) -> LostAnswerError:
+    return LostAnswerError(
         f"The connection was lost during {where}.",
         state="the command may have done its work, or may still be running",
         next_step="the task observes and tries again",

@@ -22,6 +22,10 @@ class TransientError(StorageSwitchError):
     """May go away by itself: the task is tried again."""
 
 
+class LostAnswerError(TransientError):
+    """No answer came: what was asked for may have been done, or may still be under way."""
+
+
 class PermanentError(StorageSwitchError):
     """Will not go away by itself: the task fails at once."""
 

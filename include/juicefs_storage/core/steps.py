@@ -6,11 +6,12 @@ reads it back. `undo` goes back; where a step has none, `apply` with the old sto
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, TransientError
+from include.juicefs_storage.core.errors import LostAnswerError, NeedsHumanError, PermanentError, TransientError
 from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, SecretObject, WorkloadKind
 from include.juicefs_storage.core.secrets import desired_values, volume_secrets
 from include.juicefs_storage.core.setting import Setting, StorageConfig
@@ -24,6 +25,8 @@ CSI_WORKLOADS: tuple[tuple[WorkloadKind, str], ...] = (
 CSI_CONTAINER = "juicefs-plugin"
 CSI_CONTROLLER_SELECTOR = "app=juicefs-csi-controller"
 _TRIES = 3
+#: How long a `juicefs config` whose answer was lost may go on, in seconds: it gives up on a store after 12.
+_LATE_S = 20
 _BAD_STARTS = frozenset({"CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"})
 #: A component that ends once or twice while the node settles is not broken yet.
 _CRASHES = 3
@@ -77,6 +80,7 @@ class WriteSetting:
     target: StorageConfig
     recorded: Setting | None = None
     fence: Fence = no_fence
+    sleep: Callable[[float], None] = time.sleep
 
     def observe(self) -> Setting:
         """The setting as it is now.
@@ -120,12 +124,19 @@ class WriteSetting:
                 self._replace(now, self.recorded)
             else:
                 self.juicefs.write_storage(self.target)
-        except TransientError:
-            # The answer may have been lost after the row was written: the row decides.
-            if not self.observe().uses(self.target):
+        except LostAnswerError:
+            # The row decides; and whoever judges this step must not do so while the command is still under way.
+            if not self._written_late():
                 raise
         self.verify()
         return True
+
+    def _written_late(self) -> bool:
+        for _ in range(_LATE_S):
+            if self.observe().uses(self.target):
+                return True
+            self.sleep(1)
+        return self.observe().uses(self.target)
 
     def _replace(self, now: Setting, storage_of: Setting) -> None:
         """Give the row the storage of another setting by compare-and-set; its other fields stay as they are."""
@@ -160,11 +171,7 @@ class WriteSetting:
         if now.uses(self.before.config):
             return False
         self.fence()
-        try:
-            self._replace(now, self.before)
-        except TransientError:
-            if not self.observe().uses(self.before.config):
-                raise
+        self._replace(now, self.before)
         return True
 
 
@@ -280,27 +287,76 @@ class RestartCsi:
         return waiting
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What happened while the setting was guarded.
+
+    Attributes:
+        repaired: What was put right, one line each; usually empty.
+        wrote: Mount pods that started meanwhile with other values: they may have written the setting.
+        waiting: Those of them that have not started yet: they may still do so.
+    """
+
+    repaired: tuple[str, ...] = ()
+    wrote: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
+
+
 def settle(
-    step: WriteSetting, *, for_s: float, clock: Callable[[], float], sleep: Callable[[float], None], every_s: float = 1
-) -> Sequence[str]:
-    """Guard the setting against a pod that starts with old values and writes them back.
+    step: WriteSetting,
+    secrets: PatchSecrets,
+    stale_pods: Callable[[], Sequence[Pod]],
+    *,
+    for_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    every_s: float = 1,
+) -> Settled:
+    """Guard the setting and the Secrets against a mount pod that starts with old values and writes them back.
+
+    A pod that was made before the Secret was patched may start much later: it is waited for, within limits.
 
     Args:
-        step: The step whose result is guarded; it is applied again where the row moved back.
-        for_s: How long to watch, in seconds.
+        step: The step whose result is guarded; it is applied again where the row moved.
+        secrets: Likewise, for the Secrets.
+        stale_pods: The mount pods that appeared since the plan and whose command names other values.
+        for_s: How long nothing must have moved, in seconds.
         clock: A monotonic clock.
         sleep: Waits the given seconds.
-        every_s: Seconds between two readings.
+        every_s: Seconds between two looks.
 
-    Returns:
-        What was put right, one line each; usually empty.
+    Raises:
+        TransientError: Looking failed for a minute on end.
     """
-    deadline = clock() + for_s
-    repaired = []
+    start = quiet_since = clock()
+    failing_since: float | None = None
+    repaired: list[str] = []
+    wrote: dict[str, None] = {}
     while True:
-        if step.apply():
-            repaired.append(f"the setting had moved back to {step.before.bucket}; it was written again")
-            deadline = clock() + for_s
-        if clock() >= deadline:
-            return repaired
+        pods: Sequence[Pod] = ()
+        try:
+            moved = [f"the setting did not name {step.target.bucket} any more"] if step.apply() else []
+            moved += [f"Secret {name} held other values" for name in secrets.apply()]
+            pods = stale_pods()
+            failing_since = None
+        except TransientError:
+            failing_since = clock() if failing_since is None else failing_since
+            if clock() - failing_since >= _SETTLE_PATIENCE_S:
+                raise
+            moved = []
+        if moved:
+            repaired += moved
+            wrote |= dict.fromkeys(pod.name for pod in pods)
+        if moved or failing_since is not None:
+            quiet_since = clock()
+        waiting = tuple(pod.name for pod in pods if not pod.ready)
+        late = clock() - start >= for_s + _SETTLE_LIMIT_S
+        if clock() - quiet_since >= for_s and failing_since is None and (late or not waiting):
+            return Settled(tuple(repaired), tuple(wrote), waiting)
+        if late and repaired:
+            raise NeedsHumanError(
+                f"Something goes on writing other values: {len(repaired)} times in {clock() - start:.0f} s.",
+                state="the setting names the new store at this moment",
+                next_step=f"stop what writes them; mount pods with old values: {', '.join(wrote) or 'none'}",
+            )
         sleep(every_s)
