@@ -30,6 +30,7 @@ from include.juicefs_storage.core.secrets import volume_secrets
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import CSI_WORKLOADS, PatchSecrets, WriteSetting
 from include.juicefs_storage.tasks.move import volume_lock
+from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import (
     REGISTRY,
     Runtime,
@@ -309,6 +310,7 @@ def approve() -> ApprovalOperator:
         defaults="Reject",
         fail_on_reject=True,
         response_timeout=timedelta(hours=24),
+        notifiers=[Notify("waits for approval", told_by="plan")],
         doc_md="Wait for a human who has read the plan. A rejection, or no answer within 24 hours, ends the run "
         "failed. **Changes** nothing. **Safe to clear**: yes, it asks again.",
     )

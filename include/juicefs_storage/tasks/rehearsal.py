@@ -15,6 +15,7 @@ from include.juicefs_storage.core.params import resolve_params
 from include.juicefs_storage.core.plan import Finding
 from include.juicefs_storage.core.readiness import Readiness, judge, rehearse_restore
 from include.juicefs_storage.tasks.check import CHECK_FUNCTIONS, make_plan
+from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import (
     Runtime,
     log,
@@ -113,7 +114,9 @@ def _attempt(name: str, check: Any) -> list[Finding]:
     return found
 
 
-@runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
+@runbook_task(
+    trigger_rule=TriggerRule.ALL_DONE, retries=0, on_failure_callback=Notify("a volume is not ready to be switched")
+)
 def finalize(volumes: list[str] | None, rehearsed: Sequence[dict[str, Any] | None] | None) -> dict[str, Any]:
     """Write the report; fail unless every volume was rehearsed and is ready.
 

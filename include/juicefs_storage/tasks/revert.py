@@ -15,6 +15,7 @@ from include.juicefs_storage.core.errors import PermanentError, StorageSwitchErr
 from include.juicefs_storage.core.params import check_revert_form, resolve_revert_params
 from include.juicefs_storage.core.plan import StorageView
 from include.juicefs_storage.core.ports import Vault
+from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import (
     Runtime,
     log,
@@ -93,6 +94,7 @@ def choose_backup() -> HITLOperator:
         options=["(the backups that are there)"],
         response_timeout=timedelta(hours=24),
         execution_timeout=None,
+        notifiers=[Notify("asks which backup to go back to", told_by="choose_backup")],
         doc_md="Where the param `backup_id` is empty: offer the known backups, the newest first, and wait up to 24 "
         "hours. **Changes** nothing. **Safe to clear**: yes, with Downstream; it asks again.",
     )

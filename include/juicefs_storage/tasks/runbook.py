@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import TaskGroup
 
 from include.juicefs_storage.tasks import apply, check, finish, rollback
+from include.juicefs_storage.tasks.notify import Notify
 
 
 def move_volume(resolve_params: Callable[[], Any]) -> None:
@@ -42,7 +43,9 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
             rolled >> apply.prove_clients() >> apply.catch_up() >> blocks
             [blocks, settled] >> mounted >> unharmed
 
-    decide, finalize = rollback.decide(), finish.finalize()
+    # Every run ends with this task, which fails unless all is well: its end is the news.
+    told = Notify("ended")
+    decide, finalize = rollback.decide(), finish.finalize.override(on_success_callback=told, on_failure_callback=told)()
     # All of them: the guard of the setting must have ended before a rollback writes it.
     [settled, blocks, unharmed] >> decide
 
