@@ -18,8 +18,8 @@ NOTIFY_CONN_ID = "juicefs_notify"
 class Notify(BaseNotifier):
     """Tell that something happened to a run. Never the reason why a run fails: what goes wrong here is logged.
 
-    Templates find `news.subject` (a line), `news.text` (the plan or the report, in Markdown), `news.url` (the task in the
-    UI), and everything else that a task's context has. Without the connection nothing happens.
+    Templates find `news.subject` (a line), `news.text` (the plan or the report, in Markdown), `news.url` (the task in
+    the UI), and everything else that a task's context has. Without the connection nothing happens.
 
     Args:
         event: What happened, where the report of the run does not say it.
