@@ -1,6 +1,7 @@
 """Links from the task instances of the storage DAGs to the plan and the report of their run, and the pages behind them.
 
-Both are the Markdown that the tasks leave in XCom `markdown`, also where they then fail.
+Both are the Markdown that the tasks leave in XCom `markdown`, also where they then fail. One page more, in the
+navigation, tells of each registered volume whether it is ready to be switched: the last event of the rehearsal.
 """
 
 import html
@@ -15,10 +16,19 @@ from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.types import TaskInstanceKey
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from fastapi import FastAPI
 
 DAG_PREFIX = "juicefs_storage_"
 URL_PREFIX = "/juicefs-storage"
+REHEARSAL = "juicefs_storage_rehearsal"
+#: The asset of its events, and how many of them are looked through for the last one of each volume.
+READINESS, LOOK_BACK = "juicefs_storage_readiness", 500
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'",
+}
 TEMPLATE = Path(__file__).with_name("juicefs_storage_page.html")
 
 Page = Literal["plan", "report"]
@@ -61,25 +71,76 @@ class ReportLink(BaseOperatorLink):
 
 def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> str:
     """The HTML of a page; says so where there is no Markdown yet. Nothing in the Markdown is taken as HTML."""
-    from markdown_it import MarkdownIt
-
     if markdown is None:
         markdown = f"## No {page} yet\nTask `{WRITERS[page]}` writes it; in this run it has not done so."
     current = {page: ' aria-current="page"'}
     tabs = "".join(f'<a href="{name}"{current.get(name, "")}>{name.capitalize()}</a>' for name in WRITERS)
+    run = f"../../../../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    return _html(
+        f"{page.capitalize()} of {dag_id}",
+        nav=f'<a href="{run}">← The run in Airflow</a>{tabs}',
+        about=f"{html.escape(dag_id)} · {html.escape(run_id)}",
+        markdown=markdown,
+    )
+
+
+def _html(title: str, *, nav: str, about: str, markdown: str) -> str:
+    """A whole page. `nav` and `about` are HTML; the Markdown is not trusted."""
+    from markdown_it import MarkdownIt
+
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=page.capitalize(),
-        dag_id=html.escape(dag_id),
-        run_id=html.escape(run_id),
-        dag_path=quote(dag_id, safe=""),
-        run_path=quote(run_id, safe=""),
-        tabs=tabs,
+        title=html.escape(title),
+        nav=nav,
+        about=about,
         body=MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown),
     )
 
 
+def render_volumes(events: "Sequence[tuple[Mapping[str, Any], str | None]]") -> str:
+    """The HTML of the page of the volumes.
+
+    Args:
+        events: What each event of the asset says (`core/readiness.py` describes it), the latest first, and its run.
+    """
+    last: dict[str, tuple[Mapping[str, Any], str | None]] = {}
+    for event, run_id in events:
+        if "volume" in event:
+            last.setdefault(str(event["volume"]), (event, run_id))
+    lines = ["## Ready to be switched?"]
+    if not last:
+        lines.append(
+            f"None was rehearsed yet. Register volumes in `include/volumes.yaml`; `{REHEARSAL}` does the rest."
+        )
+    else:
+        lines += ["| volume | | since | newest backup | rehearsed |", "|---|---|---|---|---|"]
+    for volume, (event, run_id) in sorted(last.items(), key=lambda item: (bool(item[1][0].get("ready")), item[0])):
+        report = f"[{_minute(event.get('rehearsed_at'))}](runs/{REHEARSAL}/{quote(run_id or '', safe='')}/report)"
+        backup = f"`{event['backup_id']}`, {_minute(event.get('backup_at'))}" if event.get("backup_id") else "none"
+        state = "ready" if event.get("ready") else "**not ready**"
+        lines.append(f"| {_cell(volume)} | {state} | {_minute(event.get('since'))} | {backup} | {report} |")
+    for volume, (event, _) in sorted(last.items()):
+        if blockers := event.get("blockers"):
+            lines += ["", f"### What blocks {volume}", *(f"- {_line(str(blocker))}" for blocker in blockers)]
+    if last:
+        lines += ["", "To go back to a backup, give its id to `juicefs_storage_revert`."]
+    return _html("JuiceFS volumes", nav='<a href="../">← Airflow</a>', about=REHEARSAL, markdown="\n".join(lines))
+
+
+def _minute(moment: object) -> str:
+    """A time of an event (ISO 8601, UTC) for people."""
+    return f"{str(moment)[:16].replace('T', ' ')} UTC"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")
+
+
 def make_app() -> "FastAPI":
-    """The web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report.
+    """The web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report, and GET /volumes.
 
     Who may read the DAG's XComs may read them; 401 or 403 for everybody else, 404 where there is no such page yet.
     The only place that knows Airflow's own tables and API internals.
@@ -87,9 +148,11 @@ def make_app() -> "FastAPI":
     from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
     from airflow.api_fastapi.common.db.common import SessionDep
     from airflow.api_fastapi.core_api.security import requires_access_dag
+    from airflow.models.asset import AssetEvent, AssetModel
     from airflow.models.xcom import XComModel
     from fastapi import Depends, FastAPI
     from fastapi.responses import HTMLResponse
+    from sqlalchemy import select
 
     app = FastAPI(title="JuiceFS storage", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -98,14 +161,20 @@ def make_app() -> "FastAPI":
         query = XComModel.get_many(run_id=run_id, dag_ids=dag_id, task_ids=WRITERS[page], key="markdown", limit=1)
         found = session.scalars(query).first()
         markdown = str(XComModel.deserialize_value(found)) if found else None
-        return HTMLResponse(
-            render_page(page, dag_id, run_id, markdown),
-            status_code=200 if found else 404,
-            headers={
-                "Cache-Control": "no-store",
-                "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'",
-            },
+        content = render_page(page, dag_id, run_id, markdown)
+        return HTMLResponse(content, status_code=200 if found else 404, headers=HEADERS)
+
+    # What the rehearsal found out is in the XComs of its DAG too: the same people may read it.
+    @app.get("/volumes", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM, REHEARSAL))])
+    def volumes(session: SessionDep) -> HTMLResponse:
+        query = (
+            select(AssetEvent.extra, AssetEvent.source_run_id)
+            .join(AssetModel, AssetModel.id == AssetEvent.asset_id)
+            .where(AssetModel.name == READINESS)
+            .order_by(AssetEvent.timestamp.desc())
+            .limit(LOOK_BACK)
         )
+        return HTMLResponse(render_volumes([(row[0], row[1]) for row in session.execute(query)]), headers=HEADERS)
 
     return app
 
@@ -117,6 +186,15 @@ class JuiceFSStoragePlugin(AirflowPlugin):
     # Global links are worked out by the API server when the UI asks. An operator's own links are stored by the task's
     # process when it ends: too late for an approval that waits, and never where the process was killed.
     global_operator_extra_links = [PlanLink(), ReportLink()]  # noqa: RUF012  (declared by Airflow)
+
+    external_views = [  # noqa: RUF012  (declared by Airflow)
+        {
+            "name": "JuiceFS volumes",
+            "href": f"{URL_PREFIX[1:]}/volumes",
+            "destination": "nav",
+            "url_route": "juicefs-volumes",
+        }
+    ]
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # a list in the base class

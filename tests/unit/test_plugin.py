@@ -22,6 +22,20 @@ HOSTILE = (
     "<script>alert(1)</script> [x](javascript:alert(2)) ![y](http://elsewhere/y.png) | <img src=x onerror=alert(3)>"
 )
 
+# The latest first, as the API server reads them.
+EVENTS = [
+    {
+        "volume": "home", "ready": False, "since": "2026-11-22T00:00:05Z", "rehearsed_at": "2026-11-23T00:00:05Z",
+        "blockers": [f"target: No bucket. Remedy: {HOSTILE}"], "backup_id": None, "backup_at": None,
+    },
+    {
+        "volume": "data", "ready": True, "since": "2026-10-01T00:00:05Z", "rehearsed_at": "2026-11-23T00:00:04Z",
+        "blockers": [], "backup_id": "data.run-1", "backup_at": "2026-09-30T10:11:12Z",
+    },
+    {"volume": "home", "ready": True, "since": "2026-10-01T00:00:05Z", "rehearsed_at": "2026-11-21T00:00:05Z"},
+    {},
+]  # fmt: skip
+
 # As the API server does it: plugins from their folder, DAGs as they come back from the database.
 LOOK = """
 import json, sys
@@ -34,7 +48,7 @@ at_load = sorted({"fastapi", "markdown_it", "airflow.models.xcom"} & set(sys.mod
 from airflow.dag_processing.dagbag import DagBag
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.serialization.serialized_objects import DagSerialization
-dag_folder, run_id, planned, hostile = sys.argv[1:]
+dag_folder, run_id, planned, hostile, events = sys.argv[1:]
 dag = DagBag(dag_folder).dags["juicefs_storage_switch"]
 dag = DagSerialization.from_dict(DagSerialization.to_dict(dag))
 key = lambda dag_id, task_id: TaskInstanceKey(dag_id, task_id, run_id)
@@ -59,7 +73,12 @@ print(json.dumps({
     "at_load": at_load,
     "links": found,
     "foreign": [link.get_link(None, ti_key=key("another_dag", "plan")) for link in links],
-    "anonymous": {path: ask(path) for path in ["/runs/d/r/plan", "/runs/d/r/report", "/docs", "/openapi.json"]},
+    "anonymous": {
+        path: ask(path) for path in ["/runs/d/r/plan", "/runs/d/r/report", "/volumes", "/docs", "/openapi.json"]
+    },
+    "views": [view["href"] for view in plugins_manager._get_ui_plugins()[0]],
+    "volumes": plugin.render_volumes([(event, "r 1") for event in json.loads(events)]),
+    "no_volumes": plugin.render_volumes([]),
     "planned": plugin.render_page("plan", dag.dag_id, run_id, planned),
     "hostile": plugin.render_page("report", "<d>", "<r>&", hostile),
     "none": plugin.render_page("report", dag.dag_id, run_id, None),
@@ -77,7 +96,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-c", LOOK, str(ROOT / "dags"), RUN_ID, PLANNED, HOSTILE]
+    command = [sys.executable, "-c", LOOK, str(ROOT / "dags"), RUN_ID, PLANNED, HOSTILE, json.dumps(EVENTS)]
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -107,7 +126,8 @@ def test_tasks_of_other_dags_have_no_link(plugin: dict[str, Any]) -> None:
 
 
 def test_pages_are_closed_to_strangers(plugin: dict[str, Any]) -> None:
-    assert plugin["anonymous"] == {"/runs/d/r/plan": 401, "/runs/d/r/report": 401, "/docs": 404, "/openapi.json": 404}
+    pages = {"/runs/d/r/plan": 401, "/runs/d/r/report": 401, "/volumes": 401}
+    assert plugin["anonymous"] == pages | {"/docs": 404, "/openapi.json": 404}
 
 
 def test_page_shows_the_markdown_and_the_way_back(plugin: dict[str, Any]) -> None:
@@ -131,3 +151,22 @@ def test_nothing_in_a_page_is_executed_or_fetched(plugin: dict[str, Any]) -> Non
 def test_page_says_what_is_missing(plugin: dict[str, Any]) -> None:
     assert "No report yet" in plugin["none"]
     assert "<code>finalize</code>" in plugin["none"]
+
+
+def test_volumes_are_listed_with_what_blocks_them_and_since_when(plugin: dict[str, Any]) -> None:
+    page = plugin["volumes"]
+    rows = [row.split("</td>") for row in page.split("<tr>")[2:]]
+    cells = [[cell.split("<td>")[1] for cell in row[:-1]] for row in rows]
+    report = '<a href="runs/juicefs_storage_rehearsal/r%201/report">2026-11-23 00:00 UTC</a>'
+    assert cells == [
+        ["home", "<strong>not ready</strong>", "2026-11-22 00:00 UTC", "none", report],
+        ["data", "ready", "2026-10-01 00:00 UTC", "<code>data.run-1</code>, 2026-09-30 10:11 UTC", report],
+    ]
+    assert "target: No bucket." in page
+    assert "<script" not in page
+    assert "<img" not in page
+
+
+def test_the_page_of_the_volumes_is_in_the_navigation_and_says_when_it_is_empty(plugin: dict[str, Any]) -> None:
+    assert plugin["views"] == ["juicefs-storage/volumes"]
+    assert "None was rehearsed yet" in plugin["no_volumes"]
