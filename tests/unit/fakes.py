@@ -8,13 +8,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
-from include.juicefs_storage.core.errors import TransientError
+from include.juicefs_storage.core.backup import Backup
+from include.juicefs_storage.core.errors import PermanentError, TransientError
+from include.juicefs_storage.core.plan import Plan, StorageView
 from include.juicefs_storage.core.ports import SecretObject, Session, StoredObject
 from include.juicefs_storage.core.setting import Setting, StorageConfig
+from include.juicefs_storage.core.steps import CSI_WORKLOADS
 
 UUID = "11111111-2222-3333-4444-555555555555"
 METAURL = "mysql://jfs:meta-pw@(db:3306)/jfs"
@@ -118,3 +123,37 @@ class FakeCluster:
             self.store[secret.name] = replace(
                 secret, resource_version=f"{secret.resource_version}1", data={**secret.data, **values}
             )
+
+
+@dataclass
+class FakeVault:
+    """Holds what it is given; what is `b"?"` cannot be decrypted."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def save(self, backup_id: str, content: bytes) -> None:
+        self.files[backup_id] = content
+
+    def load(self, backup_id: str) -> bytes | None:
+        if self.files.get(backup_id) == b"?":
+            raise PermanentError(f"{backup_id} cannot be decrypted.", next_step="put the key back")
+        return self.files.get(backup_id)
+
+    def ids(self) -> list[str]:
+        return sorted(self.files)
+
+
+def backup(backup_id: str, created_at: datetime, *, params: dict[str, Any] | None = None, **more: Any) -> Backup:
+    """The backup of a run from OLD to NEW."""
+    before, after = StorageView.of(OLD), StorageView.of(NEW)
+    plan = Plan(
+        volume="myjfs", uuid=UUID, before=before, after=after, target_fingerprint="", secrets=(), workloads=(),
+        mount_pods=(), business_pods=(), missing_objects=None, steps=(), findings=(),
+    )  # fmt: skip
+    target = (NEW.storage, NEW.bucket, NEW.access_key.get_secret_value(), NEW.secret_key.get_secret_value())
+    values = {
+        "backup_id": backup_id, "run_id": "run", "created_at": created_at, "setting_hex": setting().raw.hex(),
+        "secrets": {}, "templates": {f"{kind}/{name}": {} for kind, name in CSI_WORKLOADS}, "target": target,
+        "plan": plan, "params": params or {},
+    }  # fmt: skip
+    return Backup(**values | more)

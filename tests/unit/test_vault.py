@@ -52,3 +52,11 @@ def test_a_backup_under_another_name_or_key_is_refused(vault, tmp_path):
 
 def test_the_key_is_not_in_the_repr(vault):
     assert "kkkk" not in repr(vault)
+
+
+def test_it_lists_what_lies_in_it(vault, tmp_path):
+    assert vault.ids() == []
+    for name in ("myjfs.run-2", "myjfs.run-1", "myjfs.run-1.switched"):
+        vault.save(name, CONTENT)
+    (tmp_path / "backups/myjfs.run-3.part").write_bytes(b"half")
+    assert vault.ids() == ["myjfs.run-1", "myjfs.run-1.switched", "myjfs.run-2"]
