@@ -89,7 +89,17 @@ def test_undo_that_loses_a_race_changes_nothing(write, monkeypatch):
     assert write.metadata.row.uses(NEW)
 
 
-def test_settle_puts_the_setting_right_and_watches_again(write):
+@pytest.fixture
+def agreeing():
+    """Secrets that hold the new values and stay so."""
+    cluster = FakeCluster()
+    cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=NEW.bucket)
+    step = PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW)
+    step.apply()
+    return step
+
+
+def test_settle_puts_the_setting_right_and_watches_again(write, agreeing):
     write.apply()
     now = [0.0]
     moves_back_at = [3.0, 12.0]
@@ -100,8 +110,9 @@ def test_settle_puts_the_setting_right_and_watches_again(write):
             moves_back_at.pop(0)
             write.metadata.row = setting(OLD)
 
-    repaired = settle(write, for_s=10, clock=lambda: now[0], sleep=sleep)
-    assert len(repaired) == 2
+    settled = settle(write, agreeing, list, for_s=10, clock=lambda: now[0], sleep=sleep)
+    assert len(settled.repaired) == 2
+    assert (settled.wrote, settled.waiting) == ((), ())
     assert write.metadata.row.uses(NEW)
     assert now[0] == 22.0  # ten quiet seconds after the last repair
 

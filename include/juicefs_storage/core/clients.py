@@ -23,6 +23,7 @@ OBJECT_KEY = re.compile(r"\S+/chunks/\S+_\d+_\d+")
 _PARALLEL_PODS = 8
 #: Where the driver's command for a mount pod turns from `format` to the mount itself.
 _MOUNT_COMMAND = re.compile(r"mount\.juicefs\s|juicefs\s+mount\s")
+_FORMAT_BUCKET = re.compile(r"--bucket[= ]['\"]?([^\s'\"]+)")
 _OVERRIDE = re.compile(r"(?:^|--|[\s,'\"])(?P<option>(?:bucket|storage)[= ][^\s,'\"]+)")
 
 # Fixed text; values arrive as positional arguments. /bin/sh of the mount image is enough.
@@ -140,6 +141,28 @@ def storage_overrides(options: str) -> tuple[str, ...]:
 def _mount_options(pod: Pod) -> str:
     """The mount command without the `format` before it, which names the bucket as well."""
     return " ".join(_MOUNT_COMMAND.split(command, maxsplit=1)[-1] for command in pod.commands)
+
+
+def stale_mount_pods(cluster: Cluster, known: Sequence[MountPod], target: StorageConfig) -> list[Pod]:
+    """Mount pods that (re)started since `known` was recorded, whose `format` names another bucket than the target.
+
+    They may belong to another volume, where these have something in common.
+    """
+    restarts = {mount.uid: mount.restarts for mount in known}
+    volumes = {mount.volume_id for mount in known}
+    return [
+        pod
+        for pod in cluster.pods(MOUNT_POD_SELECTOR)
+        if restarts.get(pod.uid) != pod.restarts
+        and (bucket := _format_bucket(pod)) not in {None, target.bucket}
+        and (not volumes or pod.labels.get("volume-id") in volumes or bucket in {mount.bucket for mount in known})
+    ]
+
+
+def _format_bucket(pod: Pod) -> str | None:
+    """The bucket that a mount pod's `format` writes into the setting as it starts."""
+    commands = (_MOUNT_COMMAND.split(command, maxsplit=1)[0] for command in pod.commands)
+    return next((found[1] for command in commands if (found := _FORMAT_BUCKET.search(command))), None)
 
 
 def find_mount_pods(cluster: Cluster, setting: Setting) -> list[MountPod]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+from pydantic import SecretStr
 
 from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.ports import Cluster, SecretObject
@@ -54,6 +57,19 @@ def desired_values(secret: SecretObject, config: StorageConfig) -> dict[str, str
 def storage_values(secret: SecretObject) -> dict[str, str]:
     """The values of a Secret that a switch may change, for the backup."""
     return {key: secret.data[key] for aliases in _ALIASES.values() for key in aliases if key in secret.data}
+
+
+def written_by_format(values: Mapping[str, str]) -> StorageConfig | None:
+    """What a starting mount pod writes into the setting by these values of a Secret; None where it writes nothing."""
+    found = {
+        canonical: next((values[alias] for alias in aliases if values.get(alias)), "")
+        for canonical, aliases in _ALIASES.items()
+    }
+    if not found["storage"] or not found["bucket"]:
+        return None
+    return StorageConfig(
+        found["storage"], found["bucket"], SecretStr(found["access-key"]), SecretStr(found["secret-key"])
+    )
 
 
 def volume_secrets(cluster: Cluster, secret_name: str, volume: str) -> list[SecretObject]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from include.juicefs_storage.core.errors import LostAnswerError, NeedsHumanError, PermanentError, TransientError
-from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, SecretObject, WorkloadKind
+from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, Pod, SecretObject, WorkloadKind
 from include.juicefs_storage.core.secrets import desired_values, volume_secrets
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 
@@ -23,8 +23,9 @@ CSI_WORKLOADS: tuple[tuple[WorkloadKind, str], ...] = (
     ("DaemonSet", "juicefs-csi-node"),
 )
 CSI_CONTAINER = "juicefs-plugin"
-CSI_CONTROLLER_SELECTOR = "app=juicefs-csi-controller"
+CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR = "app=juicefs-csi-controller", "app=juicefs-csi-node"
 _TRIES = 3
+_SETTLE_PATIENCE_S, _SETTLE_LIMIT_S = 60, 300
 #: How long a `juicefs config` whose answer was lost may go on, in seconds: it gives up on a store after 12.
 _LATE_S = 20
 _BAD_STARTS = frozenset({"CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"})
@@ -72,6 +73,7 @@ class WriteSetting:
 
     Attributes:
         recorded: An earlier setting whose storage fields are taken to the letter; else `juicefs config` writes them.
+        stale: What Secrets held before, where that is neither `before` nor `target`: a mount pod may have written it.
     """
 
     metadata: MetadataStore
@@ -81,12 +83,13 @@ class WriteSetting:
     recorded: Setting | None = None
     fence: Fence = no_fence
     sleep: Callable[[float], None] = time.sleep
+    stale: Sequence[StorageConfig] = ()
 
     def observe(self) -> Setting:
         """The setting as it is now.
 
         Raises:
-            NeedsHumanError: It is neither what was backed up nor the target: somebody else changed it.
+            NeedsHumanError: It is neither what was backed up, setting or Secrets, nor the target: somebody changed it.
         """
         now = self.metadata.read_setting()
         if now.uuid != self.before.uuid:
@@ -95,7 +98,7 @@ class WriteSetting:
                 state="nothing was written by this step",
                 next_step="compare the metadata connection with the Secret's metaurl",
             )
-        if not now.uses(self.target) and not now.uses(self.before.config):
+        if not any(now.uses(config) for config in (self.target, self.before.config, *self.stale)):
             raise NeedsHumanError(
                 f"The setting's bucket or keys changed during this run: now {now.bucket}; "
                 f"expected {self.before.bucket} (as backed up) or {self.target.bucket} (as planned).",

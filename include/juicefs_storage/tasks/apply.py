@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.core.backup import Backup
-from include.juicefs_storage.core.clients import read_request_errors
+from include.juicefs_storage.core.clients import read_request_errors, stale_mount_pods
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.core.plan import StorageView
 from include.juicefs_storage.core.proofs import prove_fresh_mount as use_fresh_mount
@@ -18,7 +19,7 @@ from include.juicefs_storage.core.proofs import prove_status
 from include.juicefs_storage.core.secrets import storage_values, volume_secrets
 from include.juicefs_storage.core.steps import settle as guard_setting
 from include.juicefs_storage.tasks.move import Move
-from include.juicefs_storage.tasks.runtime import COPY_POOL, run_id, runbook_task
+from include.juicefs_storage.tasks.runtime import COPY_POOL, log, run_id, runbook_task
 
 APPLY = (
     "backup", "copy_ahead", "write_setting", "patch_secret", "settle", "restart_csi", "wait_for_rollouts",
@@ -119,16 +120,29 @@ def patch_secret() -> dict[str, Any]:
 
 @runbook_task
 def settle() -> dict[str, Any]:
-    """Guard the setting for `settle_s` seconds: a pod that started with old values may write them back.
+    """Guard setting and Secrets for `settle_s` seconds: a pod that started with old values may write them back.
 
-    **Changes** the setting only where it moved back. **Safe to clear**: yes.
+    Where that happened, clients may have followed it for a moment: they are proven, and caught up with, again.
+    **Changes** the setting and the Secrets only where they moved back. **Safe to clear**: yes.
     """
     move = Move.forward()
+    cluster, mounts, new = move.runtime.cluster, move.plan.mount_pods, move.new
     with move.kept():
-        repaired = guard_setting(
-            move.setting_step, for_s=move.runtime.params.settle_s, clock=time.monotonic, sleep=time.sleep
+        settled = guard_setting(
+            move.setting_step,
+            move.secrets_forward,
+            lambda: stale_mount_pods(cluster, mounts, new.config),
+            for_s=move.runtime.params.settle_s,
+            clock=time.monotonic,
+            sleep=time.sleep,
         )
-    return {"repaired": list(repaired)}
+    result = {key: list(lines) for key, lines in asdict(settled).items()}
+    if not settled.repaired:
+        return result
+    log.warning("Put right: %s. Mount pods that may have written it: %s", settled.repaired, settled.wrote or "none")
+    move.prove_clients(new)
+    copied = move.copy(move.old, new, timeout_s=CATCH_UP_TIMEOUT_S) if move.runtime.params.catch_up else {"copied": 0}
+    return {**result, **copied, **move.prove_blocks(new)}
 
 
 @runbook_task
@@ -147,7 +161,7 @@ def wait_for_rollouts() -> PokeReturnValue:
 
     **Changes** nothing. **Safe to clear**: yes.
     """
-    return Move.of_run().rollouts_done("restart_csi")
+    return Move.forward(take_lock=False).rollouts_done("restart_csi")
 
 
 @runbook_task
@@ -156,7 +170,7 @@ def prove_clients() -> dict[str, Any]:
 
     **Changes** nothing; a small file is written through each mount and removed. **Safe to clear**: yes.
     """
-    move = Move.of_run()
+    move = Move.forward(take_lock=False)
     return move.prove_clients(move.new)
 
 
@@ -178,7 +192,7 @@ def prove_blocks() -> dict[str, Any]:
 
     **Changes** nothing. **Safe to clear**: yes.
     """
-    move = Move.of_run()
+    move = Move.forward(take_lock=False)
     return move.prove_blocks(move.new)
 
 
@@ -188,7 +202,7 @@ def prove_fresh_mount() -> dict[str, Any]:
 
     **Changes** nothing; one small file is written and removed. **Safe to clear**: yes.
     """
-    move = Move.of_run()
+    move = Move.forward(take_lock=False)
     juicefs, new = move.runtime.juicefs, move.new
     prove_status(juicefs, move.before, new.config)
     return {"objects": use_fresh_mount(juicefs, new.store, new.config, move.canary)}
@@ -201,8 +215,9 @@ def prove_no_restarts() -> dict[str, Any]:
     Counts the object requests that failed in the clients since the plan was made. **Changes** nothing.
     **Safe to clear**: yes.
     """
-    move = Move.of_run()
-    cluster, plan = move.runtime.cluster, move.plan
+    move = Move.forward(take_lock=False)
+    # The plan that was carried out: another one, made since, would not know the pods that were there before.
+    cluster, plan = move.runtime.cluster, move.backup.plan
     gone = compare_pods(cluster, plan)
     before = {mount.uid: mount.request_errors for mount in plan.mount_pods}
     mounts = [pod for pod in cluster.pods() if pod.uid in before]

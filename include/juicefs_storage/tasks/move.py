@@ -20,9 +20,10 @@ from include.juicefs_storage.core.lock import VolumeLock, lease_name
 from include.juicefs_storage.core.plan import Plan, fingerprint
 from include.juicefs_storage.core.ports import LeaseStore
 from include.juicefs_storage.core.proofs import catch_up, prove_clients, require_all_blocks
+from include.juicefs_storage.core.secrets import written_by_format
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import PatchSecrets, RestartCsi, WriteSetting
-from include.juicefs_storage.tasks.runtime import Runtime, mask_keys, pull, run_id
+from include.juicefs_storage.tasks.runtime import Runtime, mask_keys, pull, run_id, task_states
 
 
 def volume_lock(leases: LeaseStore, uuid: str) -> VolumeLock:
@@ -92,12 +93,20 @@ class Move:
                 and changes none, and may be cleared alone, long after the run gave the Lease back.
 
         Raises:
-            NeedsHumanError: This run was rolled back, or began to be; or another run holds the volume.
+            NeedsHumanError: This run was rolled back, or began to be; another run holds the volume, or has moved it
+                since; or nobody would judge what the step does.
         """
         move = cls.of_run()
         move._forward = True
         move._refuse_after_rollback()
+        move._refuse_if_superseded()
         if take_lock:
+            if task_states("decide")["decide"] == "success":
+                raise NeedsHumanError(
+                    "Task decide has judged this run already, and would not see what this step does.",
+                    state="this task changed nothing",
+                    next_step="clear this task with Downstream",
+                )
             move.lock.acquire()
         else:
             move.lock.refuse_if_held()
@@ -108,9 +117,10 @@ class Move:
         """The move of this run, for a step on the way back to the old storage.
 
         Raises:
-            NeedsHumanError: Another run holds the volume.
+            NeedsHumanError: Another run holds the volume, or has moved it since.
         """
         move = cls.of_run()
+        move._refuse_if_superseded()
         move.lock.acquire()
         return move
 
@@ -120,6 +130,27 @@ class Move:
                 f"This run is being, or was, rolled back since {since}: its steps forward do not run again.",
                 state="this task changed nothing",
                 next_step="clear failed tasks of the rollback, if any; to switch, start a new run",
+            )
+
+    def superseded_by(self) -> str:
+        """The backup of a run that moved this volume after this run had made its own; empty where there is none."""
+        vault = self.runtime.vault
+        if vault.load(self.backup_id) is None:
+            return ""
+        for name in vault.ids():
+            other = name.removesuffix(".switched")
+            if other in {name, self.backup_id} or not name.startswith(f"{self.plan.volume}."):
+                continue
+            if datetime.fromisoformat((vault.load(name) or b"").decode()) > self.backup.created_at:
+                return other
+        return ""
+
+    def _refuse_if_superseded(self) -> None:
+        if other := self.superseded_by():
+            raise NeedsHumanError(
+                f"Another run moved volume {self.plan.volume} after this one had begun; its backup is {other}.",
+                state="this task changed nothing",
+                next_step="start a new run: this one knows nothing of where the volume is now",
             )
 
     @cached_property
@@ -186,6 +217,7 @@ class Move:
             self.new.config,
             fence=self.fence,
             recorded=recorded.setting if recorded else None,
+            stale=[stale for values in self.backup.secrets.values() if (stale := written_by_format(values))],
         )
 
     @property
