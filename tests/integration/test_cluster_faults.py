@@ -20,9 +20,10 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.adapters import cluster as adapter
 from include.juicefs_storage.adapters.cluster import KubernetesCluster
+from include.juicefs_storage.adapters.juicefs import in_controller_pod
 from include.juicefs_storage.core.errors import PermanentError, TransientError
 from include.juicefs_storage.core.setting import StorageConfig
-from include.juicefs_storage.core.steps import CSI_WORKLOADS, PatchSecrets, RestartCsi
+from include.juicefs_storage.core.steps import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS, PatchSecrets, RestartCsi
 from lab.kube.client import KubeServer
 from lab.process import binary, wait_for
 
@@ -251,7 +252,15 @@ def test_a_controller_that_never_becomes_ready_recovers_with_its_cause(
     """What blocks a StatefulSet for good is a broken template; a restart changes an annotation only."""
     kube.order_fault({"rollout": "never-ready", "name": "juicefs-csi-controller"})
     RestartCsi(cluster, "stuck").apply()
-    wait_for("the pod is replaced and not ready", lambda: not rolled_out(cluster), deadline_s=60)
+    wait_for(
+        "the pod is replaced and not ready",
+        lambda: not any(pod.ready for pod in cluster.pods(CSI_CONTROLLER_SELECTOR)),
+        deadline_s=60,
+    )
+    wait_for("the node components", lambda: cluster.workload("DaemonSet", NODE).rolled_out, deadline_s=60)
+    # juicefs can be run all the same, or nothing could be copied back.
+    done = in_controller_pod(cluster, "").run(["/usr/local/bin/juicefs", "version"], "", 30)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["juicefs", "version"])
     back = RestartCsi(cluster, "stuck rollback")
     back.apply()
     kube.clear_faults()

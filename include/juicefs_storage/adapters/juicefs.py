@@ -19,7 +19,7 @@ from include.juicefs_storage.core.errors import PermanentError, TransientError
 from include.juicefs_storage.core.ports import Cluster, CopyResult, ExecResult
 from include.juicefs_storage.core.secrets import split_password
 from include.juicefs_storage.core.setting import StorageConfig
-from include.juicefs_storage.core.steps import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR
+from include.juicefs_storage.core.steps import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
 
 #: In the CSI images the community client; /usr/bin/juicefs is the enterprise one.
 _IN_POD = "/usr/local/bin/juicefs"
@@ -30,6 +30,20 @@ _CONFIG = """\
 IFS= read -r META_PASSWORD && IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY || exit 64
 export META_PASSWORD
 exec "$1" config "$2" --yes --storage "$3" --bucket "$4" --access-key "$ACCESS_KEY" --secret-key "$SECRET_KEY"
+"""
+#: A process shows its arguments joined by NUL; this script's own begin otherwise.
+_AWAIT_CONFIG = """\
+left=$3
+while :; do
+  running=0
+  for process in /proc/[0-9]*/cmdline; do
+    case $(tr '\\0' ' ' <"$process" 2>/dev/null) in "$1 config $2 "*) running=1 ;; esac
+  done
+  [ "$running" = 1 ] || exit 0
+  [ "$left" -gt 0 ] || exit 75
+  left=$((left - 1))
+  sleep 1
+done
 """
 _STATUS = """\
 IFS= read -r META_PASSWORD || exit 64
@@ -127,6 +141,21 @@ class JuiceFSCommand:
             raise TransientError(
                 f"`juicefs config` ended with exit code {result.returncode}: {_last_lines(result, config)}",
                 next_step="check the new store from the CSI controller pod; the task tries again",
+            )
+
+    def await_config(self, *, timeout_s: float) -> None:
+        """Look once a second at what runs where `run` runs.
+
+        Raises:
+            TransientError: One still runs after `timeout_s` seconds.
+        """
+        url, _ = split_password(self.metaurl)
+        result = self._script(_AWAIT_CONFIG, url, f"{timeout_s:.0f}", stdin=(), timeout_s=timeout_s + _STATUS_TIMEOUT_S)
+        if result.returncode != 0:
+            raise TransientError(
+                f"A `juicefs config` still runs after {timeout_s:g} s (exit code {result.returncode}).",
+                state="it may write the setting yet",
+                next_step="find it in the CSI controller pod and end it",
             )
 
     def status(self) -> Mapping[str, Any]:
@@ -242,14 +271,18 @@ def sync_urls(source: StorageConfig, target: StorageConfig, prefix: str) -> tupl
 def in_controller_pod(cluster: Cluster, metaurl: str) -> JuiceFSCommand:
     """Run juicefs in the CSI controller pod, as the runbook recommends.
 
-    The pod is looked up for every command: it is another one after the restart.
+    The pod is looked up for every command: it is another one after the restart. Where none is ready, a node component's
+    serves: it runs the same image, and a way back must not depend on a controller that does not start.
     """
 
     def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
-        ready = [pod for pod in cluster.pods(CSI_CONTROLLER_SELECTOR) if pod.ready]
-        if not ready:
+        for selector in (CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR):
+            if ready := [pod for pod in cluster.pods(selector) if pod.ready]:
+                break
+        else:
             raise TransientError(
-                f"No ready pod carries {CSI_CONTROLLER_SELECTOR} in namespace {cluster.namespace}.",
+                f"No ready pod carries {CSI_CONTROLLER_SELECTOR} or {CSI_NODE_SELECTOR} in namespace "
+                f"{cluster.namespace}.",
                 next_step=f"kubectl -n {cluster.namespace} get pods -l {CSI_CONTROLLER_SELECTOR}",
             )
         return cluster.exec(ready[0].name, CSI_CONTAINER, command, stdin=stdin, timeout_s=timeout_s)
