@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from include.juicefs_storage.core.errors import LostAnswerError, NeedsHumanError, PermanentError, TransientError
+from include.juicefs_storage.core.ports import Pod
 from include.juicefs_storage.core.setting import StorageConfig
 from include.juicefs_storage.core.steps import PatchSecrets, WriteSetting, settle
 from tests.unit.fakes import METAURL, NEW, OLD, FakeCluster, FakeJuiceFS, FakeMetadata, setting
@@ -168,3 +169,102 @@ def test_going_back_gives_the_backed_up_values_and_old_keys_where_there_were_non
 def test_the_secret_of_another_volume_is_refused(cluster):
     with pytest.raises(PermanentError, match="name='another'"):
         PatchSecrets(cluster, "juicefs-sc-secret", "another", NEW).apply()
+
+
+class Clock:
+    """Time that passes by sleeping."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def stale_pod(*, ready):
+    return Pod(
+        namespace="juicefs", name="late", uid="9", node="n", ready=ready, restarts=0, problem="", labels={},
+        commands=(), claims=(),
+    )  # fmt: skip
+
+
+def test_settle_waits_for_a_pod_that_has_not_started(write, agreeing):
+    write.apply()
+    clock = Clock()
+
+    def stale_pods():
+        if clock.now == 60:
+            write.metadata.row = setting(OLD)  # it starts at last
+        return [stale_pod(ready=clock.now >= 60)]
+
+    settled = settle(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
+    assert len(settled.repaired) == 1
+    assert settled.wrote == ("late",)
+    assert settled.waiting == ()
+    assert write.metadata.row.uses(NEW)
+
+
+def test_settle_does_not_wait_for_ever_and_names_the_pod(write, agreeing):
+    write.apply()
+    clock = Clock()
+    settled = settle(write, agreeing, lambda: [stale_pod(ready=False)], for_s=10, clock=clock, sleep=clock.sleep)
+    assert settled.waiting == ("late",)
+    assert clock.now == 310
+
+
+def test_settle_patches_secrets_that_were_put_back(write, agreeing):
+    write.apply()
+    clock = Clock()
+
+    def stale_pods():
+        if clock.now == 5:
+            agreeing.cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=OLD.bucket)
+        return []
+
+    settled = settle(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
+    assert settled.repaired == ("Secret juicefs/juicefs-sc-secret held other values",)
+    assert agreeing.plan() == []
+
+
+def test_settle_gives_up_on_what_goes_on_writing(write, agreeing):
+    write.apply()
+    clock = Clock()
+
+    def stale_pods():
+        write.metadata.row = setting(OLD)
+        return [stale_pod(ready=True)]
+
+    with pytest.raises(NeedsHumanError, match="goes on writing"):
+        settle(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
+
+
+@pytest.mark.parametrize(("failing_s", "ends"), [(30, True), (90, False)])
+def test_settle_lives_through_a_database_that_is_gone_for_a_moment(write, agreeing, failing_s, ends):
+    write.apply()
+    clock, read = Clock(), write.metadata.read_setting
+
+    def read_setting():
+        if 5 <= clock.now < 5 + failing_s:
+            raise TransientError("gone")
+        return read()
+
+    write.metadata.read_setting = read_setting
+    if ends:
+        assert settle(write, agreeing, list, for_s=10, clock=clock, sleep=clock.sleep).repaired == ()
+        assert clock.now >= 5 + failing_s + 9  # it could not be seen meanwhile: quiet seconds count from then on
+    else:
+        with pytest.raises(TransientError, match="gone"):
+            settle(write, agreeing, list, for_s=10, clock=clock, sleep=clock.sleep)
+
+
+def test_a_third_value_that_a_secret_held_is_put_right(write):
+    step = replace(write, stale=[OTHER])
+    step.metadata.row = setting(OTHER)
+    assert step.apply() is True
+    assert step.metadata.row.uses(NEW)
+    step.metadata.row = setting(OTHER)
+    assert step.undo() is True
+    assert step.metadata.row.uses(OLD)

@@ -338,9 +338,10 @@ def settle(
     while True:
         pods: Sequence[Pod] = ()
         try:
+            # First the pods: what one that is ready has written can be seen then.
+            pods = stale_pods()
             moved = [f"the setting did not name {step.target.bucket} any more"] if step.apply() else []
             moved += [f"Secret {name} held other values" for name in secrets.apply()]
-            pods = stale_pods()
             failing_since = None
         except TransientError:
             failing_since = clock() if failing_since is None else failing_since
