@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -91,6 +93,13 @@ def test_a_bad_param_is_refused_by_name(given, words):
 def test_a_number_out_of_its_range_is_refused_by_name():
     with pytest.raises(PermanentError, match=r"`settle_s`.*greater than or equal to 0"):
         resolve_revert_params(RevertForm(settle_s=-1), "myjfs.two", RECORDED, "data", still_there=True)
+
+
+def test_the_docs_and_the_dag_file_know_every_param():
+    root = Path(__file__).parents[2]
+    page, dag = ((root / name).read_text() for name in ("docs/revert.md", "dags/juicefs_storage_revert.py"))
+    assert [name for name in RevertForm.model_fields if f"`{name}`" not in page] == []
+    assert set(re.findall(r'^    "(\w+)": (?:text|flag|seconds)\(', dag, re.MULTILINE)) == set(RevertForm.model_fields)
 
 
 def now_on(monkeypatch: pytest.MonkeyPatch, **more: object) -> None:
