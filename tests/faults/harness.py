@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -63,7 +63,10 @@ def connections(lab: Lab) -> dict[str, str]:
 
 @dataclass
 class Run:
-    """One run. `states` is what the UI would show; `struck` counts the faults that came to pass."""
+    """One run. `states` is what the UI would show; `struck` counts the faults that came to pass.
+
+    `before` is done in the test's own process before a task starts: task id -> function.
+    """
 
     lab: Lab
     folder: Path
@@ -75,7 +78,7 @@ class Run:
     errors: dict[str, str] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
     struck: dict[Fault, int] = field(default_factory=dict)
-    executed: list[str] = field(default_factory=list)
+    before: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.folder / "xcom").mkdir(parents=True, exist_ok=True)
@@ -135,6 +138,7 @@ class Run:
         return not ends
 
     def _step(self, task: Any) -> None:
+        self.before.get(task.task_id, lambda: None)()
         while True:
             self.tries[task.task_id] = self.tries.get(task.task_id, 0) + 1
             end = self._try(task)
@@ -145,7 +149,6 @@ class Run:
                 break
         self.states[task.task_id] = end["state"]
         self.errors[task.task_id] = end["error"]
-        self.executed.append(task.task_id)
         if end["state"] == "success" and hasattr(task, "choose_branch"):
             chosen = end["value"]
             kept = {chosen} | graph(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)

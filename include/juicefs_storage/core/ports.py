@@ -288,6 +288,9 @@ class JuiceFS(Protocol):
     def write_storage(self, config: StorageConfig) -> None:
         """`juicefs config`: set storage, bucket and keys."""
 
+    def await_config(self, *, timeout_s: float) -> None:
+        """Wait until no `juicefs config` of this volume runs: one whose caller is gone may write yet."""
+
     def status(self) -> Mapping[str, Any]:
         """`juicefs status`."""
 

@@ -29,7 +29,8 @@ MEANING: Mapping[Outcome, str] = {
     "rejected": "The plan was not approved. Nothing was changed.",
     "failed": "The run stopped before the setting was written: the volume is where it was.",
     "held": "A step failed after the setting was written, and things were left as they are: on_failure=hold, or this "
-    "run had switched the volume before. Clear the failed task with Downstream to go on.",
+    "run had switched the volume before. Clear the failed task with Downstream to go on, or `decide` with Downstream "
+    "to have it judged again.",
     "rolled back": "A step failed; the volume is back on the old store, every client proven there.",
     "half rolled back": "A step failed and the rollback did not finish. A person must look: see the failed tasks.",
     "moved on": "Every step passed, but now the setting or a Secret does not name the new store: somebody changed it "
@@ -94,6 +95,20 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for task, text in _SENTENCES.items():
         if task in results:
             lines.append(text.format(**results[task]))
+    return [*lines, *_settle_lines(results.get("settle", {}))]
+
+
+def _settle_lines(result: Mapping[str, Any]) -> list[str]:
+    """Who may have written old values while the setting was guarded, and who still may."""
+    lines = []
+    if repaired := result.get("repaired"):
+        pods = ", ".join(f"`{pod}`" for pod in result["wrote"]) or "none was seen"
+        lines.append(
+            f"put right while the setting was guarded: {'; '.join(repaired)}. Mount pods that started with old values: {pods}"
+        )
+    if waiting := result.get("waiting"):
+        pods = ", ".join(f"`{pod}`" for pod in waiting)
+        lines.append(f"mount pods made with old values have not started, and may write them yet: delete {pods}")
     return lines
 
 

@@ -13,25 +13,27 @@ from include.juicefs_storage.core.setting import Setting
 from include.juicefs_storage.tasks.apply import APPLY
 from include.juicefs_storage.tasks.check import CHECKS, all_findings
 from include.juicefs_storage.tasks.move import Move
-from include.juicefs_storage.tasks.rollback import DIAGNOSTICS, ROLLBACK
+from include.juicefs_storage.tasks.rollback import DIAGNOSTICS, ROLLBACK, recorded_move, touched
 from include.juicefs_storage.tasks.runtime import Runtime, log, pull, push, run_id, runbook_task, task_states
 
 
-def _outcome(states: dict[str, str], *, dry_run: bool) -> Outcome:
+def _outcome(states: dict[str, str], move: Move | None, *, dry_run: bool) -> Outcome:
     def all_are(state: str, tasks: tuple[str, ...]) -> bool:
         return all(states[task] == state for task in tasks)
 
+    # What the run changed and did not put back, whatever became of the tasks' states since.
+    left = move is not None and not move.superseded_by() and touched(move)
     if states["copy_back"] not in {"skipped", "none"} and pull("decide", "chosen") == DIAGNOSTICS:
-        return "rolled back" if all_are("success", ROLLBACK) else "half rolled back"
+        return "rolled back" if all_are("success", ROLLBACK) and not left else "half rolled back"
+    if all_are("success", APPLY):
+        return "switched"
+    if left:
+        return "held"
     if states["plan"] != "success":
         return "refused"
     if dry_run:
         return "planned"
-    if states["approve"] in {"failed", "upstream_failed"}:
-        return "rejected"
-    if all_are("success", APPLY):
-        return "switched"
-    return "held" if pull("decide", "touched") else "failed"
+    return "rejected" if states["approve"] in {"failed", "upstream_failed"} else "failed"
 
 
 @runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
@@ -44,8 +46,10 @@ def finalize() -> dict[str, Any]:
     states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", DIAGNOSTICS, *ROLLBACK)
     params = pull("resolve_params") or {}
     runtime = Runtime.of_run() if params else None
-    outcome = _outcome(states, dry_run=bool(params.get("dry_run")))
-    planned = Plan.model_validate(pull("plan")) if pull("plan") else None
+    move = _recorded_or_none()
+    outcome = _outcome(states, move, dry_run=bool(params.get("dry_run")))
+    # The plan that was carried out, where one was.
+    planned = move.backup.plan if move else Plan.model_validate(pull("plan")) if pull("plan") else None
     setting = _setting_or_none(runtime)
     steps = (*APPLY, DIAGNOSTICS, *ROLLBACK)
     results = {task_id: result for task_id in steps if isinstance(result := pull(task_id), dict)}
@@ -86,6 +90,14 @@ def _release_lock() -> None:
         Move.of_run().lock.release()
     except StorageSwitchError:
         log.exception("The volume's Lease was not given back: it lapses by itself.")
+
+
+def _recorded_or_none() -> Move | None:
+    try:
+        return recorded_move()
+    except StorageSwitchError:
+        log.exception("The backup of this run cannot be read.")
+        return None
 
 
 def _setting_or_none(runtime: Runtime | None) -> Setting | None:

@@ -11,7 +11,7 @@ from typing import Any, overload
 from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.core.diagnostics import Masker, collect, secret_values
-from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.core.errors import NeedsHumanError, StorageSwitchError
 from include.juicefs_storage.core.secrets import split_password
 from include.juicefs_storage.tasks.apply import APPLY, CATCH_UP_TIMEOUT_S
 from include.juicefs_storage.tasks.move import Move
@@ -24,38 +24,58 @@ ROLLBACK = (
 #: What the rollback begins with. It is no part of ROLLBACK: a rollback without diagnostics is a whole one.
 DIAGNOSTICS = "collect_diagnostics"
 _DIAGNOSTICS_TIMEOUT_S = 120
+_CONFIG_TIMEOUT_S = 120
 
 
 @runbook_task(kind="branch", trigger_rule=TriggerRule.ALL_DONE)
 def decide() -> str:
-    """Roll back when a step failed after the setting was touched; else finish.
+    """Roll back when a step failed after the setting was touched, or when a rollback had begun before; else finish.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    failed = any(state in {"failed", "upstream_failed"} for state in task_states(*APPLY).values())
-    chosen = "finalize"
-    if failed and (move := _recorded_move()):
-        touched = _touched(move)
-        push("touched", touched)
-        if move.ended("switched"):
-            log.warning("This run had switched the volume before. It is not rolled back by itself any more.")
-        elif touched and move.runtime.params.on_failure == "rollback":
-            chosen = DIAGNOSTICS
+    states = set(task_states(*APPLY).values())
+    failed = bool(states & {"failed", "upstream_failed"})
+    move = recorded_move() if states - {"skipped"} else None
+    chosen = DIAGNOSTICS if move and _goes_back(move, failed=failed) else "finalize"
     push("chosen", chosen)
     return chosen
 
 
-def _recorded_move() -> Move | None:
-    """The move of this run; None where the run ended before its backup was made, and so before it changed anything."""
+def _goes_back(move: Move, *, failed: bool) -> bool:
+    if other := move.superseded_by():
+        log.warning("Another run moved the volume after this one; its backup is %s. This run leaves it there.", other)
+        return False
+    if move.ended("rolled-back"):
+        log.info("This run began to roll back before: it does so to the end, and proves it again.")
+        return True
+    if failed and move.ended("switched"):
+        log.warning("This run had switched the volume before. It is not rolled back by itself any more.")
+        return False
+    if not failed or move.runtime.params.on_failure != "rollback":
+        return False
+    _await_juicefs_config(move)
+    return touched(move)
+
+
+def recorded_move() -> Move | None:
+    """The move of this run; None where the run ended before its backup was made, and so before it changed anything.
+
+    Raises:
+        StorageSwitchError: There is a backup and it cannot be read.
+    """
+    move = Move.of_run() if pull("resolve_params") and pull("plan") else None
+    return move if move and move.runtime.vault.load(move.backup_id) is not None else None
+
+
+def _await_juicefs_config(move: Move) -> None:
+    """Wait for a `juicefs config` whose caller was killed: it goes on where it runs, and may write yet."""
     try:
-        move = Move.of_run()
-        move.backup  # noqa: B018  reads it from the vault
-    except PermanentError:
-        return None
-    return move
+        move.runtime.juicefs.await_config(timeout_s=_CONFIG_TIMEOUT_S)
+    except StorageSwitchError as error:
+        log.warning("Whether a juicefs config still runs is not known: %s", error.problem)
 
 
-def _touched(move: Move) -> bool:
+def touched(move: Move) -> bool:
     """Whether the setting or a Secret differs from the backup. The world decides, not what the run remembers."""
     try:
         return not move.runtime.setting().uses(move.before.config) or bool(move.secrets_back.plan())
@@ -144,6 +164,7 @@ def restore_setting(move: Move) -> dict[str, Any]:
 
     **Changes** the storage fields of the row `format`; nothing else in it. **Safe to clear**: yes, with Downstream.
     """
+    _await_juicefs_config(move)
     return {"restored": move.setting_step.undo()}
 
 
