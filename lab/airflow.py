@@ -91,6 +91,8 @@ class Airflow:
         """
         for component, server in zip(COMPONENTS, self.servers(), strict=True):
             wait_for(f"{server.name} is healthy", partial(self._healthy, component), deadline_s=180, server=server)
+        registered = {"myjfs": {"target_conn_id": "minio_new", "target_bucket": new_store.bucket}}
+        (self.state / "volumes.yaml").write_text(json.dumps(registered))  # JSON is YAML
         backups = self.state / "backups"
         backups.mkdir(mode=0o700, exist_ok=True)
         connections: dict[str, dict[str, Any]] = {
@@ -130,7 +132,13 @@ class Airflow:
     def environment(self) -> dict[str, str]:
         """What an `airflow` command needs to work on this Airflow."""
         # include/ is imported from the project's root by every component.
-        return {"AIRFLOW_HOME": str(self.home), "PYTHONPATH": str(PROJECT), "NO_COLOR": "1"}
+        return {
+            "AIRFLOW_HOME": str(self.home),
+            "PYTHONPATH": str(PROJECT),
+            "NO_COLOR": "1",
+            "JUICEFS_STORAGE_VOLUMES": str(self.state / "volumes.yaml"),
+            "JUICEFS_STORAGE_REHEARSAL_SCHEDULE": "none",
+        }
 
     def servers(self) -> list[Server]:
         """The recorded processes."""

@@ -32,11 +32,11 @@ from include.juicefs_storage.core.steps import CSI_WORKLOADS, PatchSecrets, Writ
 from include.juicefs_storage.tasks.move import volume_lock
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import (
-    REGISTRY,
     Runtime,
     missing_connections_explained,
     pull,
     push,
+    read_registry,
     runbook_task,
     task_states,
 )
@@ -55,12 +55,9 @@ def resolve_params() -> dict[str, Any]:
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    import yaml
-
     given = dict(get_current_context()["params"])
-    registry = yaml.safe_load(REGISTRY.read_text()) or {}
     try:
-        return validate_params(given, registry).model_dump()
+        return validate_params(given, read_registry()).model_dump()
     except PermanentError as error:
         push("findings", [checks.refusal("resolve_params", error.problem, error.next_step).model_dump()])
         raise

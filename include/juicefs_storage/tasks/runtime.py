@@ -6,6 +6,7 @@ import base64
 import functools
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 #: Where backups lie: password = key (base64 of 32 bytes), extra.path = folder.
 BACKUP_CONN_ID = "juicefs_backup"
-REGISTRY = Path(__file__).parents[2] / "volumes.yaml"
+#: The registry of volumes; the environment may name another file, outside of the image.
+REGISTRY = Path(os.environ.get("JUICEFS_STORAGE_VOLUMES") or Path(__file__).parents[2] / "volumes.yaml")
 #: Limits how many copies run at once; made by the lab, by docker-compose's init and by deploy/values.yaml.
 COPY_POOL = "juicefs_storage"
 
@@ -192,10 +194,24 @@ class Runtime:
 
 
 def read_registry() -> dict[str, dict[str, Any]]:
-    """`include/volumes.yaml`: volume name -> the params that it fills in."""
+    """Volume name -> the params that it fills in.
+
+    Raises:
+        PermanentError: The file is not there, or is not of that form.
+    """
     import yaml
 
-    registry: dict[str, dict[str, Any]] = yaml.safe_load(REGISTRY.read_text()) or {}
+    try:
+        registry: dict[str, dict[str, Any]] = yaml.safe_load(REGISTRY.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise PermanentError(
+            f"The registry of volumes {REGISTRY} cannot be read ({type(error).__name__}).", next_step="correct the file"
+        ) from None
+    if not isinstance(registry, dict) or not all(isinstance(entry, dict) for entry in registry.values()):
+        raise PermanentError(
+            f"The registry of volumes {REGISTRY}: expected a volume's name and below it its params.",
+            next_step="correct the file; include/volumes.yaml has an example",
+        )
     return registry
 
 

@@ -1,0 +1,110 @@
+"""Rehearsal and revert through a real scheduler: what is asked of a person, and what becomes of a volume in use.
+
+The tests find the volume on either store and leave it on the old one, both stores running.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from lab.airflow import Airflow
+from lab.environment import Lab
+from lab.process import LabError, wait_for
+
+SWITCH, REVERT, REHEARSAL = "juicefs_storage_switch", "juicefs_storage_revert", "juicefs_storage_rehearsal"
+RUN_S = 600
+SHORT = {"settle_s": 10, "client_timeout_s": 30, "require_approval": False, "dry_run": False}
+
+
+@pytest.fixture(scope="module")
+def lab(airflow_lab: Lab) -> Lab:
+    for store in (airflow_lab.old_store, airflow_lab.new_store):
+        server = store.server()
+        if not server or not server.alive():
+            store.start()
+    if airflow_lab.mariadb.setting()["Bucket"] == airflow_lab.old_store.bucket_url:
+        airflow_lab.seed(20)
+        airflow_lab.copy_to_new_store()
+    return airflow_lab
+
+
+@pytest.fixture(scope="module")
+def airflow(lab: Lab) -> Airflow:
+    assert lab.airflow is not None
+    return lab.airflow
+
+
+def finish(airflow: Airflow, dag_id: str, run_id: str) -> tuple[str, dict[str, Any]]:
+    state = airflow.wait_run(dag_id, run_id, timeout_s=RUN_S)
+    report = airflow.xcom(dag_id, run_id, "finalize", "report")
+    assert report, {task.task_id: task.state for task in airflow.task_states(dag_id, run_id)}
+    return state, report
+
+
+def last_event(airflow: Airflow) -> dict[str, Any]:
+    """The last event of the asset: what the page of the volumes shows."""
+    asset = airflow.api("GET", "/assets", params={"name_pattern": "juicefs_storage_readiness"})["assets"][0]
+    query = {"asset_id": asset["id"], "order_by": "-timestamp", "limit": 1}
+    event: dict[str, Any] = airflow.api("GET", "/assets/events", params=query)["asset_events"][0]
+    return event["extra"]
+
+
+def test_a_rehearsal_tells_who_is_ready_and_since_when(lab: Lab, airflow: Airflow) -> None:
+    run_id = airflow.trigger(REHEARSAL, {})
+    state, report = finish(airflow, REHEARSAL, run_id)
+    assert (state, report) == ("success", {"ready": ["myjfs"], "blocked": []})
+    ready = last_event(airflow)
+    assert (ready["volume"], ready["ready"], ready["blockers"]) == ("myjfs", True, [])
+    mapped = airflow.api("GET", f"/dags/{REHEARSAL}/dagRuns/{run_id}/taskInstances/rehearse/listMapped")
+    assert [task["rendered_map_index"] for task in mapped["task_instances"]] == ["myjfs"]
+
+    lab.new_store.stop()
+    try:
+        run_id = airflow.trigger(REHEARSAL, {})
+        state, report = finish(airflow, REHEARSAL, run_id)
+    finally:
+        lab.new_store.start()
+    assert (state, report["ready"]) == ("failed", [])
+    blocked = last_event(airflow)
+    assert blocked["ready"] is False
+    assert blocked["since"] > ready["since"]
+    assert lab.new_store.endpoint_url in "".join(blocked["blockers"])
+
+
+def test_a_revert_offers_the_backups_and_goes_back_to_the_chosen_one(lab: Lab, airflow: Airflow) -> None:
+    processes = lab.mount_processes()
+    if lab.mariadb.setting()["Bucket"] == lab.old_store.bucket_url:
+        target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
+        run_id = airflow.trigger(SWITCH, target | SHORT)
+        state, report = finish(airflow, SWITCH, run_id)
+        assert (state, report["outcome"]) == ("success", "switched"), report["states"]
+    assert lab.mariadb.setting()["Bucket"] == lab.new_store.bucket_url
+
+    run_id = airflow.trigger(REVERT, {"dry_run": False, "require_approval": False})
+    task = f"/dags/{REVERT}/dagRuns/{run_id}/taskInstances/choose_backup"
+    wait_for("a backup is asked for", lambda: airflow.api("GET", task)["state"] == "awaiting_input", deadline_s=120)
+    detail = airflow.api("GET", f"{task}/-1/hitlDetails")
+    newest = detail["options"][0]
+    assert f"| `{newest}` | myjfs |" in detail["body"]
+
+    def answered() -> bool:
+        state = airflow.api("GET", task)["state"]
+        if state == "awaiting_input":
+            with suppress(LabError):  # answered meanwhile
+                body = {"chosen_options": [newest], "params_input": {}}
+                airflow.api("PATCH", f"{task}/-1/hitlDetails", json=body)
+        return state in {"success", "failed"}
+
+    wait_for("choose_backup has its answer", answered, deadline_s=120, poll_s=0.5)
+    state, report = finish(airflow, REVERT, run_id)
+    failed = [task for task in airflow.task_states(REVERT, run_id) if task.state == "failed"]
+    assert (state, report["outcome"]) == ("success", "reverted"), [
+        airflow.task_error(REVERT, run_id, task) for task in failed
+    ]
+    assert airflow.xcom(REVERT, run_id, "plan")["backup_id"] == newest
+    assert report["backup_id"] not in {newest, None}
+    assert lab.mariadb.setting()["Bucket"] == lab.old_store.bucket_url
+    assert lab.mount_processes() == processes
