@@ -104,7 +104,8 @@ def _settle_lines(result: Mapping[str, Any]) -> list[str]:
     if repaired := result.get("repaired"):
         pods = ", ".join(f"`{pod}`" for pod in result["wrote"]) or "none was seen"
         lines.append(
-            f"put right while the setting was guarded: {'; '.join(repaired)}. Mount pods that started with old values: {pods}"
+            f"put right while the setting was guarded: {'; '.join(repaired)}. "
+            f"Mount pods that started with old values: {pods}"
         )
     if waiting := result.get("waiting"):
         pods = ", ".join(f"`{pod}`" for pod in waiting)
