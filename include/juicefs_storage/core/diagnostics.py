@@ -113,13 +113,14 @@ def collect(
         try:
             text = masker(read())
         except StorageSwitchError as error:
-            problems.append(masker(f"{title}: {error.problem}"))
+            problems.append(f"{title}: {error.problem}")
             continue
         if len(text) > _SECTION_CHARACTERS:
             left_out = len(text) - _SECTION_CHARACTERS
             text = f"({left_out} characters before this were left out)\n…{text[left_out:]}"
         parts.append(f"===== {title}\n{text.strip() or '(none)'}\n")
         size += len(parts[-1])
+    problems = [masker(problem) for problem in problems]
     if problems:
         parts.append("===== Not collected\n" + "\n".join(problems) + "\n")
     return Diagnostics("\n".join(parts), len(parts), tuple(problems))
