@@ -5,14 +5,18 @@ The tests find the volume on either store and leave it on the old one, both stor
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
+import httpx
 import pytest
 
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.process import LabError, wait_for
+from tests.oncall import EXTRA, oncall
 
 SWITCH, REVERT, REHEARSAL = "juicefs_storage_switch", "juicefs_storage_revert", "juicefs_storage_rehearsal"
 RUN_S = 600
@@ -44,6 +48,16 @@ def finish(airflow: Airflow, dag_id: str, run_id: str) -> tuple[str, dict[str, A
     return state, report
 
 
+def connect(airflow: Airflow, conn_id: str, **values: object) -> None:
+    airflow.api("POST", "/connections", json={"connection_id": conn_id, **values})
+
+
+def authorized(airflow: Airflow) -> dict[str, str]:
+    user = {"username": airflow.user, "password": airflow.password}
+    token = httpx.post(f"{airflow.url}/auth/token", json=user, timeout=60).json()["access_token"]
+    return {"Authorization": f"Bearer {token}"}
+
+
 def last_event(airflow: Airflow) -> dict[str, Any]:
     """The last event of the asset: what the page of the volumes shows."""
     asset = airflow.api("GET", "/assets", params={"name_pattern": "juicefs_storage_readiness"})["assets"][0]
@@ -61,17 +75,31 @@ def test_a_rehearsal_tells_who_is_ready_and_since_when(lab: Lab, airflow: Airflo
     mapped = airflow.api("GET", f"/dags/{REHEARSAL}/dagRuns/{run_id}/taskInstances/rehearse/listMapped")
     assert [task["rendered_map_index"] for task in mapped["task_instances"]] == ["myjfs"]
 
-    lab.new_store.stop()
-    try:
-        run_id = airflow.trigger(REHEARSAL, {})
-        state, report = finish(airflow, REHEARSAL, run_id)
-    finally:
-        lab.new_store.start()
+    with oncall() as (connection, posted):
+        connect(airflow, "oncall", **connection)
+        connect(airflow, "juicefs_notify", conn_type="generic", extra=json.dumps(EXTRA))
+        lab.new_store.stop()
+        try:
+            run_id = airflow.trigger(REHEARSAL, {})
+            state, report = finish(airflow, REHEARSAL, run_id)
+            wait_for("the person on call is told", lambda: bool(posted), deadline_s=60)
+        finally:
+            lab.new_store.start()
+            for conn_id in ("oncall", "juicefs_notify"):
+                airflow.api("DELETE", f"/connections/{conn_id}")
+    assert [body["subject"] for body in posted] == [f"{REHEARSAL}: a volume is not ready to be switched"]
+    assert "**not ready** since" in posted[0]["text"]
+    assert run_id.split("+")[0] in unquote(posted[0]["url"])
     assert (state, report["ready"]) == ("failed", [])
     blocked = last_event(airflow)
     assert blocked["ready"] is False
     assert blocked["since"] > ready["since"]
     assert lab.new_store.endpoint_url in "".join(blocked["blockers"])
+
+    page = httpx.get(f"{airflow.url}/juicefs-storage/volumes", headers=authorized(airflow), timeout=60)
+    assert page.status_code == 200
+    assert "What blocks myjfs" in page.text
+    assert httpx.get(f"{airflow.url}/juicefs-storage/volumes", timeout=60).status_code == 401
 
 
 def test_a_revert_offers_the_backups_and_goes_back_to_the_chosen_one(lab: Lab, airflow: Airflow) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from include.juicefs_storage.tasks.notify import Notify
+from tests.oncall import EXTRA, oncall
 
 XCOMS: dict[tuple[str, str], object] = {
     ("finalize", "report"): {"outcome": "rolled back"},
@@ -18,7 +18,6 @@ XCOMS: dict[tuple[str, str], object] = {
     ("plan", "return_value"): {"volume": "myjfs"},
     ("plan", "markdown"): "## Switch",
 }
-HTTP = {"notifier": "airflow.providers.http.notifications.http.HttpNotifier"}
 
 
 @pytest.fixture
@@ -32,27 +31,11 @@ def context() -> dict[str, Any]:
 
 
 @pytest.fixture
-def posted(monkeypatch: pytest.MonkeyPatch) -> Any:
+def posted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, str]]]:
     """What a server of the on-call tool was sent."""
-    bodies: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    address = {"conn_type": "http", "host": "127.0.0.1", "port": server.server_port, "schema": "http"}
-    monkeypatch.setenv("AIRFLOW_CONN_ONCALL", json.dumps(address))
-    yield bodies
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with oncall() as (connection, bodies):
+        monkeypatch.setenv("AIRFLOW_CONN_ONCALL", json.dumps(connection))
+        yield bodies
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]) -> None:
@@ -73,10 +56,9 @@ def connect(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]) -> None:
     ],
 )
 def test_the_news_reach_a_server_through_a_notifier_of_a_provider(monkeypatch, context, posted, notify, sent):
-    message = {"s": "{{ news.subject }}", "t": "{{ news.text }}", "u": "{{ news.url }}"}
-    connect(monkeypatch, HTTP | {"arguments": {"http_conn_id": "oncall", "endpoint": "alerts", "json": message}})
+    connect(monkeypatch, EXTRA)
     notify(context)
-    assert posted == [dict(zip("stu", sent, strict=True))]
+    assert [list(body.values()) for body in posted] == [sent]
 
 
 def test_without_the_connection_nothing_happens(monkeypatch, context, posted, caplog):
@@ -93,8 +75,8 @@ def test_without_the_connection_nothing_happens(monkeypatch, context, posted, ca
         {"notifier": "no.such.module.Notifier"},
         {"notifier": "json.JSONDecoder"},
         {"notifier": "os.system", "arguments": {"command": "false"}},
-        HTTP | {"arguments": {"no_such": 1}},
-        HTTP | {"arguments": {"http_conn_id": "no_such_connection"}},
+        EXTRA | {"arguments": {"no_such": 1}},
+        EXTRA | {"arguments": {"http_conn_id": "no_such_connection"}},
     ],
 )
 def test_what_cannot_be_told_is_logged_and_fails_nothing(monkeypatch, context, caplog, extra):
