@@ -1,0 +1,135 @@
+"""What a run stands on goes away under it: for some seconds, or until a person brings it back. No false success."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.faults.world import assert_all_on, assert_nothing_lost, believed
+
+AWAY_S = 6.0
+
+
+@pytest.fixture
+def away(fault_lab) -> Iterator[Callable[..., Callable[[], None]]]:
+    """Stop a server when called, and start it again some seconds later, or only at the end of the test."""
+    timers: list[threading.Timer] = []
+
+    def make(stop: Callable[[], None], start: Callable[[], None], *, for_good: bool = False) -> Callable[[], None]:
+        def go() -> None:
+            stop()
+            if not for_good:
+                timers.append(threading.Timer(AWAY_S, start))
+                timers[-1].start()
+
+        return go
+
+    yield make
+    for timer in timers:
+        timer.join()
+    for store in (fault_lab.old_store, fault_lab.new_store):
+        store.start()
+    if not (server := fault_lab.mariadb.server()) or not server.alive():
+        fault_lab.mariadb.restart()
+
+
+@pytest.mark.parametrize("task", ["write_setting", pytest.param("settle", marks=pytest.mark.slow)])
+def test_a_database_that_restarts_in_mid_run_is_waited_for(task, fault_lab, sides, start, away, tell):
+    run = start()
+    run.before = {task: away(fault_lab.mariadb.stop, fault_lab.mariadb.restart)}
+    outcome = run.go()
+    assert outcome == "switched", run.errors
+    assert_all_on(fault_lab, sides.target)
+    tell(task, f"MariaDB away for {AWAY_S:g} s", "-", f"{outcome}, all new")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_database_that_is_gone_for_good_is_no_success_and_the_way_back_waits_for_it(
+    fault_lab, sides, start, away, tell
+):
+    run = start()
+    run.before = {"settle": away(fault_lab.mariadb.stop, fault_lab.mariadb.restart, for_good=True)}
+    assert run.go() == "half rolled back"
+    assert {"settle", "restore_setting"} <= run.failed()
+    assert "metadata database answered" in run.errors["restore_setting"]
+
+    fault_lab.mariadb.restart()
+    run.before = {}
+    run.clear("copy_back", downstream=True)
+    outcome = run.go()
+    assert outcome == "rolled back", run.errors
+    assert_all_on(fault_lab, sides.source)
+    tell("settle", "MariaDB gone for good", "rollback cleared when it was back", f"{outcome}, all old")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("for_good", [False, True])
+def test_a_new_store_that_goes_away_after_the_setting_was_written(
+    for_good, fault_lab, sides, start, writer, away, tell
+):
+    run = start()
+    run.before = {"prove_clients": away(sides.target.stop, sides.target.start, for_good=for_good)}
+    outcome = run.go()
+    # Away for good: what clients wrote to it alone cannot be copied back, and the run says so.
+    assert outcome in ({"half rolled back", "rolled back"} if for_good else {"switched", "rolled back"}), run.errors
+    name = sides.target.name if outcome == "switched" else sides.source.name
+    assert believed(fault_lab)["setting"] == {name}
+    if for_good:
+        sides.target.start()
+        run.before = {}
+        run.clear("copy_back", downstream=True)
+        assert run.go() == "rolled back", run.errors
+    writer.stop()
+    assert_all_on(fault_lab, sides.target if outcome == "switched" else sides.source)
+    assert_nothing_lost(fault_lab, writer)
+    how = "gone for good" if for_good else f"away for {AWAY_S:g} s"
+    tell("prove_clients", f"the new store {how}", "rollback cleared when it was back" if for_good else "-", outcome)
+
+
+@pytest.fixture
+def order(fault_lab) -> Iterator[Callable[[dict[str, str]], Callable[[], None]]]:
+    """Order a fault of the cluster when called; none is left after the test, and the CSI components are well."""
+    yield lambda fault: lambda: fault_lab.kube.order_fault(fault)
+    fault_lab.kube.clear_faults()
+    for workload in ("statefulset/juicefs-csi-controller", "daemonset/juicefs-csi-node"):
+        fault_lab.kubectl("-n", "juicefs", "rollout", "status", workload, "--timeout=90s")
+
+
+@pytest.mark.slow
+def test_a_controller_that_never_becomes_ready_leaves_the_volume_proven_on_the_old_store(
+    fault_lab, sides, start, writer, order, tell
+):
+    run = start(rollout_timeout_s=10)
+    run.before = {"restart_csi": order({"rollout": "never-ready", "name": "juicefs-csi-controller"})}
+    assert run.go() == "half rolled back"
+    # Nothing but the rollout itself: juicefs was run in a node component's pod.
+    assert run.failed() == {"wait_for_rollouts", "wait_for_rollouts_again"}, run.errors
+    assert "Rollouts not done" in run.errors["wait_for_rollouts"]
+    assert_all_on(fault_lab, sides.source)
+
+    fault_lab.kube.clear_faults()
+    run.before = {}
+    run.clear("wait_for_rollouts_again", downstream=True)
+    outcome = run.go()
+    writer.stop()
+    assert outcome == "rolled back", run.errors
+    assert_nothing_lost(fault_lab, writer)
+    tell("wait_for_rollouts", "the controller is never ready", "cleared when it was", f"{outcome}, all old")
+
+
+@pytest.mark.slow
+def test_a_crash_loop_fails_the_rollout_with_the_containers_last_words(fault_lab, sides, start, order, tell):
+    run = start()
+    run.before = {
+        "restart_csi": order({"rollout": "crash-loop", "name": "juicefs-csi-node"}),
+        "restart_csi_again": fault_lab.kube.clear_faults,
+    }
+    outcome = run.go()
+    assert outcome == "rolled back", run.errors
+    assert "panic: ordered to crash" in run.errors["wait_for_rollouts"]
+    assert_all_on(fault_lab, sides.source)
+    tell("wait_for_rollouts", "crash loop of the node component", "-", f"{outcome}, all old")
