@@ -18,11 +18,13 @@ STAMP = f"{_ADAPTERS}.cluster:KubernetesCluster.stamp_template"
 EXEC = f"{_ADAPTERS}.cluster:KubernetesCluster.exec"
 UPDATE = f"{_ADAPTERS}.metadata:MySqlMetadata.replace_setting"
 
+#: Of the script that writes the canary through a client's mount.
+CANARY = "dd if=/dev/urandom"
 POINTS = ("before", "during", "after")
 
 
-def _points(task: str, effect: str, nth: int = 1) -> list[Fault]:
-    return [Fault(task, point, effect, nth) for point in POINTS]
+def _points(task: str, effect: str, nth: int = 1, having: str = "") -> list[Fault]:
+    return [Fault(task, point, effect, nth, having=having) for point in POINTS]
 
 
 def _ends(*tasks: str) -> list[Fault]:
@@ -30,7 +32,6 @@ def _ends(*tasks: str) -> list[Fault]:
     return [Fault(task, point) for task in tasks for point in ("before", "after")]
 
 
-# The third exec of a proof writes the canary: two clients are read first, side by side.
 FORWARD = [
     *_ends("plan", "choose_path"),
     *_points("backup", VAULT),
@@ -42,7 +43,7 @@ FORWARD = [
     *_points("restart_csi", STAMP),
     *_points("restart_csi", STAMP, nth=2),
     *_ends("wait_for_rollouts"),
-    *_points("prove_clients", EXEC, nth=5),
+    *_points("prove_clients", EXEC, having=CANARY),
     *_points("catch_up", SYNC),
     *_ends("prove_blocks"),
     *_points("prove_fresh_mount", MOUNT),
@@ -59,7 +60,7 @@ BACK = [
     *_points("restart_csi_again", STAMP),
     *_points("restart_csi_again", STAMP, nth=2),
     *_ends("wait_for_rollouts_again"),
-    *_points("prove_clients_on_old", EXEC, nth=5),
+    *_points("prove_clients_on_old", EXEC, having=CANARY),
     *_points("copy_back_again", SYNC),
     *_ends("prove_blocks_on_old"),
 ]

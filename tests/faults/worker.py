@@ -30,6 +30,7 @@ class Fault:
         point: Before, during or after the effect.
         effect: `module:Class.method` of an adapter, or the empty string for the task's function itself.
         nth: Which call of it.
+        having: Only calls whose arguments have this text in them count.
         tries: On how many tries of the task.
         error: Empty: the process is killed. Else the text of a PermanentError that is raised instead.
     """
@@ -40,6 +41,7 @@ class Fault:
     nth: int = 1
     tries: int = 1
     error: str = ""
+    having: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ def _armed(fault: Fault, function: Callable[[], Any]) -> Callable[[], Any]:
     original, calls = getattr(owner, name), [0]
 
     def struck(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] != fault.nth:
+        calls[0] += fault.having in repr((args, kwargs))
+        if calls[0] != fault.nth or fault.having not in repr((args, kwargs)):
             return original(self, *args, **kwargs)
         if fault.point == "before":
             strike()
