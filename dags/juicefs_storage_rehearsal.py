@@ -22,7 +22,7 @@ ready makes the run red, with what blocks it; it hides no other volume.
 
 ### What it changes
 Nothing. Each volume gets an event of the asset `juicefs_storage_readiness`: ready or not, what blocks it, since when. The
-page *JuiceFS volumes* shows the last one of each. See `docs/rehearsal.md`.
+page *Volumes* shows the last one of each. See `docs/rehearsal.md`.
 """
 
 #: A cron expression or preset for the DAG processor's environment; `none` for runs by hand only.

@@ -123,7 +123,8 @@ def render_volumes(events: "Sequence[tuple[Mapping[str, Any], str | None]]") -> 
             lines += ["", f"### What blocks {volume}", *(f"- {_line(str(blocker))}" for blocker in blockers)]
     if last:
         lines += ["", "To go back to a backup, give its id to `juicefs_storage_revert`."]
-    return _html("JuiceFS volumes", nav='<a href="../">← Airflow</a>', about=REHEARSAL, markdown="\n".join(lines))
+    # No way back to Airflow: the page stands inside of its UI.
+    return _html("JuiceFS volumes", nav="", about=REHEARSAL, markdown="\n".join(lines))
 
 
 def _minute(moment: object) -> str:
@@ -189,7 +190,7 @@ class JuiceFSStoragePlugin(AirflowPlugin):
 
     external_views = [  # noqa: RUF012  (declared by Airflow)
         {
-            "name": "JuiceFS volumes",
+            "name": "Volumes",
             "href": f"{URL_PREFIX[1:]}/volumes",
             "destination": "nav",
             "url_route": "juicefs-volumes",
