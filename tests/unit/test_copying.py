@@ -7,7 +7,7 @@ import pytest
 from include.juicefs_storage.adapters.juicefs import sync_urls
 from include.juicefs_storage.core.blocks import block_objects
 from include.juicefs_storage.core.checks import check_consistency
-from include.juicefs_storage.core.copying import compare_listings, missing_blocks
+from include.juicefs_storage.core.copying import compare_listings, compare_sample, missing_blocks, same_contents
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.core.proofs import require_all_blocks
 from include.juicefs_storage.core.setting import StorageConfig
@@ -111,3 +111,24 @@ def test_sync_urls_hold_no_keys_and_each_side_has_variables_of_its_own(source, t
 def test_a_bucket_that_juicefs_sync_cannot_address_is_refused():
     with pytest.raises(PermanentError, match="dot in its name"):
         sync_urls(_at("http://h:1/a"), _at("https://n.example:2/b.c"), "p/")
+
+
+def test_a_sample_holds_no_more_than_was_asked_for_and_sees_contents():
+    row, slices = setting(), [(number, 100) for number in range(1, 1001)]
+    source, target = _store_of(slices, row), _store_of(slices, row)
+    metadata = FakeMetadata(row, slices)
+    difference = compare_sample(metadata, row, source, target, 50)
+    assert (difference.expected, difference.present) == (50, 50)
+    target.contents = dict.fromkeys(target.objects, "something else")
+    assert compare_sample(metadata, row, source, target, 50).different == 50
+    assert len(compare_sample(metadata, row, source, target, 50).examples) == 5
+
+
+def test_contents_are_compared_for_every_block_of_the_same_length():
+    row, slices = setting(), [(number, 100) for number in range(1, 201)]
+    source, target = _store_of(slices, row), _store_of(slices, row)
+    (key, _), *_ = block_objects(row, 77, 100)
+    target.contents[key] = "something else"
+    found = compare_listings(source.list("myjfs/"), target.list("myjfs/"), same_contents(source, target))
+    assert (found.expected, found.present, found.different) == (200, 199, 1)
+    assert found.examples == [f"different: {key} (content)"]
