@@ -82,7 +82,8 @@ def test_a_new_store_that_goes_away_after_the_setting_was_written(
         sides.target.start()
         run.before = {}
         run.clear("copy_back", downstream=True)
-        assert run.go() == "rolled back", run.errors
+        outcome = run.go()
+        assert outcome == "rolled back", run.errors
     writer.stop()
     assert_all_on(fault_lab, sides.target if outcome == "switched" else sides.source)
     assert_nothing_lost(fault_lab, writer)
