@@ -54,9 +54,10 @@ FORWARD = [
 BACK = [
     *_points("copy_back", VAULT),  # the mark that this run is being rolled back
     *_points("copy_back", SYNC),
-    *_points("restore_setting", UPDATE),
     *_points("restore_secret", SECRET),
     *_points("restore_secret", SECRET, nth=2),
+    *_points("restore_setting", UPDATE),
+    *_ends("settle_again"),
     *_points("restart_csi_again", STAMP),
     *_points("restart_csi_again", STAMP, nth=2),
     *_ends("wait_for_rollouts_again"),

@@ -164,8 +164,8 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "check_volume",
     ]  # fmt: skip
     undo = [
-        "restore_setting", "restore_secret", "restart_csi_again", "wait_for_rollouts_again", "prove_clients_on_old",
-        "copy_back_again", "prove_blocks_on_old",
+        "restart_csi_again", "wait_for_rollouts_again", "prove_clients_on_old", "copy_back_again",
+        "prove_blocks_on_old",
     ]  # fmt: skip
     switch = dags["juicefs_storage_switch"]
     assert switch["graph"] == {
@@ -189,7 +189,11 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "prove_no_restarts": ["decide"],
         "decide": ["collect_diagnostics", "finalize"],
         "collect_diagnostics": ["copy_back"],
-        "copy_back": undo[:1],
+        # The Secrets first: no pod starts with the new values once the setting is back.
+        "copy_back": ["restore_secret"],
+        "restore_secret": ["restore_setting"],
+        "restore_setting": ["restart_csi_again", "settle_again"],
+        "settle_again": ["prove_blocks_on_old"],
         **{task: [following] for task, following in pairwise(undo)},
         "prove_blocks_on_old": ["finalize"],
         "finalize": [],
@@ -199,6 +203,9 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "backup": "none_failed_min_one_success",  # approved, or no approval required
         "decide": "all_done",
         # The undo goes on after a failed undo, and is skipped with its group.
-        **dict.fromkeys(["collect_diagnostics", "copy_back", *undo], "none_skipped"),
+        **dict.fromkeys(
+            ["collect_diagnostics", "copy_back", "restore_secret", "restore_setting", "settle_again", *undo],
+            "none_skipped",
+        ),
         "finalize": "all_done",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from include.juicefs_storage.core.errors import LostAnswerError, NeedsHumanError, PermanentError, TransientError
@@ -164,18 +164,18 @@ class WriteSetting:
                 next_step="the task tries again; if it goes on, look for mount pods that start with old values",
             )
 
+    @property
+    def back(self) -> WriteSetting:
+        """The step that puts the old storage back: by compare-and-set, other fields stay as they are."""
+        return replace(self, target=self.before.config, recorded=self.before, stale=(self.target, *self.stale))
+
     def undo(self) -> bool:
-        """Put the old storage back by compare-and-set; the row is never absent, and other fields stay as they are.
+        """Put the old storage back; the row is never absent.
 
         Returns:
             False where the old storage was in place already.
         """
-        now = self.observe()
-        if now.uses(self.before.config):
-            return False
-        self.fence()
-        self._replace(now, self.before)
-        return True
+        return self.back.apply()
 
 
 @dataclass(frozen=True)

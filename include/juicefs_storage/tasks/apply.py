@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.core.backup import Backup
-from include.juicefs_storage.core.clients import read_request_errors, stale_mount_pods
+from include.juicefs_storage.core.clients import read_request_errors
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.core.plan import StorageView
 from include.juicefs_storage.core.proofs import prove_fresh_mount as use_fresh_mount
 from include.juicefs_storage.core.proofs import prove_no_restarts as compare_pods
 from include.juicefs_storage.core.proofs import prove_status
 from include.juicefs_storage.core.secrets import storage_values, volume_secrets
-from include.juicefs_storage.core.steps import settle as guard_setting
-from include.juicefs_storage.tasks.move import Move
-from include.juicefs_storage.tasks.runtime import COPY_POOL, log, run_id, runbook_task
+from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, Move
+from include.juicefs_storage.tasks.runtime import COPY_POOL, run_id, runbook_task
 
 APPLY = (
     "backup", "copy_ahead", "write_setting", "patch_secret", "settle", "restart_csi", "wait_for_rollouts",
     "prove_clients", "catch_up", "prove_blocks", "prove_fresh_mount", "prove_no_restarts",
 )  # fmt: skip
 _COPY_AHEAD_TIMEOUT_S = 6 * 3600
-#: Clients wait for these copies: what they wrote elsewhere in some seconds is copied in minutes, or something is wrong.
-CATCH_UP_TIMEOUT_S = 600
 
 
 @runbook_task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
@@ -126,23 +121,7 @@ def settle() -> dict[str, Any]:
     **Changes** the setting and the Secrets only where they moved back. **Safe to clear**: yes.
     """
     move = Move.forward()
-    cluster, mounts, new = move.runtime.cluster, move.plan.mount_pods, move.new
-    with move.kept():
-        settled = guard_setting(
-            move.setting_step,
-            move.secrets_forward,
-            lambda: stale_mount_pods(cluster, mounts, new.config),
-            for_s=move.runtime.params.settle_s,
-            clock=time.monotonic,
-            sleep=time.sleep,
-        )
-    result = {key: list(lines) for key, lines in asdict(settled).items()}
-    if not settled.repaired:
-        return result
-    log.warning("Put right: %s. Mount pods that may have written it: %s", settled.repaired, settled.wrote or "none")
-    move.prove_clients(new)
-    copied = move.copy(move.old, new, timeout_s=CATCH_UP_TIMEOUT_S) if move.runtime.params.catch_up else {"copied": 0}
-    return {**result, **copied, **move.prove_blocks(new)}
+    return move.settle(move.setting_step, move.secrets_forward, source=move.old, target=move.new)
 
 
 @runbook_task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from airflow.sdk import PokeReturnValue, get_current_context
 
 from include.juicefs_storage.adapters.objects import S3Bucket
 from include.juicefs_storage.core.backup import Backup, backup_id
+from include.juicefs_storage.core.clients import stale_mount_pods
 from include.juicefs_storage.core.copying import missing_blocks
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.core.lock import VolumeLock, lease_name
@@ -23,7 +24,11 @@ from include.juicefs_storage.core.proofs import catch_up, prove_clients, require
 from include.juicefs_storage.core.secrets import written_by_format
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import PatchSecrets, RestartCsi, WriteSetting
-from include.juicefs_storage.tasks.runtime import Runtime, mask_keys, pull, run_id, task_states
+from include.juicefs_storage.core.steps import settle as guard_setting
+from include.juicefs_storage.tasks.runtime import Runtime, log, mask_keys, pull, run_id, task_states
+
+#: Clients wait for these copies: what they wrote elsewhere in some seconds is copied in minutes, or something is wrong.
+CATCH_UP_TIMEOUT_S = 600
 
 
 def volume_lock(leases: LeaseStore, uuid: str) -> VolumeLock:
@@ -259,6 +264,33 @@ class Move:
                 timeout_s=timeout_s,
             )
         return {"copied": copied, "still_missing": difference.missing}
+
+    def settle(self, step: WriteSetting, secrets: PatchSecrets, *, source: Side, target: Side) -> dict[str, Any]:
+        """Guard the setting and the Secrets for `settle_s`; where something was put right, prove and copy once more.
+
+        Args:
+            step: What wrote the setting.
+            secrets: What wrote the Secrets.
+            source: Where clients may have gone for a moment.
+            target: Where they belong.
+        """
+        params, cluster, mounts = self.runtime.params, self.runtime.cluster, self.plan.mount_pods
+        with self.kept():
+            settled = guard_setting(
+                step,
+                secrets,
+                lambda: stale_mount_pods(cluster, mounts, target.config),
+                for_s=params.settle_s,
+                clock=time.monotonic,
+                sleep=time.sleep,
+            )
+        result = {key: list(lines) for key, lines in asdict(settled).items()}
+        if not settled.repaired:
+            return result
+        log.warning("Put right: %s. Mount pods that may have written it: %s", settled.repaired, settled.wrote or "none")
+        self.prove_clients(target)
+        copied = self.copy(source, target, timeout_s=CATCH_UP_TIMEOUT_S) if params.catch_up else {"copied": 0}
+        return {**result, **copied, **self.prove_blocks(target)}
 
     def restart(self, stamp: str) -> dict[str, Any]:
         """Tell the CSI components to restart, unless `restart_csi` is off."""

@@ -13,12 +13,12 @@ from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
 from include.juicefs_storage.core.diagnostics import Masker, collect, secret_values
 from include.juicefs_storage.core.errors import NeedsHumanError, StorageSwitchError
 from include.juicefs_storage.core.secrets import split_password
-from include.juicefs_storage.tasks.apply import APPLY, CATCH_UP_TIMEOUT_S
-from include.juicefs_storage.tasks.move import Move
+from include.juicefs_storage.tasks.apply import APPLY
+from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, Move
 from include.juicefs_storage.tasks.runtime import COPY_POOL, log, pull, push, run_id, runbook_task, task_states
 
 ROLLBACK = (
-    "copy_back", "restore_setting", "restore_secret", "restart_csi_again", "wait_for_rollouts_again",
+    "copy_back", "restore_secret", "restore_setting", "settle_again", "restart_csi_again", "wait_for_rollouts_again",
     "prove_clients_on_old", "copy_back_again", "prove_blocks_on_old",
 )  # fmt: skip
 #: What the rollback begins with. It is no part of ROLLBACK: a rollback without diagnostics is a whole one.
@@ -159,6 +159,15 @@ def copy_back(move: Move) -> dict[str, Any]:
 
 
 @undo_task
+def restore_secret(move: Move) -> dict[str, Any]:
+    """Put the values of the backup back into the Secrets: before the setting, so that no pod starts with new ones.
+
+    **Changes** the Secrets that the run had patched. **Safe to clear**: yes, with Downstream.
+    """
+    return {"patched": move.secrets_back.apply()}
+
+
+@undo_task
 def restore_setting(move: Move) -> dict[str, Any]:
     """Put the old storage back into the setting by compare-and-set: one UPDATE; the row is never absent.
 
@@ -169,12 +178,12 @@ def restore_setting(move: Move) -> dict[str, Any]:
 
 
 @undo_task
-def restore_secret(move: Move) -> dict[str, Any]:
-    """Put the values of the backup back into the Secrets.
+def settle_again(move: Move) -> dict[str, Any]:
+    """Guard setting and Secrets for `settle_s` seconds: a pod that started with the new values may write them back.
 
-    **Changes** the Secrets that the run had patched. **Safe to clear**: yes, with Downstream.
+    **Changes** the setting and the Secrets only where they moved. **Safe to clear**: yes, with Downstream.
     """
-    return {"patched": move.secrets_back.apply()}
+    return move.settle(move.setting_step.back, move.secrets_back, source=move.new, target=move.old)
 
 
 @undo_task

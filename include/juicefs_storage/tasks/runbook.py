@@ -50,11 +50,13 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
     [settled, blocks, unharmed] >> decide
 
     with TaskGroup("rollback", prefix_group_id=False, tooltip="Back to the old store, every client proven there"):
-        first, last = rollback.collect_diagnostics(), rollback.prove_blocks_on_old()
+        first, restored, last = (
+            rollback.collect_diagnostics(), rollback.restore_setting(), rollback.prove_blocks_on_old()
+        )  # fmt: skip
+        first >> rollback.copy_back() >> rollback.restore_secret() >> restored >> rollback.settle_again() >> last
         (
-            first >> rollback.copy_back() >> rollback.restore_setting() >> rollback.restore_secret()
-            >> rollback.restart_csi_again() >> rollback.wait_for_rollouts_again() >> rollback.prove_clients_on_old()
-            >> rollback.copy_back_again() >> last
+            restored >> rollback.restart_csi_again() >> rollback.wait_for_rollouts_again()
+            >> rollback.prove_clients_on_old() >> rollback.copy_back_again() >> last
         )  # fmt: skip
 
     decide >> [first, finalize]
