@@ -52,7 +52,7 @@ FORWARD = [
     *_points("finalize", VAULT),
 ]
 BACK = [
-    *_points("copy_back", VAULT),  # the mark that this run is being rolled back
+    *_points("collect_diagnostics", VAULT),  # the mark that this run is being rolled back
     *_points("copy_back", SYNC),
     *_points("restore_secret", SECRET),
     *_points("restore_secret", SECRET, nth=2),
