@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from airflow.sdk import dag
 
 from include.juicefs_storage.tasks import rehearsal
 from include.juicefs_storage.tasks.form import text
+from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
 
 DOC = """
 ### Use this when
@@ -40,12 +41,7 @@ SCHEDULE = os.environ.get("JUICEFS_STORAGE_REHEARSAL_SCHEDULE") or "@daily"
     },
     doc_md=DOC,
     tags=["juicefs", "storage", "rehearsal"],
-    default_args={
-        "owner": "storage-sre",
-        "retries": 1,
-        "retry_delay": timedelta(seconds=5),
-        "execution_timeout": timedelta(hours=8),
-    },
+    default_args=TASK_DEFAULTS,
 )
 def juicefs_storage_rehearsal() -> None:
     """Rehearse every registered volume, then report."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from airflow.sdk import dag
 
 from include.juicefs_storage.tasks import revert
 from include.juicefs_storage.tasks.form import flag, seconds, text
 from include.juicefs_storage.tasks.runbook import move_volume
+from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
 
 DOC = """
 ### Use this when
@@ -58,12 +57,7 @@ PARAMS = {
     params=PARAMS,
     doc_md=DOC,
     tags=["juicefs", "storage", "runbook"],
-    default_args={
-        "owner": "storage-sre",
-        "retries": 1,
-        "retry_delay": timedelta(seconds=5),
-        "execution_timeout": timedelta(hours=8),
-    },
+    default_args=TASK_DEFAULTS,
 )
 def juicefs_storage_revert() -> None:
     """Choose a backup, then check, plan, approve, back up, move, verify; roll back on failure."""

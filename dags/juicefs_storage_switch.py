@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from airflow.sdk import Param, dag
 
 from include.juicefs_storage.tasks import check
-from include.juicefs_storage.tasks.form import flag as _flag
-from include.juicefs_storage.tasks.form import seconds as _seconds
-from include.juicefs_storage.tasks.form import text as _text
+from include.juicefs_storage.tasks.form import flag, seconds, text
 from include.juicefs_storage.tasks.runbook import move_volume
+from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
 
 DOC = """
 ### Use this when
@@ -30,27 +27,26 @@ Copy the volume's data to the new bucket, and make an Airflow connection of type
 key, password = secret key, extra `endpoint_url`). Backups need the connection `juicefs_backup`. See `docs/switch.md`.
 """
 
-
 PARAMS = {
-    "volume": _text(None, "Registered volume", "A name in `include/volumes.yaml` that fills in what is left at its default.", "Volume"),
-    "kubernetes_conn_id": _text("kubernetes_default", "Kubernetes connection", "The cluster of the CSI driver.", "Volume"),
-    "namespace": _text("juicefs", "Namespace", "Where the CSI driver and its Secret are.", "Volume"),
-    "secret_name": _text("juicefs-sc-secret", "Secret", "The Secret that the CSI driver uses for the volume.", "Volume"),
-    "meta_conn_id": _text(None, "Metadata connection", "Type MySQL. Empty: from the Secret's `metaurl`.", "Volume"),
+    "volume": text(None, "Registered volume", "A name in `include/volumes.yaml` that fills in what is left at its default.", "Volume"),
+    "kubernetes_conn_id": text("kubernetes_default", "Kubernetes connection", "The cluster of the CSI driver.", "Volume"),
+    "namespace": text("juicefs", "Namespace", "Where the CSI driver and its Secret are.", "Volume"),
+    "secret_name": text("juicefs-sc-secret", "Secret", "The Secret that the CSI driver uses for the volume.", "Volume"),
+    "meta_conn_id": text(None, "Metadata connection", "Type MySQL. Empty: from the Secret's `metaurl`.", "Volume"),
     "target_conn_id": Param(type="string", title="New store's connection", description_md="Type `aws`: login = access key, password = secret key, extra `endpoint_url`.", section="New storage", minLength=1, examples=["minio_new"]),
     "target_bucket": Param(type="string", title="New bucket", description_md="The bucket's name alone.", section="New storage", minLength=3, examples=["juicefs-data"]),
-    "target_endpoint": _text(None, "Endpoint for the clients", "As the JuiceFS clients reach it, where that differs from the connection's.", "New storage"),
-    "source_conn_id": _text(None, "Old store's connection", "Empty: the endpoint and keys in the setting.", "New storage"),
-    "dry_run": _flag(True, "Dry run", "Stop after the plan. Nothing is changed.", "Safety"),
-    "require_approval": _flag(True, "Require approval", "Wait for a human who has read the plan.", "Safety"),
-    "consistency": _text("listing", "Compare the stores", "How the new store is compared with the old one before the switch: not at all, some blocks by content, all by key and size, all by content.", "Safety", enum=["off", "sample", "listing", "content"]),
-    "catch_up": _flag(True, "Catch up", "Copy what clients write to the old store until they have moved.", "Safety"),
-    "restart_csi": _flag(True, "Restart CSI", "Restart the CSI controller and node components.", "Safety"),
-    "on_failure": _text("rollback", "On failure", "Roll back, or hold for a human.", "Safety", enum=["rollback", "hold"]),
-    "juicefs_runner": _text("controller", "Where juicefs runs", "In the CSI controller pod, or on the Airflow worker.", "Advanced", enum=["controller", "worker"]),
-    "client_timeout_s": _seconds(60, "Client timeout (s)", "How long the clients may take to follow.", 5, 3600),
-    "rollout_timeout_s": _seconds(300, "Rollout timeout (s)", "How long the CSI restarts may take.", 10, 7200),
-    "settle_s": _seconds(40, "Settle (s)", "How long the setting is guarded; at least three heartbeats.", 0, 3600),
+    "target_endpoint": text(None, "Endpoint for the clients", "As the JuiceFS clients reach it, where that differs from the connection's.", "New storage"),
+    "source_conn_id": text(None, "Old store's connection", "Empty: the endpoint and keys in the setting.", "New storage"),
+    "dry_run": flag(True, "Dry run", "Stop after the plan. Nothing is changed.", "Safety"),
+    "require_approval": flag(True, "Require approval", "Wait for a human who has read the plan.", "Safety"),
+    "consistency": text("listing", "Compare the stores", "How the new store is compared with the old one before the switch: not at all, some blocks by content, all by key and size, all by content.", "Safety", enum=["off", "sample", "listing", "content"]),
+    "catch_up": flag(True, "Catch up", "Copy what clients write to the old store until they have moved.", "Safety"),
+    "restart_csi": flag(True, "Restart CSI", "Restart the CSI controller and node components.", "Safety"),
+    "on_failure": text("rollback", "On failure", "Roll back, or hold for a human.", "Safety", enum=["rollback", "hold"]),
+    "juicefs_runner": text("controller", "Where juicefs runs", "In the CSI controller pod, or on the Airflow worker.", "Advanced", enum=["controller", "worker"]),
+    "client_timeout_s": seconds(60, "Client timeout (s)", "How long the clients may take to follow.", 5, 3600),
+    "rollout_timeout_s": seconds(300, "Rollout timeout (s)", "How long the CSI restarts may take.", 10, 7200),
+    "settle_s": seconds(40, "Settle (s)", "How long the setting is guarded; at least three heartbeats.", 0, 3600),
 }  # fmt: skip
 
 
@@ -62,12 +58,7 @@ PARAMS = {
     params=PARAMS,
     doc_md=DOC,
     tags=["juicefs", "storage", "runbook"],
-    default_args={
-        "owner": "storage-sre",
-        "retries": 1,
-        "retry_delay": timedelta(seconds=5),
-        "execution_timeout": timedelta(hours=8),
-    },
+    default_args=TASK_DEFAULTS,
 )
 def juicefs_storage_switch() -> None:
     """Check, plan, approve, back up, switch, verify; roll back on failure."""

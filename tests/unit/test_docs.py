@@ -80,7 +80,7 @@ def form() -> dict[str, tuple[str, str]]:
         assert isinstance(call, ast.Call)
         named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
         plain = [ast.literal_eval(argument) for argument in call.args]
-        section = "Advanced" if ast.unparse(call.func) == "_seconds" else named.get("section") or plain[3]
+        section = "Advanced" if ast.unparse(call.func) == "seconds" else named.get("section") or plain[3]
         found[str(key.value)] = (section, named.get("title") or plain[1])
     return found
 

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.objects import S3Bucket
     from include.juicefs_storage.adapters.vault import FileVault
 
+#: Of every task, where the task does not say otherwise.
+TASK_DEFAULTS: dict[str, Any] = {
+    "owner": "storage-sre",
+    "retries": 1,
+    "retry_delay": timedelta(seconds=5),
+    "execution_timeout": timedelta(hours=8),
+}
 #: Where backups lie: password = key (base64 of 32 bytes), extra.path = folder.
 BACKUP_CONN_ID = "juicefs_backup"
 #: The registry of volumes; the environment may name another file, outside of the image.
