@@ -1,0 +1,49 @@
+"""What was approved is what is done, whatever becomes of the connection."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from pydantic import SecretStr
+
+from include.juicefs_storage.core.errors import PermanentError
+from include.juicefs_storage.core.plan import fingerprint
+from include.juicefs_storage.core.setting import StorageConfig
+from include.juicefs_storage.tasks.move import Move
+from tests.unit.fakes import NEW, OLD, backup, setting
+
+KEY = b"k" * 32
+
+
+def move_to(described: StorageConfig) -> Move:
+    """A move that was planned to NEW, with a connection that describes something now."""
+    runtime = SimpleNamespace(
+        setting=lambda: setting(OLD),
+        target=lambda now: described,
+        vault=SimpleNamespace(key=KEY),
+        params=SimpleNamespace(target_conn_id="minio_new"),
+    )
+    move = Move(runtime)
+    planned = backup("myjfs.run", datetime(2026, 1, 1, tzinfo=UTC)).plan
+    move.plan = planned.model_copy(update={"target_fingerprint": fingerprint(NEW, KEY)})
+    return move
+
+
+def test_an_unchanged_connection_is_what_was_approved():
+    assert move_to(NEW).approved_target() == NEW
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        StorageConfig(NEW.storage, "https://elsewhere:9000/data2", NEW.access_key, NEW.secret_key),
+        StorageConfig(NEW.storage, NEW.bucket, SecretStr("OTHER"), NEW.secret_key),
+        StorageConfig(NEW.storage, NEW.bucket, NEW.access_key, SecretStr("other-secret-value")),
+    ],
+)
+def test_a_connection_that_was_edited_since_the_plan_is_refused(edited):
+    with pytest.raises(PermanentError, match="changed since the plan was made") as refused:
+        move_to(edited).approved_target()
+    assert "other-secret-value" not in str(refused.value)
