@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Point = Literal["before", "during", "after"]
-#: How long a command in a pod has run when its caller is killed "during" it, in seconds; `juicefs config` is short.
-_INTO_COMMAND_S, _INTO_CONFIG_S = 0.15, 0.03
+#: How long a command in a pod has run when its caller is killed "during" it, in seconds.
+_INTO_COMMAND_S, _INTO_SHORT_COMMAND_S = 0.15, 0.03
+_SHORT_COMMANDS = ("JuiceFSCommand.write_storage", "JuiceFSCommand.unmount_fresh")
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def _arm_inside(effect: str) -> None:
             from kubernetes.stream.ws_client import WSClient
 
             update = WSClient.update
-            after_s = _INTO_CONFIG_S if effect.endswith(".write_storage") else _INTO_COMMAND_S
+            after_s = _INTO_SHORT_COMMAND_S if effect in _SHORT_COMMANDS else _INTO_COMMAND_S
 
             def soon(self: Any, timeout: float = 0) -> None:
                 timer = threading.Timer(after_s, _die)
