@@ -1,0 +1,1 @@
+"""Copying and comparing the objects of two stores, partition by partition."""
