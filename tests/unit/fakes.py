@@ -60,8 +60,9 @@ class FakeMetadata:
     def sessions(self) -> Sequence[Session]:
         return self.live
 
-    def slices(self) -> Iterator[tuple[int, int]]:
-        return iter(self.rows)
+    def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
+        rows = sorted(row for row in self.rows if row[0] >= first_id and (end_id is None or row[0] < end_id))
+        return iter(rows)
 
     def next_slice(self) -> int:
         return 1 + max((slice_id for slice_id, _ in self.rows), default=0)

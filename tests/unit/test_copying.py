@@ -62,9 +62,23 @@ def test_compressed_blocks_may_have_another_length():
 def test_a_block_deleted_meanwhile_is_not_lost():
     row = setting()
     metadata = FakeMetadata(row, [(1, 100), (2, 100)])
-    listings = iter([[(1, 100), (2, 100)], [(1, 100)]])
-    metadata.slices = lambda: iter(next(listings))
-    assert missing_blocks(metadata, row, _store_of([(1, 100)], row)).missing == 0
+    store = _store_of([(1, 100)], row)
+
+    def exists(key: str) -> bool:
+        metadata.rows = [(1, 100)]
+        return False
+
+    store.exists = exists
+    found = missing_blocks(metadata, row, store)
+    assert (found.expected, found.present, found.missing) == (1, 1, 0)
+
+
+def test_a_block_uploaded_since_the_listing_is_not_lost():
+    row = setting()
+    metadata, store = FakeMetadata(row, [(1, 100), (2, 100)]), _store_of([(1, 100)], row)
+    store.exists = lambda key: True
+    found = missing_blocks(metadata, row, store)
+    assert (found.expected, found.present, found.missing) == (2, 2, 0)
 
 
 @pytest.mark.parametrize(

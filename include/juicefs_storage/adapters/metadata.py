@@ -21,6 +21,8 @@ _METAURL = re.compile(
     r"^mysql://(?P<user>[^:@/]*)(?::(?P<password>.*))?@(?:tcp)?\(?(?P<host>[^:)/]+)(?::(?P<port>\d+))?\)?/(?P<db>[^?]+)"
 )
 _FETCH_ROWS = 10_000
+#: Above every `chunkid`, whether the column is signed or not.
+_NO_SLICE = 2**63 - 1
 #: The client waits for ever unless told otherwise, and the hook tells it nothing. Seconds; a connection's extra wins.
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 30}
 #: How long a query that changes nothing is tried again while the server is away, in seconds: a restart of it.
@@ -143,19 +145,20 @@ class MySqlMetadata:
         rows = self._query("SELECT value FROM jfs_counter WHERE name = 'nextChunk'")
         return int(rows[0][0]) if rows else 0
 
-    def slices(self) -> Iterator[tuple[int, int]]:
+    def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
         """Read `jfs_chunk_ref` in ranges of its primary key, so that no query holds many rows."""
-        last = -1
         while True:
             rows = self._query(
-                "SELECT chunkid, size FROM jfs_chunk_ref WHERE chunkid > %s AND refs > 0 ORDER BY chunkid LIMIT %s",
-                last,
+                "SELECT chunkid, size FROM jfs_chunk_ref "
+                "WHERE chunkid >= %s AND chunkid < %s AND refs > 0 ORDER BY chunkid LIMIT %s",
+                first_id,
+                _NO_SLICE if end_id is None else end_id,
                 _FETCH_ROWS,
             )
             yield from ((int(chunk_id), int(size)) for chunk_id, size in rows)
             if len(rows) < _FETCH_ROWS:
                 return
-            last = int(rows[-1][0])
+            first_id = int(rows[-1][0]) + 1
 
 
 def _hook(**options: Any) -> MySqlHook:

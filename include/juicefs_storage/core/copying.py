@@ -6,18 +6,20 @@ import heapq
 import random
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
 from include.juicefs_storage.core.blocks import block_objects
+from include.juicefs_storage.core.needed import needed_objects
 from include.juicefs_storage.core.ports import MetadataStore, ObjectStore, StoredObject
 from include.juicefs_storage.core.setting import Setting
 
 EXAMPLES = 5
 _PARALLEL_READS = 8
+_LOOKED_UP_AT_ONCE = 1_000
 _SLICE_ID = re.compile(r"/(\d+)_\d+_\d+$")
 
 
@@ -91,8 +93,7 @@ def _same_size(result: Difference, source: Iterable[StoredObject], target: Itera
         sides = {side: item for _, side, item in group}
         if 0 not in sides:
             result.extra += 1
-            found = _SLICE_ID.search(sides[1].key)
-            result.newest_extra = max(result.newest_extra, (int(found[1]) if found else -1, sides[1].key))
+            result.newest_extra = max(result.newest_extra, (slice_of(sides[1].key), sides[1].key))
             continue
         result.expected += 1
         if 1 not in sides:
@@ -152,6 +153,12 @@ def compare_sample(
     return result
 
 
+def slice_of(key: str) -> int:
+    """The id of the slice that a block belongs to; -1 where the key is not a block's."""
+    found = _SLICE_ID.search(key)
+    return int(found[1]) if found else -1
+
+
 def volume_objects(store: ObjectStore, setting: Setting) -> Iterator[StoredObject]:
     """The volume's blocks in a store."""
     return store.list(f"{setting.name}/chunks/")
@@ -160,26 +167,69 @@ def volume_objects(store: ObjectStore, setting: Setting) -> Iterator[StoredObjec
 def missing_blocks(metadata: MetadataStore, setting: Setting, store: ObjectStore) -> Difference:
     """Which blocks some file refers to (`jfs_chunk_ref`) that a store lacks or holds with another length.
 
-    The metadata is read before the listing is made, so that a block written meanwhile is not taken for lost.
+    Metadata and listing are read side by side, as streams: memory does not grow with the volume. What seems to be
+    missing is looked up once more, as a block may be written, or its file deleted, between the two.
     """
-    needed = {
-        key: length for slice_id, size in metadata.slices() for key, length in block_objects(setting, slice_id, size)
-    }
-    result = Difference(expected=len(needed))
-    for item in volume_objects(store, setting):
-        length = needed.pop(item.key, None)
+    result = Difference()
+    lost: list[str] = []
+    for key, length, found in _side_by_side(needed_objects(metadata, setting), volume_objects(store, setting)):
         if length is None:
+            result.extra += 1
             continue
-        if setting.objects_have_plain_length and item.size_bytes != length:
+        result.expected += 1
+        if found is None:
+            lost.append(key)
+        elif setting.objects_have_plain_length and found != length:
             result.different += 1
-            result.note("different", f"{item.key} ({item.size_bytes} bytes instead of {length})")
+            result.note("different", f"{key} ({found} bytes instead of {length})")
         else:
             result.present += 1
-    # A file deleted since the metadata was read takes its blocks along: what is still needed decides.
-    if needed:
-        still = {key for slice_id, size in metadata.slices() for key, _ in block_objects(setting, slice_id, size)}
-        for key in sorted(needed.keys() & still):
-            if not store.exists(key):
-                result.missing += 1
-                result.note("missing", key)
+        if len(lost) == _LOOKED_UP_AT_ONCE:
+            _note_lost(result, lost, metadata, store)
+            lost = []
+    _note_lost(result, lost, metadata, store)
     return result
+
+
+def _side_by_side(
+    needed: Iterable[tuple[str, int]], stored: Iterable[StoredObject]
+) -> Iterator[tuple[str, int | None, int | None]]:
+    """Key, needed length and stored size; None where it is not needed, or not stored."""
+    rest = iter(stored)
+    item = next(rest, None)
+    for key, length in needed:
+        while item and item.key < key:
+            yield item.key, None, item.size_bytes
+            item = next(rest, None)
+        if item and item.key == key:
+            yield key, length, item.size_bytes
+            item = next(rest, None)
+        else:
+            yield key, length, None
+    while item:
+        yield item.key, None, item.size_bytes
+        item = next(rest, None)
+
+
+def _note_lost(result: Difference, keys: Sequence[str], metadata: MetadataStore, store: ObjectStore) -> None:
+    """Of the blocks that a listing lacked, count those that are still needed and still not there."""
+
+    def lost(key: str) -> bool | None:
+        if store.exists(key):
+            return False
+        slice_id = slice_of(key)
+        return True if next(metadata.slices(slice_id, slice_id + 1), None) else None
+
+    # So many are no race any more.
+    answers: list[bool | None] = [True] * len(keys)
+    if result.missing < _LOOKED_UP_AT_ONCE:
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            answers = list(pool.map(lost, keys))
+    for key, answer in zip(keys, answers, strict=True):
+        if answer:
+            result.missing += 1
+            result.note("missing", key)
+        elif answer is None:
+            result.expected -= 1
+        else:
+            result.present += 1

@@ -45,8 +45,13 @@ class MetadataStore(Protocol):
     def sessions(self) -> Sequence[Session]:
         """The clients whose session has not expired."""
 
-    def slices(self) -> Iterator[tuple[int, int]]:
-        """Id and size in bytes of every slice that some file refers to (`jfs_chunk_ref`, refs > 0)."""
+    def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
+        """Id and size in bytes of every slice that some file refers to (`jfs_chunk_ref`, refs > 0), ordered by id.
+
+        Args:
+            first_id: The lowest id wanted.
+            end_id: No id as high as this one or higher; None: no bound.
+        """
 
     def next_slice(self) -> int:
         """No slice of this volume has this id or a higher one yet (`nextChunk` of `jfs_counter`)."""
