@@ -259,23 +259,44 @@ def test_process_mode_that_is_off(lab: Lab, apps: client.AppsV1Api, look: Look) 
         assert refusals(look("check_csi")) == []
 
 
-@pytest.mark.parametrize("workload", ["statefulset/juicefs-csi-controller", "daemonset/juicefs-csi-node"])
-def test_a_rollout_that_is_not_done(lab: Lab, look: Look, workload: str) -> None:
-    """Mid-rollout and never healthy look the same: not every pod is new and ready."""
-    lab.kube.order_fault({"rollout": "never-ready", "name": workload.split("/")[1]})
+@contextlib.contextmanager
+def rolling_out(lab: Lab, workload: str, fault: str) -> Iterator[None]:
+    """A restart of a workload that does not come to its end; afterwards it is as healthy as before."""
+    lab.kube.order_fault({"rollout": fault, "name": workload.split("/")[1]})
     try:
         lab.kubectl("rollout", "restart", workload, "-n", NS)
-
-        def refused() -> bool:
-            return any(workload in line and "is not healthy" in line for line in refusals(look("check_csi")))
-
-        wait_for("it is refused", refused, deadline_s=30)
+        yield
     finally:
         lab.kube.clear_faults()
         if workload.startswith("statefulset"):  # as in a cluster: a pod that never became ready blocks its own update
             lab.kubectl("delete", "pod", "juicefs-csi-controller-0", "-n", NS)
         lab.kubectl("rollout", "status", workload, "-n", NS, "--timeout=90s")
+
+
+@pytest.mark.parametrize("workload", ["StatefulSet/juicefs-csi-controller", "DaemonSet/juicefs-csi-node"])
+def test_a_rollout_that_goes_on_is_waited_for(lab: Lab, look: Look, workload: str) -> None:
+    with rolling_out(lab, workload.lower(), "never-ready"):
+        wait_for("it is refused", lambda: refusals(look("check_csi")), deadline_s=30)
+        (refused,) = refusals(look("check_csi"))
+    assert f"{workload} is in the middle of a rollout: " in refused
+    assert f"wait, then trigger again: kubectl -n {NS} rollout status {workload.lower()}" in refused
     assert refusals(look("check_csi")) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "trouble"), [("never-ready", "has not been ready for 1"), ("crash-loop", "is in CrashLoopBackOff")]
+)
+def test_a_workload_that_does_not_get_healthy_must_be_repaired(lab: Lab, look: Look, fault: str, trouble: str) -> None:
+    """It is told from a rollout by why its pod waits, and by how long the pod has not been ready."""
+
+    def broken() -> list[str]:
+        return [line for line in refusals(look("check_csi", rollout_timeout_s=10)) if "is not healthy" in line]
+
+    with rolling_out(lab, "daemonset/juicefs-csi-node", fault):
+        wait_for("it is refused", broken, deadline_s=40)
+        (refused,) = broken()
+    assert re.match(rf"DaemonSet/juicefs-csi-node is not healthy: pod juicefs-csi-node-\w+ {trouble}", refused)
+    assert "repair it first" in refused
 
 
 def test_a_heartbeat_longer_than_the_timeout(core: client.CoreV1Api, look: Look) -> None:
@@ -301,6 +322,47 @@ def test_a_kind_of_storage_of_its_own_among_the_mount_options(core: client.CoreV
         refused = refusals(look("check_volume"))
     assert len(refused) == 2
     assert all("storage=minio" in line for line in refused)
+
+
+def test_a_bucket_of_its_own_in_the_storage_class_is_a_warning(core: client.CoreV1Api, look: Look) -> None:
+    """No volume has it yet; the next one that is provisioned would."""
+    storage, name = client.StorageV1Api(core.api_client), "juicefs-sc"
+    storage.patch_storage_class(name, {"mountOptions": ["cache-size=1", "bucket=http://elsewhere/b"]})
+    try:
+        findings = look("check_secrets")
+    finally:
+        storage.patch_storage_class(name, {"mountOptions": None})
+    assert refusals(findings) == []
+    (warned,) = warnings(findings)
+    assert f"StorageClass {name} has mountOptions bucket=http://elsewhere/b" in warned
+    assert warnings(look("check_secrets")) == []
+
+
+def test_a_read_only_mount(core: client.CoreV1Api, look: Look) -> None:
+    """It has no session: found by its `.config` alone."""
+    with mounted(core, "ro") as pod:
+        (refused,) = refusals(look("check_volume"))
+    assert f"{pod.metadata.name} is mounted read-only" in refused
+
+
+@contextlib.contextmanager
+def session_version(lab: Lab, version: str) -> Iterator[str]:
+    """A client of the volume that says in its session that it is of another version; its mount point."""
+    sid, info = lab.mariadb.query("SELECT sid, info FROM jfs_session2")[0]
+    said = json.loads(info)
+    query = "UPDATE jfs_session2 SET info = %s WHERE sid = %s"
+    lab.mariadb.query(query, (json.dumps(said | {"Version": version}), sid))
+    try:
+        yield said["MountPoint"]
+    finally:
+        lab.mariadb.query(query, (info, sid))
+
+
+@pytest.mark.parametrize("version", ["1.0.4+2023-04-06.f1c475d", "0.17.5"])
+def test_a_client_that_is_too_old_to_follow(lab: Lab, look: Look, version: str) -> None:
+    with session_version(lab, version) as mount_point:
+        (refused,) = refusals(look("check_volume"))
+    assert f"at {mount_point} runs JuiceFS {version}, needs 1.1" in refused
 
 
 def test_writeback_is_a_warning_and_staged_blocks_a_refusal(lab: Lab, core: client.CoreV1Api, look: Look) -> None:
@@ -335,13 +397,8 @@ def test_a_session_that_is_no_mount_pod(lab: Lab, look: Look) -> None:
 
 
 def test_a_juicefs_that_is_older_than_a_client(lab: Lab, look: Look) -> None:
-    sid, info = lab.mariadb.query("SELECT sid, info FROM jfs_session2")[0]
-    newer = json.dumps(json.loads(info) | {"Version": "1.99.0+2030-01-01.abcdef0"})
-    lab.mariadb.query("UPDATE jfs_session2 SET info = %s WHERE sid = %s", (newer, sid))
-    try:
+    with session_version(lab, "1.99.0+2030-01-01.abcdef0"):
         (refused,) = refusals(look("check_volume"))
-    finally:
-        lab.mariadb.query("UPDATE jfs_session2 SET info = %s WHERE sid = %s", (info, sid))
     assert "juicefs is version 1." in refused
     assert "a client of the volume 1.99.0" in refused
     assert "juicefs_runner=worker" in refused
@@ -505,17 +562,26 @@ def test_a_secret_that_something_renders_is_a_warning(
 
 
 @contextlib.contextmanager
-def deployment(apps: client.AppsV1Api, annotations: dict[str, str], *, uses: bool) -> Iterator[None]:
-    container: dict[str, Any] = {"name": "app", "image": "busybox"}
+def deployment(
+    apps: client.AppsV1Api,
+    annotations: dict[str, str],
+    *,
+    uses: bool,
+    name: str = "dashboard",
+    namespace: str = NS,
+    args: tuple[str, ...] = (),
+) -> Iterator[None]:
+    container: dict[str, Any] = {"name": "app", "image": "busybox", "args": list(args)}
     if uses:
         container["envFrom"] = [{"secretRef": {"name": SECRET}}]
-    template = {"metadata": {"labels": {"app": "dashboard"}}, "spec": {"containers": [container]}}
-    spec = {"selector": {"matchLabels": {"app": "dashboard"}}, "template": template}
-    apps.create_namespaced_deployment(NS, {"metadata": {"name": "dashboard", "annotations": annotations}, "spec": spec})
+    template = {"metadata": {"labels": {"app": name}}, "spec": {"containers": [container]}}
+    spec = {"selector": {"matchLabels": {"app": name}}, "template": template}
+    body = {"metadata": {"name": name, "annotations": annotations}, "spec": spec}
+    apps.create_namespaced_deployment(namespace, body)
     try:
         yield
     finally:
-        apps.delete_namespaced_deployment("dashboard", NS)
+        apps.delete_namespaced_deployment(name, namespace)
 
 
 @pytest.mark.parametrize(
@@ -538,6 +604,31 @@ def test_a_workload_that_a_patch_would_restart(
     if hit:
         assert "Deployment/dashboard is annotated" in refused[0]
         assert SECRET in refused[0]
+
+
+@pytest.mark.parametrize("namespace", [NS, "kube-system"])
+@pytest.mark.parametrize(
+    ("flag", "annotations", "uses", "hit"),
+    [
+        ("--auto-reload-all=true", {}, True, True),
+        ("--auto-reload-all", {}, True, True),
+        ("--auto-reload-all=true", {}, False, False),
+        ("--auto-reload-all=true", {"reloader.stakater.com/auto": "false"}, True, False),
+        ("--auto-reload-all=false", {}, True, False),
+    ],
+)
+def test_a_reloader_that_asks_for_no_annotation(
+    apps: client.AppsV1Api, look: Look, namespace: str, flag: str, annotations: dict[str, str], uses: bool, hit: bool
+) -> None:
+    with (
+        deployment(apps, {}, uses=False, name="reloader", namespace=namespace, args=("--log-format=json", flag)),
+        deployment(apps, annotations, uses=uses),
+    ):
+        refused = refusals(look("check_secrets"))
+    assert len(refused) == (1 if hit else 0)
+    if hit:
+        assert f"Deployment/dashboard is watched by Deployment {namespace}/reloader (--auto-reload-all)" in refused[0]
+        assert "reloader.stakater.com/auto=false" in refused[0]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The decisions of the checks that no lab can provoke: old clients, odd commands, images without tools, odd volumes."""
+"""The decisions of the checks that no lab can provoke: odd versions and commands, images without tools."""
 
 from __future__ import annotations
 

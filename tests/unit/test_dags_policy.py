@@ -59,6 +59,7 @@ print(json.dumps({
         "undocumented": sorted(task.task_id for task in dag.tasks if not task.doc_md),
         "tasks": len(dag.tasks),
         "changes_nothing": "rehearsal" in dag.tags,
+        "pools": sorted({task.pool for task in dag.tasks}),
         "graph": {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks},
         "rules": {task.task_id: task.trigger_rule for task in dag.tasks if task.trigger_rule != "all_success"},
     }
@@ -156,6 +157,12 @@ def test_the_schedule_of_the_rehearsal_is_set_without_editing_it(
     script = "import json, runpy, sys; dag = runpy.run_path(sys.argv[1])['juicefs_storage_rehearsal']()\n"
     script += "print(json.dumps(dag.schedule))"
     assert run_python(script, ROOT / "dags/juicefs_storage_rehearsal.py", environment | chosen) == schedule
+
+
+@pytest.mark.parametrize("dag_id", ["juicefs_storage_switch", "juicefs_storage_revert", "juicefs_storage_rehearsal"])
+def test_a_volume_in_mid_move_waits_behind_no_copy(dag_id: str, dags: dict[str, dict[str, Any]]) -> None:
+    """Its Lease lapses after an hour, and bulk copies fill the pool for longer."""
+    assert dags[dag_id]["pools"] == ["default_pool"]
 
 
 def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:

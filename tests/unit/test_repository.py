@@ -171,36 +171,12 @@ def roles() -> Iterator[tuple[str, str, str, str]]:
                 yield document["kind"], group, resource, verb
 
 
-@pytest.mark.parametrize("right", needed_rights("juicefs"), ids=str)
-def test_the_roles_grant_every_right_that_a_run_checks(right: Right) -> None:
-    resource = "/".join(part for part in (right.resource, right.subresource) if part)
-    kind = "Role" if right.namespace else "ClusterRole"
-    assert (kind, right.group, resource, right.verb) in set(roles())
+def test_the_roles_grant_every_right_that_a_run_checks_and_nothing_else() -> None:
+    def row(right: Right) -> tuple[str, str, str, str]:
+        resource = "/".join(part for part in (right.resource, right.subresource) if part)
+        return ("Role" if right.namespace else "ClusterRole", right.group, resource, right.verb)
 
-
-def test_the_roles_grant_nothing_else() -> None:
-    granted: dict[tuple[str, str], set[str]] = {}
-    for kind, _, resource, verb in roles():
-        granted.setdefault((kind, resource), set()).add(verb)
-    assert granted == {
-        ("Role", "secrets"): {"get", "list", "patch"},
-        ("Role", "pods"): {"get", "list", "watch"},
-        ("Role", "pods/log"): {"get"},
-        ("Role", "pods/exec"): {"create", "get"},
-        ("Role", "daemonsets"): {"get", "list", "watch", "patch"},
-        ("Role", "statefulsets"): {"get", "list", "watch", "patch"},
-        ("Role", "deployments"): {"list"},
-        ("Role", "configmaps"): {"get", "list"},
-        ("Role", "events"): {"get", "list"},
-        ("Role", "jobs"): {"get", "list"},
-        ("Role", "leases"): {"create", "get", "update"},
-        ("ClusterRole", "pods"): {"list"},
-        ("ClusterRole", "persistentvolumes"): {"get", "list"},
-        ("ClusterRole", "persistentvolumeclaims"): {"get", "list"},
-        ("ClusterRole", "storageclasses"): {"get", "list"},
-        ("ClusterRole", "csidrivers"): {"get", "list"},
-        ("ClusterRole", "csinodes"): {"get", "list"},
-    }
+    assert set(roles()) == {row(right) for right in needed_rights("juicefs")}
 
 
 def test_every_binding_binds_the_service_account_that_helm_uses() -> None:

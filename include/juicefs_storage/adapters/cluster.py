@@ -21,6 +21,7 @@ from include.juicefs_storage.core.ports import (
     Pod,
     Right,
     SecretObject,
+    StorageClass,
     Workload,
     WorkloadKind,
     WorkloadTemplate,
@@ -176,7 +177,7 @@ class KubernetesCluster:
         return Workload(
             kind=kind,
             name=name,
-            args=tuple(arg for box in template.spec.containers for arg in [*(box.command or []), *(box.args or [])]),
+            args=_args(template),
             annotations=dict((template.metadata and template.metadata.annotations) or {}),
             rolled_out=rolled_out,
             progress=progress,
@@ -193,6 +194,13 @@ class KubernetesCluster:
             answer = self._read(f"list {kind}s in {self.namespace}", read, self.namespace)
             found += [_template(kind, item) for item in answer.items]
         return found
+
+    def deployments_everywhere(self) -> Sequence[WorkloadTemplate] | None:
+        """Read all Deployments of the cluster; None where RBAC forbids it, as deploy/rbac.yaml does."""
+        if not self.allows(Right("list", "deployments", "apps")):
+            return None
+        found = self._read("list Deployments in all namespaces", self._apps.list_deployment_for_all_namespaces)
+        return [_template("Deployment", item) for item in found.items]
 
     def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
         """Merge-patch the annotations of the pod template, as `kubectl rollout restart` does."""
@@ -240,6 +248,23 @@ class KubernetesCluster:
                 )
             )
         return volumes
+
+    def storage_classes(self) -> Sequence[StorageClass]:
+        """The StorageClasses of the JuiceFS CSI driver."""
+        from kubernetes.client import StorageV1Api
+
+        found = self._read("list StorageClasses", StorageV1Api(self._api).list_storage_class)
+        secret = "csi.storage.k8s.io/node-publish-secret-"  # noqa: S105  the name of a parameter
+        return [
+            StorageClass(
+                name=item.metadata.name,
+                secret_namespace=(item.parameters or {}).get(f"{secret}namespace", ""),
+                secret_name=(item.parameters or {}).get(f"{secret}name", ""),
+                mount_options=tuple(item.mount_options or ()),
+            )
+            for item in found.items
+            if item.provisioner == _CSI_DRIVER
+        ]
 
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
@@ -490,6 +515,10 @@ def _secret(item: Any) -> SecretObject:
     )
 
 
+def _args(template: Any) -> tuple[str, ...]:
+    return tuple(arg for box in template.spec.containers for arg in [*(box.command or []), *(box.args or [])])
+
+
 def _template(kind: str, item: Any) -> WorkloadTemplate:
     template = item.spec.template
     boxes = [*(template.spec.containers or ()), *(template.spec.init_containers or ())]
@@ -498,12 +527,14 @@ def _template(kind: str, item: Any) -> WorkloadTemplate:
     volumes = [one.secret.secret_name for one in template.spec.volumes or () if one.secret]
     return WorkloadTemplate(
         kind=kind,
+        namespace=item.metadata.namespace,
         name=item.metadata.name,
         annotations={
             **(item.metadata.annotations or {}),
             **((template.metadata and template.metadata.annotations) or {}),
         },
         secrets=frozenset([*(ref.name for ref in variables if ref), *volumes]),
+        args=_args(template),
     )
 
 
@@ -529,6 +560,9 @@ def _pod(item: Any) -> Pod:
         ),
         annotations=dict(item.metadata.annotations or {}),
         waiting_container=waiting[0].name if waiting else "",
+        unready_since=next(
+            (row.last_transition_time for row in conditions if row.type == "Ready" and row.status != "True"), None
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from include.juicefs_storage.core.plan import Finding
 from include.juicefs_storage.core.ports import Lease, LeaseStore
 
 #: How long a holder that is not heard of any more keeps others out, in seconds. Nobody renews between two tasks of a
-#: run, and a task may wait long for a worker or a pool: losing a volume in mid-move is worse than waiting an hour.
+#: run, and a task may wait long for a worker: losing a volume in mid-move is worse than waiting an hour.
 LEASE_S = 3600
 _TRIES = 5
 _FIRST_PAUSE_S = 0.1

@@ -137,17 +137,20 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadTemplate:
-    """What makes a workload start its pods anew.
+    """What makes a workload start its pods anew, or others.
 
     Attributes:
         annotations: Its own and those of its pod template.
         secrets: The Secrets that its pods take environment variables or volumes from.
+        args: Of its containers, with their commands.
     """
 
     kind: str
+    namespace: str
     name: str
     annotations: Mapping[str, str]
     secrets: frozenset[str]
+    args: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,7 @@ class Pod:
         restarts: The sum over its containers.
         problem: Why a container of it waits, such as CrashLoopBackOff; empty where none does.
         waiting_container: Which container that is.
+        unready_since: Since when it is not ready (UTC); None where it is, or where nobody has said so yet.
     """
 
     namespace: str
@@ -172,6 +176,7 @@ class Pod:
     claims: tuple[str, ...]
     annotations: Mapping[str, str] = field(default_factory=dict)
     waiting_container: str = ""
+    unready_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +190,16 @@ class PersistentVolume:
     claim_namespace: str
     claim_name: str
     mount_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StorageClass:
+    """A StorageClass of the JuiceFS CSI driver: what the next PV will be like. The Secret's name may be a template."""
+
+    name: str
+    secret_namespace: str
+    secret_name: str
+    mount_options: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +237,9 @@ class Cluster(Protocol):
     def workload_templates(self) -> Sequence[WorkloadTemplate]:
         """The Deployments, StatefulSets and DaemonSets."""
 
+    def deployments_everywhere(self) -> Sequence[WorkloadTemplate] | None:
+        """The Deployments of all namespaces; None where the connection's user may not list them."""
+
     def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
         """Set annotations of the pod template, which makes the workload replace its pods."""
 
@@ -233,6 +251,9 @@ class Cluster(Protocol):
 
     def persistent_volumes(self) -> Sequence[PersistentVolume]:
         """The PVs of driver csi.juicefs.com."""
+
+    def storage_classes(self) -> Sequence[StorageClass]:
+        """The StorageClasses of driver csi.juicefs.com."""
 
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60

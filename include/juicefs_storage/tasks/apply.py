@@ -16,7 +16,7 @@ from include.juicefs_storage.core.proofs import prove_no_restarts as compare_pod
 from include.juicefs_storage.core.proofs import prove_status
 from include.juicefs_storage.core.secrets import storage_values, volume_secrets
 from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, Move
-from include.juicefs_storage.tasks.runtime import COPY_POOL, run_id, runbook_task
+from include.juicefs_storage.tasks.runtime import run_id, runbook_task
 
 APPLY = (
     "backup", "copy_ahead", "write_setting", "patch_secret", "settle", "restart_csi", "wait_for_rollouts",
@@ -80,7 +80,7 @@ def backup() -> dict[str, Any]:
     return {"backup_id": name, "written": True}
 
 
-@runbook_task(pool=COPY_POOL)
+@runbook_task
 def copy_ahead() -> dict[str, Any]:
     """Copy what the new store still lacks, so that as little as possible is left for the moment of the switch.
 
@@ -153,7 +153,7 @@ def prove_clients() -> dict[str, Any]:
     return move.prove_clients(move.new)
 
 
-@runbook_task(pool=COPY_POOL)
+@runbook_task
 def catch_up() -> dict[str, Any]:
     """Copy what clients wrote to the old store between the setting's write and their own move.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.exceptions import HITLRejectException
@@ -105,7 +105,8 @@ def check_csi(runtime: Runtime) -> list[Finding]:
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    return [*checks.check_csi(runtime.cluster), *check_lock(volume_lock(runtime.cluster, runtime.setting().uuid))]
+    csi = checks.check_csi(runtime.cluster, rollout_timeout_s=runtime.params.rollout_timeout_s, now=datetime.now(UTC))
+    return [*csi, *check_lock(volume_lock(runtime.cluster, runtime.setting().uuid))]
 
 
 @check_task

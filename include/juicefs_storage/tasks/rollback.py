@@ -15,7 +15,7 @@ from include.juicefs_storage.core.errors import NeedsHumanError, StorageSwitchEr
 from include.juicefs_storage.core.secrets import split_password
 from include.juicefs_storage.tasks.apply import APPLY
 from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, Move
-from include.juicefs_storage.tasks.runtime import COPY_POOL, log, pull, push, run_id, runbook_task, task_states
+from include.juicefs_storage.tasks.runtime import log, pull, push, run_id, runbook_task, task_states
 
 ROLLBACK = (
     "copy_back", "restore_secret", "restore_setting", "settle_again", "restart_csi_again", "wait_for_rollouts_again",
@@ -149,7 +149,7 @@ def _secrets(move: Move) -> Iterator[str]:
         yield BaseHook.get_connection(conn_id).password or ""
 
 
-@undo_task(pool=COPY_POOL)
+@undo_task
 def copy_back(move: Move) -> dict[str, Any]:
     """Copy blocks that clients wrote only to the new store back to the old one, before the setting goes back.
 
@@ -213,7 +213,7 @@ def prove_clients_on_old(move: Move) -> dict[str, Any]:
     return move.prove_clients(move.old)
 
 
-@undo_task(pool=COPY_POOL)
+@undo_task
 def copy_back_again(move: Move) -> dict[str, Any]:
     """Copy back what clients wrote to the new store until they were proven on the old one.
 

@@ -42,7 +42,8 @@ TASK_DEFAULTS: dict[str, Any] = {
 BACKUP_CONN_ID = "juicefs_backup"
 #: The registry of volumes; the environment may name another file, outside of the image.
 REGISTRY = Path(os.environ.get("JUICEFS_STORAGE_VOLUMES") or Path(__file__).parents[2] / "volumes.yaml")
-#: Limits how many copies run at once; made by the lab, by docker-compose's init and by deploy/values.yaml.
+#: For bulk copies; made by the lab and by deploy/init.sh. The tasks of the runbook take no slot of it: a volume in
+#: mid-move never waits behind a copy.
 COPY_POOL = "juicefs_storage"
 
 log = logging.getLogger(__name__)

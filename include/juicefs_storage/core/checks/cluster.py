@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from include.juicefs_storage.core.checks.findings import ok, refusal
 from include.juicefs_storage.core.plan import Finding
-from include.juicefs_storage.core.ports import Cluster, Right
+from include.juicefs_storage.core.ports import Cluster, Right, Workload
 from include.juicefs_storage.core.steps import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
 
+#: Why a container of a pod that is getting on waits; any other reason is trouble.
+_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 #: A flag without a value is true.
 _BY_PROCESS = re.compile(r"--by-process(=(true|t|1))?(\s|$)", re.IGNORECASE)
 
@@ -33,6 +36,7 @@ def needed_rights(namespace: str) -> list[Right]:
         Right(verb, "leases", "coordination.k8s.io", namespace=namespace) for verb in ("get", "create", "update")
     ]
     rights += [Right("list", "pods"), Right("list", "persistentvolumes")]
+    rights.append(Right("list", "storageclasses", "storage.k8s.io"))
     # For the diagnostics of a failure alone: asked for now, since then it is too late.
     rights += [Right("list", "events", namespace=namespace), Right("list", "persistentvolumeclaims")]
     rights += [Right("list", resource, "storage.k8s.io") for resource in ("csidrivers", "csinodes")]
@@ -48,8 +52,14 @@ def check_rights(cluster: Cluster) -> list[Finding]:
     ] or [ok("rights", f"all {len(rights)} rights are granted")]
 
 
-def check_csi(cluster: Cluster) -> list[Finding]:
-    """The CSI driver runs in mount-pod mode and is healthy."""
+def check_csi(cluster: Cluster, *, rollout_timeout_s: float, now: datetime) -> list[Finding]:
+    """The CSI driver runs in mount-pod mode and is healthy.
+
+    Args:
+        cluster: Where it runs.
+        rollout_timeout_s: A pod that is not ready for longer is broken, and not in the middle of a rollout.
+        now: The time in UTC.
+    """
     findings = []
     for kind, name in CSI_WORKLOADS:
         workload = cluster.workload(kind, name)
@@ -62,15 +72,32 @@ def check_csi(cluster: Cluster) -> list[Finding]:
                 )
             )
         if not workload.rolled_out:
-            findings.append(
-                refusal(
-                    "csi",
-                    f"{kind}/{name} is not healthy: {workload.progress}.",
-                    f"kubectl -n {cluster.namespace} rollout status {kind.lower()}/{name}",
-                )
-            )
-    if not any(pod.ready for pod in cluster.pods(CSI_CONTROLLER_SELECTOR)):
+            findings.append(_not_rolled_out(cluster, workload, rollout_timeout_s, now))
+    if not findings and not any(pod.ready for pod in cluster.pods(CSI_CONTROLLER_SELECTOR)):
         findings.append(
             refusal("csi", f"No ready pod carries {CSI_CONTROLLER_SELECTOR}.", "see the pods of the CSI controller")
         )
     return findings or [ok("csi", "mount-pod mode, controller and node components are healthy")]
+
+
+def _not_rolled_out(cluster: Cluster, workload: Workload, rollout_timeout_s: float, now: datetime) -> Finding:
+    """A rollout is waited for; a pod that does not start must be repaired."""
+    where = f"{workload.kind}/{workload.name}"
+    for pod in cluster.pods(f"app={workload.name}"):
+        unready_s = (now - pod.unready_since).total_seconds() if pod.unready_since else 0
+        if pod.problem not in _STARTING:
+            trouble = f"is in {pod.problem}"
+        elif unready_s > rollout_timeout_s:
+            trouble = f"has not been ready for {unready_s:.0f} s"
+        else:
+            continue
+        return refusal(
+            "csi",
+            f"{where} is not healthy: pod {pod.name} {trouble} ({workload.progress}).",
+            f"repair it first: kubectl -n {cluster.namespace} describe pod {pod.name}",
+        )
+    return refusal(
+        "csi",
+        f"{where} is in the middle of a rollout: {workload.progress}.",
+        f"wait, then trigger again: kubectl -n {cluster.namespace} rollout status {where.lower()}",
+    )

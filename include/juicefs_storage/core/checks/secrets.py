@@ -30,6 +30,9 @@ _ANY_SECRET = (
     "reloader.stakater.com/search",
     "wave.pusher.com/update-on-config-change",
 )
+#: With `false` the workload is left alone, whatever Reloader's own flag says (docs.stakater.com, annotations).
+_LEFT_ALONE = "reloader.stakater.com/auto"
+_RELOAD_ALL = re.compile(r"--auto-reload-all(=(true|t|1))?", re.IGNORECASE)
 #: The value names the Secrets that count, separated by commas.
 _NAMED_SECRETS = ("secret.reloader.stakater.com/reload", "wave.pusher.com/extra-secrets")
 
@@ -45,11 +48,14 @@ def check_secrets(
         secrets: The Secrets that the run patches; the first is the one that the params name.
         mounts: The volume's mount pods.
     """
+    templates = cluster.workload_templates()
     findings = [
         *_other_values(secrets[0], setting),
         *(finding for secret in secrets for finding in _managed(secret)),
         *_elsewhere(cluster, secrets, mounts),
-        *(finding for template in cluster.workload_templates() for finding in _restarted(template, secrets)),
+        *_next_volumes(cluster, secrets),
+        *(finding for template in templates for finding in _restarted(template, secrets)),
+        *_restarted_by_default(cluster, templates, secrets),
     ]
     names = ", ".join(f"{secret.namespace}/{secret.name}" for secret in secrets)
     if any(finding.level == "refusal" for finding in findings):
@@ -116,6 +122,20 @@ def _elsewhere(cluster: Cluster, secrets: Sequence[SecretObject], mounts: Sequen
             )
 
 
+def _next_volumes(cluster: Cluster, secrets: Sequence[SecretObject]) -> Iterator[Finding]:
+    """A volume that is provisioned later keeps a bucket that its class names."""
+    known = {(secret.namespace, secret.name) for secret in secrets}
+    for storage_class in cluster.storage_classes():
+        options = storage_overrides(",".join(storage_class.mount_options))
+        if options and (storage_class.secret_namespace, storage_class.secret_name) in known:
+            yield warning(
+                CHECK,
+                f"StorageClass {storage_class.name} has mountOptions {', '.join(options)}: volumes that it provisions "
+                "from now on do not follow the setting.",
+                "remove bucket and storage from its mountOptions",
+            )
+
+
 def _restarted(template: WorkloadTemplate, secrets: Sequence[SecretObject]) -> Iterator[Finding]:
     names = {secret.name for secret in secrets}
     for key, value in template.annotations.items():
@@ -127,11 +147,35 @@ def _restarted(template: WorkloadTemplate, secrets: Sequence[SecretObject]) -> I
             continue
         if not hit:
             continue
-        message = (
-            f"{template.kind}/{template.name} is annotated {key}={value}: it restarts when Secret "
-            f"{', '.join(sorted(hit))} changes."
-        )
-        if (template.kind, template.name) in CSI_WORKLOADS:
-            yield warning(CHECK, message, "it is restarted by the run anyway; mounts do not notice")
-        else:
-            yield refusal(CHECK, message, "remove the annotation for the time of the switch, or plan for the restart")
+        message = f"{template.kind}/{template.name} is annotated {key}={value}"
+        yield _restart(template, hit, message, "remove the annotation for the time of the switch")
+
+
+def _restarted_by_default(
+    cluster: Cluster, templates: Sequence[WorkloadTemplate], secrets: Sequence[SecretObject]
+) -> Iterator[Finding]:
+    """A Reloader that needs no annotation; one in another namespace is seen where its Deployment may be listed."""
+    reloader = next(
+        (
+            deployment
+            for deployment in cluster.deployments_everywhere() or templates
+            if any(_RELOAD_ALL.fullmatch(arg) for arg in deployment.args)
+        ),
+        None,
+    )
+    names = {secret.name for secret in secrets}
+    for template in templates:
+        hit = names & template.secrets
+        if reloader and hit and template.annotations.get(_LEFT_ALONE, "").lower() not in {"true", "false"}:
+            message = (
+                f"{template.kind}/{template.name} is watched by {reloader.kind} {reloader.namespace}/{reloader.name} "
+                "(--auto-reload-all)"
+            )
+            yield _restart(template, hit, message, f"annotate it {_LEFT_ALONE}=false for the time of the switch")
+
+
+def _restart(template: WorkloadTemplate, names: set[str], why: str, remedy: str) -> Finding:
+    message = f"{why}: it restarts when Secret {', '.join(sorted(names))} changes."
+    if (template.kind, template.name) in CSI_WORKLOADS:
+        return warning(CHECK, message, "it is restarted by the run anyway; mounts do not notice")
+    return refusal(CHECK, message, f"{remedy}, or plan for the restart")

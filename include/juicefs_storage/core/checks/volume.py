@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 
 from include.juicefs_storage.core.checks.findings import ok, refusal, warning
 from include.juicefs_storage.core.clients import MountPod, storage_overrides, unknown_sessions
@@ -12,6 +13,10 @@ from include.juicefs_storage.core.ports import MetadataStore, PersistentVolume, 
 from include.juicefs_storage.core.setting import S3_STORAGES, Setting
 
 MINIMUM_VERSION = (1, 1)
+
+
+def _follows(version: str) -> bool:
+    return _version(version)[:2] >= MINIMUM_VERSION
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -35,8 +40,9 @@ def check_volume(
         metadata: Where the sessions are listed.
         client_timeout_s: How long a client may take to follow, in seconds.
     """
-    check = "volume"
+    check, sessions = "volume", metadata.sessions()
     findings = [finding for mount in mounts for finding in _mount_findings(mount, setting, client_timeout_s)]
+    findings += _too_old(sessions, mounts)
     if setting.shards > 1:
         findings.append(
             refusal(check, f"The volume is sharded over {setting.shards} buckets.", "sharded volumes cannot be moved")
@@ -67,7 +73,7 @@ def check_volume(
             "it cannot be proven to have followed.",
             "unmount it for the time of the switch, or wait until its session has expired if it is dead",
         )
-        for session in unknown_sessions(metadata.sessions(), mounts)
+        for session in unknown_sessions(sessions, mounts)
     ]
     if any(finding.level == "refusal" for finding in findings):
         return findings
@@ -76,7 +82,7 @@ def check_volume(
 
 def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) -> Iterator[Finding]:
     check, name = "volume", f"Mount pod {mount.name}"
-    if _version(mount.version)[:2] < MINIMUM_VERSION:
+    if not _follows(mount.version):
         yield refusal(check, f"{name} runs JuiceFS {mount.version}, needs 1.1.", "upgrade the client")
     if mount.heartbeat_s > client_timeout_s:
         yield refusal(
@@ -112,6 +118,19 @@ def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) 
             f"{name} runs with writeback: a block that it uploads late looks lost to prove_blocks, which rolls back.",
             "switch while little is written, or mount it without writeback",
         )
+
+
+def _too_old(sessions: Sequence[Session], mounts: Sequence[MountPod]) -> Iterator[Finding]:
+    """Clients that do not look at the setting again, by their sessions; mount pods have told it of themselves."""
+    told = {PurePosixPath(mount.mount_path).name for mount in mounts if not _follows(mount.version)}
+    for session in sessions:
+        if not _follows(session.version) and PurePosixPath(session.mount_point).name not in told:
+            yield refusal(
+                "volume",
+                f"Session {session.sid} on {session.host} at {session.mount_point} runs JuiceFS {session.version}, "
+                "needs 1.1.",
+                "upgrade the client",
+            )
 
 
 def check_runner(version: str, mounts: Sequence[MountPod], sessions: Sequence[Session]) -> list[Finding]:
