@@ -99,10 +99,11 @@ def resolve_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -
     try:
         return SwitchParams.model_validate({**entry, **chosen})
     except ValidationError as error:
-        raise _refused(error, SwitchParams) from None
+        raise refused(error, SwitchParams) from None
 
 
-def _refused(error: ValidationError, model: type[BaseModel]) -> PermanentError:
+def refused(error: ValidationError, model: type[BaseModel]) -> PermanentError:
+    """The refusal that names every param that is unknown or has a value that is not allowed."""
     lines = [_explain(dict(detail), model) for detail in error.errors(include_url=False)]
     return PermanentError(
         "Params refused:\n" + "\n".join(f"- {line}" for line in lines),
@@ -165,7 +166,7 @@ def check_revert_form(given: dict[str, Any]) -> RevertForm:
     try:
         return RevertForm.model_validate(given)
     except ValidationError as error:
-        raise _refused(error, RevertForm) from None
+        raise refused(error, RevertForm) from None
 
 
 #: What a revert takes from the run that made the backup, where it is not given.
@@ -200,4 +201,4 @@ def resolve_revert_params(
             {**values, **given, "backup_id": backup_id, "target_bucket": recorded_bucket}
         )
     except ValidationError as error:
-        raise _refused(error, RevertForm) from None
+        raise refused(error, RevertForm) from None
