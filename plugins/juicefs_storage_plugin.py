@@ -2,15 +2,18 @@
 
 Both are the Markdown that the tasks leave in XCom `markdown`, also where they then fail. One page more, in the
 navigation, tells of each registered volume whether it is ready to be switched: the last event of the rehearsal.
+How a run ended stands in its note, with the link to its report.
 """
 
 import html
+import re
 from functools import cached_property
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
+from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.types import TaskInstanceKey
@@ -18,6 +21,7 @@ from airflow.sdk.types import TaskInstanceKey
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from airflow.models.dagrun import DagRun
     from fastapi import FastAPI
 
 DAG_PREFIX = "juicefs_storage_"
@@ -30,6 +34,9 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'",
 }
 TEMPLATE = Path(__file__).with_name("juicefs_storage_page.html")
+
+#: How the outcome begins in a run's note, a line of its own; as many characters as Airflow's table takes.
+OUTCOME, NOTE_LENGTH = "**Outcome**: ", 1000
 
 Page = Literal["plan", "report"]
 #: The task that writes each page.
@@ -45,8 +52,12 @@ def page_url(page: Page, ti_key: TaskInstanceKey) -> str:
     """The page's URL, relative to the root of the UI; empty, so that no link shows, where the task has none."""
     if not ti_key.dag_id.startswith(DAG_PREFIX) or ti_key.task_id not in LINKED[page]:
         return ""
+    return _run_page(page, ti_key.dag_id, ti_key.run_id)
+
+
+def _run_page(page: Page, dag_id: str, run_id: str) -> str:
     # Without a leading slash: the UI resolves it against its base, which may be below a prefix.
-    return f"{URL_PREFIX[1:]}/runs/{quote(ti_key.dag_id, safe='')}/{quote(ti_key.run_id, safe='')}/{page}"
+    return f"{URL_PREFIX[1:]}/runs/{quote(dag_id, safe='')}/{quote(run_id, safe='')}/{page}"
 
 
 class PlanLink(BaseOperatorLink):
@@ -140,11 +151,56 @@ def _cell(text: str) -> str:
     return _line(text).replace("|", "\\|")
 
 
+def add_outcome(note: str, outcome: str) -> str:
+    """A run's note with its outcome, in place of an earlier one, else below what a person wrote.
+
+    What a person wrote is never cut: where both are too long for Airflow's table, the note stays as it is.
+    """
+    line = f"{OUTCOME}{_line(outcome)}"
+    others = re.sub(rf"^{re.escape(OUTCOME)}.*$", "", note, flags=re.MULTILINE).strip()
+    added = f"{others}\n\n{line}" if others else line
+    return added if len(added) <= NOTE_LENGTH else note
+
+
+class RunNote:
+    """Writes how a run of ours ended into its note, whoever ended it.
+
+    The scheduler calls this, or the API server where a person marks the run, in the transaction in which it writes the
+    run's state: it commits, and nothing here may. A session of its own would wait for that transaction's locks.
+    """
+
+    @hookimpl
+    def on_dag_run_success(self, dag_run: "DagRun") -> None:
+        """See above."""
+        _note_outcome(dag_run)
+
+    @hookimpl
+    def on_dag_run_failed(self, dag_run: "DagRun") -> None:
+        """See above."""
+        _note_outcome(dag_run)
+
+
+def _note_outcome(dag_run: "DagRun") -> None:
+    if not dag_run.dag_id.startswith(DAG_PREFIX):
+        return
+    from airflow.models.xcom import XComModel
+    from sqlalchemy.orm import object_session
+
+    session = object_session(dag_run)
+    query = XComModel.get_many(
+        run_id=dag_run.run_id, dag_ids=dag_run.dag_id, task_ids=WRITERS["report"], key="note", limit=1
+    )
+    if session is None or (found := session.scalars(query).first()) is None:
+        return
+    report = _run_page("report", dag_run.dag_id, dag_run.run_id)
+    dag_run.note = add_outcome(dag_run.note or "", f"{XComModel.deserialize_value(found)} [Report]({report})")
+
+
 def make_app() -> "FastAPI":
     """The web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report, and GET /volumes.
 
     Who may read the DAG's XComs may read them; 401 or 403 for everybody else, 404 where there is no such page yet.
-    The only place that knows Airflow's own tables and API internals.
+    This and RunNote are the only places that know Airflow's own tables and API internals.
     """
     from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
     from airflow.api_fastapi.common.db.common import SessionDep
@@ -187,6 +243,8 @@ class JuiceFSStoragePlugin(AirflowPlugin):
     # Global links are worked out by the API server when the UI asks. An operator's own links are stored by the task's
     # process when it ends: too late for an approval that waits, and never where the process was killed.
     global_operator_extra_links = [PlanLink(), ReportLink()]  # noqa: RUF012  (declared by Airflow)
+
+    listeners = [RunNote()]  # noqa: RUF012  (declared by Airflow)
 
     external_views = [  # noqa: RUF012  (declared by Airflow)
         {

@@ -70,6 +70,8 @@ def test_a_rehearsal_tells_who_is_ready_and_since_when(lab: Lab, airflow: Airflo
     run_id = airflow.trigger(REHEARSAL, {})
     state, report = finish(airflow, REHEARSAL, run_id)
     assert (state, report) == ("success", {"ready": ["myjfs"], "blocked": []})
+    note = airflow.api("GET", f"/dags/{REHEARSAL}/dagRuns/{run_id}")["note"]
+    assert note.startswith("**Outcome**: 1 of 1 volumes ready to be switched. [Report](juicefs-storage/runs/")
     ready = last_event(airflow)
     assert (ready["volume"], ready["ready"], ready["blockers"]) == ("myjfs", True, [])
     mapped = airflow.api("GET", f"/dags/{REHEARSAL}/dagRuns/{run_id}/taskInstances/rehearse/listMapped")

@@ -60,6 +60,10 @@ def error_of(airflow: Airflow, run_id: str, task_id: str) -> str:
     return airflow.task_error(DAG_ID, run_id, task)
 
 
+def note_of(airflow: Airflow, run_id: str) -> str:
+    return str(airflow.api("GET", f"/dags/{DAG_ID}/dagRuns/{run_id}")["note"])
+
+
 def buckets(lab: Lab) -> set[str]:
     """Where the setting, the Secret and every mount point to."""
     secret = json.loads(lab.kubectl("get", "secret", "juicefs-sc-secret", "-n", "juicefs", "-o", "json"))
@@ -217,11 +221,17 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
     assert buckets(lab) == before == {lab.old_store.bucket_url}
     assert lab.mariadb.query("SELECT value FROM jfs_setting") == row
     assert lab.mount_processes() == processes
+    way = f"from `{lab.old_store.bucket_url}` to `{lab.new_store.bucket_url}`"
+    outcome = f"**Outcome**: rolled back, volume `myjfs`, {way}. Backup: `{report['backup_id']}`. [Report]("
+    assert note_of(airflow, run_id).startswith(outcome)
+    airflow.api("PATCH", f"/dags/{DAG_ID}/dagRuns/{run_id}", json={"note": f"INC-7\n\n{note_of(airflow, run_id)}"})
     # The run's steps forward refuse from now on: "only failed" would go green over a half-undone volume.
     airflow.clear(DAG_ID, run_id, ["settle"])
     assert airflow.wait_run(DAG_ID, run_id, timeout_s=RUN_S) == "failed"
     assert "rolled back since" in error_of(airflow, run_id, "settle")
     assert buckets(lab) == before
+    assert note_of(airflow, run_id).startswith(f"INC-7\n\n{outcome}")
+    assert note_of(airflow, run_id).count("Outcome") == 1
 
     lab.new_store.stop()
     try:
@@ -258,6 +268,7 @@ def test_a_live_volume_moves_and_nothing_is_lost(lab: Lab, airflow: Airflow) -> 
     failed = [task for task in airflow.task_states(DAG_ID, run_id) if task.state == "failed"]
     assert state == "success", [airflow.task_error(DAG_ID, run_id, task) for task in failed]
     assert (report["outcome"], report["approved_by"]) == ("switched", "admin")
+    assert note_of(airflow, run_id).startswith("**Outcome**: switched, volume `myjfs`, from ")
     assert buckets(lab) == {lab.new_store.bucket_url}
     assert lab.mount_processes() == processes
     assert report["results"]["prove_no_restarts"]["restarts"] == 0
@@ -279,7 +290,7 @@ def assert_no_secrets(lab: Lab, airflow: Airflow, run_id: str) -> None:
     keys = [key for store in stores for key in (store.access_key, store.secret_key)] + [lab.mariadb.password]
     assert backup["password"] in (None, "***")
     secrets = keys + [base64.b64encode(key.encode()).decode() for key in keys]
-    shown = [json.dumps([entry.command for entry in lab.kube.audit()])]
+    shown = [json.dumps([entry.command for entry in lab.kube.audit()]), note_of(airflow, run_id)]
     shown += [file.read_bytes().decode("latin-1") for file in (lab.state / "backups").iterdir()]
     for task in airflow.task_states(DAG_ID, run_id):
         path = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/{task.task_id}"

@@ -81,6 +81,11 @@ print(json.dumps({
     "no_volumes": plugin.render_volumes([]),
     "planned": plugin.render_page("plan", dag.dag_id, run_id, planned),
     "hostile": plugin.render_page("report", "<d>", "<r>&", hostile),
+    "notes": [
+        plugin.add_outcome("", "planned."),
+        plugin.add_outcome("CHG-1\\n\\n**Outcome**: planned.\\n\\nstarted by Kim", "switched: `a`\\n[Report](x)"),
+        plugin.add_outcome("x" * 990, "switched."),
+    ],
     "none": plugin.render_page("report", dag.dag_id, run_id, None),
 }))
 """
@@ -151,6 +156,14 @@ def test_nothing_in_a_page_is_executed_or_fetched(plugin: dict[str, Any]) -> Non
 def test_page_says_what_is_missing(plugin: dict[str, Any]) -> None:
     assert "No report yet" in plugin["none"]
     assert "<code>finalize</code>" in plugin["none"]
+
+
+def test_the_outcome_stands_in_the_note_once_and_takes_nothing_away(plugin: dict[str, Any]) -> None:
+    assert plugin["notes"] == [
+        "**Outcome**: planned.",
+        "CHG-1\n\n\n\nstarted by Kim\n\n**Outcome**: switched: `a` [Report](x)",
+        "x" * 990,
+    ]
 
 
 def test_volumes_are_listed_with_what_blocks_them_and_since_when(plugin: dict[str, Any]) -> None:

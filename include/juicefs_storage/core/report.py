@@ -56,6 +56,15 @@ class Report(Frozen):
     proofs: tuple[str, ...]
     results: dict[str, dict[str, Any]]
 
+    def to_note(self) -> str:
+        """How the run ended, in a line."""
+        what = [self.outcome, f"volume `{self.volume}`" if self.volume else ""]
+        if self.before and self.after:
+            what.append(f"from `{self.before.bucket}` to `{self.after.bucket}`")
+        refused = sum(finding.level == "refusal" for finding in self.findings)
+        more = [f"Refusals: {refused}." if refused else "", f"Backup: `{self.backup_id}`." if self.backup_id else ""]
+        return " ".join(filter(None, [f"{', '.join(filter(None, what))}.", *more]))
+
     def to_markdown(self) -> str:
         """The report for a person."""
         lines = [f"## {self.outcome.capitalize()}: volume `{self.volume or '?'}`", self.meaning, ""]

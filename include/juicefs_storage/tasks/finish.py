@@ -41,7 +41,7 @@ def finalize() -> dict[str, Any]:
     """Write the report and tell the truth: the run is green only when every check was made and passed.
 
     **Changes** nothing; gives the volume's Lease back. **Safe to clear**: yes.
-    The report stands in XCom `report`, as Markdown in `markdown`.
+    The report stands in XCom `report`, as Markdown in `markdown`, in a line in `note`.
     """
     states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", DIAGNOSTICS, *ROLLBACK)
     params = pull("resolve_params") or {}
@@ -77,6 +77,7 @@ def finalize() -> dict[str, Any]:
     )
     push("report", report.model_dump(mode="json"))
     push("markdown", report.to_markdown())
+    push("note", report.to_note())
     if planned:
         _release_lock()
     if outcome not in {"switched", "reverted", "planned"}:

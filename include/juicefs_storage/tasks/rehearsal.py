@@ -120,7 +120,8 @@ def _attempt(name: str, check: Any) -> list[Finding]:
 def finalize(volumes: list[str] | None, rehearsed: Sequence[dict[str, Any] | None] | None) -> dict[str, Any]:
     """Write the report; fail unless every volume was rehearsed and is ready.
 
-    **Changes** nothing. **Safe to clear**: yes. The report stands in XCom `report`, as Markdown in `markdown`.
+    **Changes** nothing. **Safe to clear**: yes. The report stands in XCom `report`, as Markdown in `markdown`,
+    in a line in `note`.
     """
     if volumes is None:
         raise PermanentError("The volumes to rehearse are not known.", next_step="see the log of list_volumes")
@@ -133,6 +134,7 @@ def finalize(volumes: list[str] | None, rehearsed: Sequence[dict[str, Any] | Non
     push("markdown", "\n\n".join([head, *(f"### `{name}`: **not rehearsed**" for name in unknown), *rest]))
     report = {"ready": sorted(name for name, row in found.items() if row.ready), "blocked": blocked}
     push("report", report)
+    push("note", f"{len(report['ready'])} of {len(volumes)} volumes ready to be switched.")
     if blocked:
         raise PermanentError("Not ready:\n" + "\n".join(f"- {line}" for line in blocked), state="nothing was changed")
     return report
