@@ -48,6 +48,11 @@ class KeyRange:
     until: str | None = None
 
 
+def below(prefix: str) -> KeyRange:
+    """The keys below a prefix that ends with `/`, without the key that is the prefix itself."""
+    return KeyRange(after=prefix, until=f"{prefix}\U0010ffff")
+
+
 class Page(NamedTuple):
     """A stretch of a listing, ordered by key: three lists of one length. ETags are without quotes."""
 

@@ -1,0 +1,256 @@
+"""An S3 store in memory that takes any key, as the big stores do.
+
+SeaweedFS and MinIO keep objects under paths: they refuse `..` and parts longer than 255 bytes, and fold `//`. What
+clients make of such keys shows here only. Signatures are not verified.
+"""
+
+import bisect
+import email.utils
+import hashlib
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs, quote, unquote
+from xml.sax.saxutils import escape
+
+_KEPT = {"content-type", "cache-control", "content-disposition", "content-encoding", "content-language", "expires"}
+
+
+@dataclass(frozen=True)
+class Object:
+    """What lies under a key."""
+
+    body: bytes
+    etag: str
+    headers: dict[str, str] = field(default_factory=dict)
+    modified_s: float = field(default_factory=time.time)
+
+
+class MemoryStore(ThreadingHTTPServer):
+    """Buckets on 127.0.0.1, served while the `with` block lasts.
+
+    Attributes:
+        buckets: Key -> object by bucket's name; to be filled and read by tests as they like.
+        requests: Counted by method.
+    """
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, *buckets: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.buckets: dict[str, dict[str, Object]] = {bucket: {} for bucket in buckets}
+        self.uploads: dict[str, dict[int, bytes]] = {}
+        self.requests: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def put(self, bucket: str, key: str, body: bytes, **headers: str) -> None:
+        """Store an object."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with self.lock:
+            self.buckets[bucket][key] = Object(body, hashlib.md5(body, usedforsecurity=False).hexdigest(), named)
+
+    def bodies(self, bucket: str) -> dict[str, bytes]:
+        """Key -> content."""
+        with self.lock:
+            return {key: found.body for key, found in self.buckets[bucket].items()}
+
+    def __enter__(self) -> Self:
+        """Serve."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: MemoryStore
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def _serve(self) -> None:
+        store = self.server
+        path, _, text = self.requestline.split(" ")[1].partition("?")
+        self.bucket, _, key = unquote(path[1:]).partition("/")
+        self.query = {name: values[0] for name, values in parse_qs(text, keep_blank_values=True).items()}
+        body = self._body()
+        with store.lock:
+            store.requests[self.command] += 1
+            objects = store.buckets.get(self.bucket)
+            if objects is None:
+                self._refuse(404, "NoSuchBucket")
+            elif len(key.encode()) > 1024:
+                self._refuse(400, "KeyTooLongError")
+            elif not key:
+                self._list(objects)
+            elif self.command in {"GET", "HEAD"}:
+                self._get(objects, key)
+            elif self.command == "PUT":
+                self._put(objects, key, body)
+            elif self.command == "POST":
+                self._complete(objects, key)
+            else:
+                self._delete(objects, key)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815  http.server's names
+
+    def _body(self) -> bytes:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
+            return body
+        parts: list[bytes] = []
+        at = 0
+        while True:  # aws-chunked: size in hex; signature, content, CRLF
+            end = body.index(b"\r\n", at)
+            size = int(body[at:end].split(b";")[0], 16)
+            if not size:
+                return b"".join(parts)
+            parts.append(body[end + 2 : end + 2 + size])
+            at = end + 2 + size + 2
+
+    def _list(self, objects: dict[str, Object]) -> None:
+        if "location" in self.query:
+            self._xml("<LocationConstraint></LocationConstraint>")
+            return
+        prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
+        after = self.query.get("continuation-token") or self.query.get("start-after", "")
+        keys = sorted(objects)
+        limit = int(self.query.get("max-keys") or 1000)
+        found: list[str] = []
+        last, more = "", False
+        for key in keys[bisect.bisect_right(keys, after) :]:
+            if not key.startswith(prefix):
+                continue
+            rest = key[len(prefix) :]
+            common = prefix + rest[: rest.index(delimiter) + 1] if delimiter and delimiter in rest else ""
+            if (
+                common
+                and found
+                and found[-1] == f"<CommonPrefixes><Prefix>{self._shown(common)}</Prefix></CommonPrefixes>"
+            ):
+                last = key
+                continue
+            if len(found) == limit:
+                more = True
+                break
+            last = key
+            found.append(
+                f"<CommonPrefixes><Prefix>{self._shown(common)}</Prefix></CommonPrefixes>"
+                if common
+                else self._contents(key, objects[key])
+            )
+        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if more else ""
+        encoding = "<EncodingType>url</EncodingType>" if self.query.get("encoding-type") == "url" else ""
+        self._xml(
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{self.bucket}</Name><Prefix>{self._shown(prefix)}</Prefix>{encoding}<MaxKeys>{limit}</MaxKeys>"
+            f"<KeyCount>{len(found)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>{token}{''.join(found)}"
+            "</ListBucketResult>"
+        )
+
+    def _shown(self, key: str) -> str:
+        return quote(key) if self.query.get("encoding-type") == "url" else escape(key)
+
+    def _contents(self, key: str, found: Object) -> str:
+        modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(found.modified_s))
+        return (
+            f"<Contents><Key>{self._shown(key)}</Key><LastModified>{modified}</LastModified>"
+            f"<ETag>&quot;{found.etag}&quot;</ETag><Size>{len(found.body)}</Size><StorageClass>STANDARD</StorageClass>"
+            "</Contents>"
+        )
+
+    def _get(self, objects: dict[str, Object], key: str) -> None:
+        found = objects.get(key)
+        if found is None:
+            self._refuse(404, "NoSuchKey")
+            return
+        if self.headers.get("If-Match", found.etag).strip('"') != found.etag:
+            self._refuse(412, "PreconditionFailed")
+            return
+        body, headers, status = found.body, {"ETag": f'"{found.etag}"', **found.headers}, 200
+        headers["Last-Modified"] = email.utils.formatdate(found.modified_s, usegmt=True)
+        if (wanted := self.headers.get("Range")) and body:
+            first, _, end = wanted.removeprefix("bytes=").partition("-")
+            stop = min(int(end) + 1 if end else len(body), len(body))
+            headers["Content-Range"] = f"bytes {first}-{stop - 1}/{len(body)}"
+            body, status = body[int(first) : stop], 206
+        self._answer(status, body, headers)
+
+    def _put(self, objects: dict[str, Object], key: str, body: bytes) -> None:
+        if "uploadId" in self.query:
+            self.server.uploads[self.query["uploadId"]][int(self.query["partNumber"])] = body
+            self._answer(200, b"", {"ETag": f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'})
+            return
+        if self.headers.get("If-None-Match") == "*" and key in objects:
+            self._refuse(412, "PreconditionFailed")
+            return
+        kept = {name: value for name, value in self.headers.items() if self._is_kept(name)}
+        if origin := self.headers.get("x-amz-copy-source"):
+            bucket, _, source = unquote(origin).removeprefix("/").partition("/")
+            found = self.server.buckets.get(bucket, {}).get(source)
+            if found is None:
+                self._refuse(404, "NoSuchKey")
+                return
+            objects[key] = Object(found.body, hashlib.md5(found.body, usedforsecurity=False).hexdigest(), found.headers)
+            self._xml(f"<CopyObjectResult><ETag>&quot;{objects[key].etag}&quot;</ETag></CopyObjectResult>")
+            return
+        objects[key] = Object(body, hashlib.md5(body, usedforsecurity=False).hexdigest(), kept)
+        self._answer(200, b"", {"ETag": f'"{objects[key].etag}"'})
+
+    def _is_kept(self, name: str) -> bool:
+        return name.lower() in _KEPT or name.lower().startswith("x-amz-meta-")
+
+    def _complete(self, objects: dict[str, Object], key: str) -> None:
+        if "uploads" in self.query:
+            upload = f"upload-{len(self.server.uploads)}-{time.monotonic_ns()}"
+            self.server.uploads[upload] = {}
+            self._xml(f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>")
+            return
+        parts = [body for _, body in sorted(self.server.uploads.pop(self.query["uploadId"]).items())]
+        digests = b"".join(hashlib.md5(part, usedforsecurity=False).digest() for part in parts)
+        etag = f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+        objects[key] = Object(b"".join(parts), etag)
+        self._xml(f"<CompleteMultipartUploadResult><ETag>&quot;{etag}&quot;</ETag></CompleteMultipartUploadResult>")
+
+    def _delete(self, objects: dict[str, Object], key: str) -> None:
+        if "uploadId" in self.query:
+            self.server.uploads.pop(self.query["uploadId"], None)
+        else:
+            objects.pop(key, None)
+        self._answer(204, b"", {})
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._xml(f"<Error><Code>{code}</Code><Message>{code}</Message></Error>", status)
+
+    def _xml(self, text: str, status: int = 200) -> None:
+        body = f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'.encode()
+        self._answer(status, body, {"Content-Type": "application/xml"})
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Nothing."""
