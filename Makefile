@@ -7,7 +7,7 @@ UV_COMPILE := .venv/uv/bin/uv pip compile -q --universal --python-version 3.11 -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse lint test faults demo demo-down window lock
+.PHONY: help setup system fuse lint test faults demo demo-down bench window lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ system fuse:
 .venv/.synced: requirements.txt requirements-dev.txt setup.sh | system
 	@./setup.sh venv
 	@touch $@
+
+bench: setup ## the copy beside juicefs sync, rclone and mc, into docs/benchmarks.md; about 25 minutes
+	$(BIN)/python -m benchmarks.sync
 
 window: fuse setup ## measure how long clients take to follow a new setting
 	$(BIN)/python -m benchmarks.window

@@ -11,7 +11,7 @@ recognised and dropped (large ones inside the kernel), any other is kept. What i
 Not checked: signatures and access keys. Not there: multipart, versions, user metadata. What it does not know it answers
 with 501 and counts as refused.
 
-Beside S3 it answers `POST /-/populate/BUCKET` (JSON of a `Population`) and `GET /-/state/BUCKET`.
+Beside S3 it answers `GET /-/populate/BUCKET?JSON` (of a `Population`) and `GET /-/state/BUCKET`.
 """
 
 from __future__ import annotations
@@ -294,7 +294,8 @@ class StubStore:
         name, _, key = path[1:].decode().partition("/")
         length = int(found[1]) if (found := _LENGTH.search(headers)) else 0
         if name == "-":
-            return self._control(connection, key, data, length)
+            self._control(connection, key, query)
+            return data
         bucket = self.buckets.get(name)
         if bucket is None:
             if method == b"PUT" and not key:
@@ -486,14 +487,12 @@ class StubStore:
 
     # --- the benchmark's own
 
-    def _control(self, connection: Connection, path: str, data: bytes, length: int) -> bytes:
+    def _control(self, connection: Connection, path: str, query: bytes) -> None:
         """populate/BUCKET: the bucket holds exactly this from now on; state/BUCKET: what is in it."""
-        if len(data) < length:
-            raise ConnectionError("a description comes in one piece")
         verb, _, name = path.partition("/")
         if verb == "populate":
             bucket = self.buckets[name] = Bucket()
-            for key, size, tail in Population(**json.loads(data[:length])).objects():
+            for key, size, tail in Population(**json.loads(unquote_to_bytes(query))).objects():
                 stored = Stored(key, size, etag(size, tail), tail)
                 stored.entry(encoded=True)
                 bucket.put(stored)
@@ -509,7 +508,6 @@ class StubStore:
         }
         body = json.dumps(state).encode()
         self._answer(connection, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        return data[length:]
 
 
 def _object_head(status: str, length: int, tag: str, extra: str) -> bytes:

@@ -1,0 +1,66 @@
+"""Our side of the race: one partition copied or verified without Airflow, with its Parquet manifest.
+
+`python -m benchmarks.engine copy|verify --source URL --target URL --manifests FOLDER`, the URLs as
+`http://host:port/bucket/prefix`, the keys in SOURCE_KEYS and TARGET_KEYS (`access:secret`). Prints the totals as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from include.juicefs_storage.adapters.sync.manifests import ParquetManifest
+from include.juicefs_storage.adapters.sync.s3 import S3Side, S3Store
+from include.juicefs_storage.core.sync.model import Engine, KeyRange
+from include.juicefs_storage.core.sync.run import Options, copy_partition, verify_partition
+
+
+def _store(url: str, keys: str) -> S3Store:
+    parts = urlsplit(url)
+    bucket, _, prefix = parts.path.lstrip("/").partition("/")
+    access_key, _, secret_key = keys.partition(":")
+    return S3Store(f"{parts.scheme}://{parts.netloc}", bucket, prefix, access_key, secret_key)
+
+
+def _engine(name: str, source: S3Store, target: S3Store, concurrency: int) -> Engine:
+    if name == "obstore":
+        from include.juicefs_storage.adapters.sync.fallback import ObstoreEngine
+
+        return ObstoreEngine(source, target, concurrency)
+    from include.juicefs_storage.adapters.sync.native import NativeEngine
+
+    return NativeEngine(source, target, concurrency)
+
+
+def main() -> None:
+    """Do it and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mode", choices=["copy", "verify"])
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--manifests", type=Path, required=True)
+    parser.add_argument("--compare", choices=["size", "etag", "content"], default="etag")
+    parser.add_argument("--engine", choices=["native", "obstore"], default="native")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--after", help="only keys after this one")
+    parser.add_argument("--until", help="only keys up to this one")
+    given = parser.parse_args()
+    source = _store(given.source, os.environ["SOURCE_KEYS"])
+    target = _store(given.target, os.environ["TARGET_KEYS"])
+    run = copy_partition if given.mode == "copy" else verify_partition
+    totals = run(
+        S3Side(source),
+        S3Side(target),
+        _engine(given.engine, source, target, given.concurrency),
+        KeyRange(given.after, given.until),
+        ParquetManifest(given.manifests, "000", {"run": "benchmark"}),
+        Options(given.compare),
+    )
+    print(json.dumps(totals.as_json()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""Our engine beside `juicefs sync`, `rclone` and `mc mirror`: `python -m benchmarks.sync [--quick] [--only CASE…]`.
+
+Every program is a process of its own, run one after the other in an order that rotates from round to round, from a
+server of ours that costs next to nothing (benchmarks.stub_store) and from SeaweedFS. What is on the target afterwards
+is compared with what ought to be there, key by key, size and ETag; a run that falls short stops the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+from benchmarks.peers import JuiceFS, Mc, Native, Peer, Place, Rclone, Task, Work
+from benchmarks.population import KIB, MIB, Population, etag
+from benchmarks.report import Document, Result, markdown, write_page
+from lab.process import LabError, LabUnavailableError, Server, free_ports, wait_for
+from lab.seaweed import Store
+
+RESULTS = Path(__file__).with_name("results.json")
+_DEADLINE_S = 300
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of work on one pair of populations.
+
+    Attributes:
+        target: What the target holds at the start. None: nothing.
+    """
+
+    name: str
+    title: str
+    work: Work
+    source: Population
+    target: Population | None = None
+    on_seaweed: bool = False
+
+
+STUB_CASES = (
+    Case("4k", "20,000 of 4 KiB", "copy", Population(20_000, 4 * KIB)),
+    Case("4m", "512 of 4 MiB", "copy", Population(512, 4 * MIB)),
+    Case("mix", "6,000 mixed, 1.4 GiB", "copy", Population(6_000, 0)),
+    Case("noop", "nothing to do, 100,000 keys", "copy", Population(100_000), Population(100_000)),
+    Case("delta", "1 % of 100,000 keys", "copy", Population(100_000), Population(100_000, skip_every=100)),
+    Case("listings", "verify 100,000 keys by listings", "listings", Population(100_000), Population(100_000)),
+    Case("content", "verify 4 GiB by content", "content", Population(512, 4 * MIB), Population(512, 4 * MIB)),
+)
+SEAWEED_CASES = (
+    Case("seaweed-4k", "SeaweedFS, 4,000 of 4 KiB", "copy", Population(4_000, 4 * KIB), None, on_seaweed=True),
+    Case("seaweed-4m", "SeaweedFS, 48 of 4 MiB", "copy", Population(48, 4 * MIB), on_seaweed=True),
+    Case(
+        "seaweed-noop",
+        "SeaweedFS, nothing to do, 4,000 keys",
+        "copy",
+        Population(4_000),
+        Population(4_000),
+        on_seaweed=True,
+    ),
+)
+
+
+def quick(case: Case) -> Case:
+    """The same with a fiftieth of the objects."""
+    smaller = [
+        population and replace(population, count=max(20, population.count // 50))
+        for population in (case.source, case.target)
+    ]
+    return replace(case, source=smaller[0] or case.source, target=smaller[1])
+
+
+class Stores(Protocol):
+    """A source and a target."""
+
+    def source(self, population: Population) -> Place:
+        """A bucket that holds this, written before or now."""
+
+    def target(self, population: Population | None) -> Place:
+        """A bucket or prefix that holds this and nothing else."""
+
+    def digest(self, place: Place) -> str:
+        """Of all keys, sizes and ETags there."""
+
+
+def expected_digest(population: Population) -> str:
+    """What `Stores.digest` answers for exactly this population."""
+    objects = sorted(population.objects())
+    return digest((key, size, etag(size, tail)) for key, size, tail in objects)
+
+
+def digest(objects: Iterator[tuple[str, int, str]]) -> str:
+    """A hash over keys, sizes and ETags, in the order of the keys."""
+    return hashlib.sha256("".join(f"{key}\t{size}\t{tag}\n" for key, size, tag in objects).encode()).hexdigest()
+
+
+class StubStores:
+    """Two servers of benchmarks.stub_store."""
+
+    def __init__(self, state: Path) -> None:
+        self.ports = free_ports(2)
+        self.servers = []
+        self._populated: dict[str, str] = {}
+        for name, port in zip(("source", "target"), self.ports, strict=True):
+            argv = [sys.executable, "-m", "benchmarks.stub_store", f"--port={port}"]
+            server = Server.start(state, f"stub-{name}", argv)
+            self.servers.append(server)
+            wait_for(f"the stub {name} answers", partial(_answers, port), deadline_s=30, server=server)
+
+    def source(self, population: Population) -> Place:
+        """See Stores."""
+        return self._populate(0, population)
+
+    def target(self, population: Population | None) -> Place:
+        """See Stores."""
+        return self._populate(1, population or Population(0))
+
+    def _populate(self, side: int, population: Population) -> Place:
+        place = Place(f"http://127.0.0.1:{self.ports[side]}", "bench", "", "stub-key", "stub-secret")
+        _ask(place, "populate", json.dumps(asdict(population)))
+        return place
+
+    def digest(self, place: Place) -> str:
+        """See Stores."""
+        state = _ask(place, "state")
+        if refused := state["requests"].get("refused"):
+            raise LabError(f"the stub refused {refused} requests as not implemented: {state['requests']}")
+        return str(state["digest"])
+
+    def stop(self) -> None:
+        """Stop both servers."""
+        for server in self.servers:
+            server.stop()
+
+
+def _ask(place: Place, verb: str, query: str = "") -> dict[str, dict[str, int]]:
+    with urllib.request.urlopen(f"{place.endpoint}/-/{verb}/{place.bucket}?{quote(query)}", timeout=120) as answer:  # noqa: S310
+        state: dict[str, dict[str, int]] = json.load(answer)
+        return state
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+class SeaweedStores:
+    """Two SeaweedFS servers. A target is a prefix of its own, below which nothing was before."""
+
+    def __init__(self, state: Path) -> None:
+        self.source_store = Store.create(state, "source", "bench")
+        self.target_store = Store.create(state, "target", "bench")
+        self._places: dict[Population, Place] = {}
+        self._prefixes = 0
+
+    def source(self, population: Population) -> Place:
+        """See Stores."""
+        if population not in self._places:
+            self._places[population] = self._fill(self.source_store, population, f"source-{len(self._places)}/")
+        return self._places[population]
+
+    def target(self, population: Population | None) -> Place:
+        """See Stores."""
+        self._prefixes += 1
+        return self._fill(self.target_store, population or Population(0), f"target-{self._prefixes}/")
+
+    @staticmethod
+    def _fill(store: Store, population: Population, prefix: str) -> Place:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from obstore.store import S3Store
+
+        from benchmarks.population import content
+
+        bucket = S3Store(
+            store.bucket,
+            endpoint=store.endpoint_url,
+            access_key_id=store.access_key,
+            secret_access_key=store.secret_key,
+            region="us-east-1",
+            unsigned_payload=True,
+            client_options={"allow_http": True},
+        )
+
+        def put(item: tuple[str, int, bytes]) -> None:
+            key, size, tail = item
+            bucket.put(prefix + key, content(size, tail), use_multipart=False)
+
+        with ThreadPoolExecutor(8) as pool:
+            for _ in pool.map(put, population.objects()):
+                pass
+        return Place(store.endpoint_url, store.bucket, prefix, store.access_key, store.secret_key)
+
+    def digest(self, place: Place) -> str:
+        """See Stores."""
+        store = self.target_store if place.endpoint == self.target_store.endpoint_url else self.source_store
+        found = store.objects(place.prefix)
+        ordered = sorted((key.removeprefix(place.prefix), size, tag.strip('"')) for key, (size, tag) in found.items())
+        return digest(iter(ordered))
+
+    def stop(self) -> None:
+        """Stop both servers."""
+        self.target_store.stop()
+        self.source_store.stop()
+
+
+@contextmanager
+def stub_stores(folder: Path) -> Iterator[StubStores]:
+    """Two stubs for as long as the block lasts."""
+    stores = StubStores(folder)
+    try:
+        yield stores
+    finally:
+        stores.stop()
+
+
+@contextmanager
+def seaweed_stores(folder: Path) -> Iterator[SeaweedStores]:
+    """Two SeaweedFS servers for as long as the block lasts."""
+    stores = SeaweedStores(folder)
+    try:
+        yield stores
+    finally:
+        stores.stop()
+
+
+def measure(peer: Peer, task: Task) -> tuple[float, float, float]:
+    """Run a program: wall seconds, CPU seconds, peak RSS in MiB.
+
+    Raises:
+        LabError: It failed; with the last lines that it wrote.
+    """
+    command = peer.command(task)
+    result, output = task.folder / "measured", task.folder / "output"
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("measure.py")), str(result), str(_DEADLINE_S)]
+    with output.open("wb") as file:
+        null = os.open(os.devnull, os.O_RDONLY)
+        environment = {**os.environ, **command.env, "PYTHONPATH": str(Path(__file__).parents[1])}
+        pid = os.posix_spawn(
+            launcher[0],
+            [*launcher, *command.argv],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, file.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, file.fileno(), 2),
+            ],
+        )
+        os.close(null)
+        os.waitpid(pid, 0)
+    wall_s, cpu_s, peak_kib, code = result.read_text().split()
+    if code != "0":
+        lines = "\n".join(output.read_text(errors="replace").splitlines()[-15:])
+        raise LabError(f"{peer.name} ended with exit code {code} after {float(wall_s):.0f} s\n{lines}")
+    return float(wall_s), float(cpu_s), int(peak_kib) / 1024
+
+
+def race(case: Case, peers: list[Peer], stores: Stores, folder: Path, round_number: int) -> list[Result]:
+    """One round of one case; who begins changes from round to round.
+
+    Raises:
+        LabError: A program failed, or the target does not hold what it ought to.
+    """
+    taking_part = [peer for peer in peers if case.work in peer.does]
+    first = round_number % len(taking_part)
+    wanted = expected_digest(case.source)
+    source = stores.source(case.source)
+    results = []
+    for peer in [*taking_part[first:], *taking_part[:first]]:
+        target = stores.target(case.target)
+        scratch = folder / f"{case.name}-{round_number}-{peer.name.replace(' ', '-')}"
+        scratch.mkdir()
+        task = Task(case.work, source, target, scratch, case.source.size or 4 * MIB)
+        measured = measure(peer, task)
+        if stores.digest(target) != wanted:
+            raise LabError(f"{case.name}: after {peer.name} the target does not hold what the source holds")
+        shutil.rmtree(scratch)
+        results.append(Result(case.name, round_number, peer.name, *measured))
+        print(f"  {peer.name:13} {measured[0]:7.2f} s  {measured[1]:7.2f} CPU s  {measured[2]:5.0f} MiB", flush=True)
+    return results
+
+
+def find_peers(engine: str) -> list[Peer]:
+    """Whoever is on this machine; says who is not."""
+    found: list[Peer] = [Native(engine)]
+    for peer in (JuiceFS(), Rclone(), Mc()):
+        try:
+            peer.version()
+        except LabUnavailableError as error:
+            print(f"without {peer.name}: {error}")
+            continue
+        found.append(peer)
+    return found
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on; no names, no paths."""
+    models = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cpu": f"{len(models)} x {models[0]}" if models else f"{os.cpu_count()} x {platform.machine()}",
+        "kernel": platform.release().split("-")[0],
+        "load": f"{os.getloadavg()[0]:.1f}",
+    }
+
+
+def run(cases: list[Case], peers: list[Peer], rounds: int) -> list[Result]:
+    """All rounds of all cases."""
+    results = []
+    for name, on_seaweed, open_stores in (("stub", False, stub_stores), ("SeaweedFS", True, seaweed_stores)):
+        chosen = [case for case in cases if case.on_seaweed == on_seaweed]
+        for number in range(rounds if chosen else 0):
+            # A store's folder grows with every round, and is gone with it.
+            with tempfile.TemporaryDirectory() as folder, open_stores(Path(folder)) as stores:
+                for case in chosen:
+                    print(f"{name}, round {number + 1} of {rounds}: {case.title}", flush=True)
+                    results += race(case, peers, stores, Path(folder), number)
+    return results
+
+
+def shown(peer: Peer) -> str:
+    """How a program is called to copy, for the report: without ports and folders."""
+    source, target = (Place(f"http://{name}", "bucket", "", "", "") for name in ("source", "target"))
+    argv = peer.command(Task("copy", source, target, Path("FOLDER"), 4 * KIB)).argv
+    return " ".join([Path(argv[0]).name, *argv[1:]])
+
+
+def main() -> None:
+    """Race, print, and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    everything = [*STUB_CASES, *SEAWEED_CASES]
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round with a fiftieth of the objects")
+    parser.add_argument("--only", nargs="+", choices=[case.name for case in everything], metavar="CASE")
+    parser.add_argument("--peers", nargs="+", help="only these: native, juicefs, rclone, mc")
+    parser.add_argument("--engine", choices=["native", "obstore"], default="native")
+    parser.add_argument("--json", type=Path, help=f"default: {RESULTS.name}, and the page of the docs, if all was run")
+    given = parser.parse_args()
+    cases = [case for case in everything if not given.only or case.name in given.only]
+    if given.quick:
+        cases = [quick(case) for case in cases]
+    peers = [peer for peer in find_peers(given.engine) if not given.peers or peer.name.split()[0] in given.peers]
+    before = machine()
+    results = run(cases, peers, 1 if given.quick else given.rounds)
+    document = Document(
+        machine=before,
+        versions={peer.name: peer.version() for peer in peers},
+        commands={peer.name: shown(peer) for peer in peers},
+        cases={case.name: case.title for case in cases},
+        results=results,
+    )
+    print(f"\n{markdown(document)}")
+    whole = not (given.quick or given.only or given.peers)
+    if path := given.json or (RESULTS if whole else None):
+        path.write_text(json.dumps(asdict(document), indent=1, ensure_ascii=False) + "\n")
+    if whole:
+        write_page(document)
+
+
+if __name__ == "__main__":
+    main()
