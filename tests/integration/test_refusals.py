@@ -13,6 +13,7 @@ import re
 import secrets
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 NS, APPS, SECRET = "juicefs", "apps", "juicefs-sc-secret"
 MOUNT_PODS = "app.kubernetes.io/name=juicefs-mount"
 UUID_KEY = "myjfs/juicefs_uuid"
-CHECKS = (
-    "check_rights", "check_csi", "check_volume", "check_secrets", "check_vault", "check_target_bucket",
-    "check_consistency",
-)  # fmt: skip
 Look = Callable[..., list[Finding]]
 
 
@@ -118,10 +115,11 @@ def look(lab: Lab, connections: object, tmp_path: Path, monkeypatch: pytest.Monk
         for module in (runtime, move):
             monkeypatch.setattr(module, "get_current_context", lambda: context)
         monkeypatch.setattr(check.Runtime, "of_run", lambda: made)
-        for name in names or CHECKS:
+        made_by = names or tuple(check.CHECK_FUNCTIONS)
+        for name in made_by:
             with contextlib.suppress(AirflowFailException, TransientError):
                 getattr(check, name).function()
-        assert len(pushed["findings"]) == len(names or CHECKS)
+        assert len(pushed["findings"]) == len(made_by)
         return [Finding.model_validate(row) for rows in pushed["findings"] for row in rows]
 
     return run
@@ -299,6 +297,20 @@ def test_a_workload_that_does_not_get_healthy_must_be_repaired(lab: Lab, look: L
     assert "repair it first" in refused
 
 
+def test_another_run_on_the_volume(lab: Lab, core: client.CoreV1Api, look: Look) -> None:
+    leases, name = client.CoordinationV1Api(core.api_client), f"juicefs-storage-{lab.volume.uuid}"
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    spec = {"holderIdentity": "juicefs_storage_revert/manual__other", "leaseDurationSeconds": 3600}
+    spec |= {"acquireTime": now, "renewTime": now}
+    leases.create_namespaced_lease(NS, {"metadata": {"name": name}, "spec": spec})
+    try:
+        (refused,) = refusals(look("check_csi"))
+    finally:
+        leases.delete_namespaced_lease(name, NS)
+    assert "juicefs_storage_revert/manual__other" in refused
+    assert refusals(look("check_csi")) == []
+
+
 def test_a_heartbeat_longer_than_the_timeout(core: client.CoreV1Api, look: Look) -> None:
     with mounted(core, "heartbeat=30") as pod:
         (refused,) = refusals(look("check_volume", client_timeout_s=10))
@@ -336,6 +348,20 @@ def test_a_bucket_of_its_own_in_the_storage_class_is_a_warning(core: client.Core
     (warned,) = warnings(findings)
     assert f"StorageClass {name} has mountOptions bucket=http://elsewhere/b" in warned
     assert warnings(look("check_secrets")) == []
+
+
+def test_a_bucket_in_the_configuration_of_the_driver_is_a_warning(core: client.CoreV1Api, look: Look) -> None:
+    name = "juicefs-csi-driver-config"
+    before = core.read_namespaced_config_map(name, NS).data
+    patches = "mountPodPatch:\n- labels: {a: b}\n- mountOptions: [cache-size=1, storage=s3]\n"
+    core.patch_namespaced_config_map(name, NS, {"data": {"config.yaml": patches}})
+    try:
+        findings = look("check_secrets")
+    finally:
+        core.patch_namespaced_config_map(name, NS, {"data": before})
+    assert refusals(findings) == []
+    (warned,) = warnings(findings)
+    assert f"ConfigMap {NS}/{name} has mountOptions storage=s3" in warned
 
 
 def test_a_read_only_mount(core: client.CoreV1Api, look: Look) -> None:

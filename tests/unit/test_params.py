@@ -25,6 +25,7 @@ def test_defaults_are_the_safe_ones():
     [
         ({"dryrun": False}, ["`dryrun`", "not a param", "dry_run"]),
         ({"target_bucket": "http://h/data"}, ["`target_bucket`", "bucket's name alone", "http://h/data"]),
+        ({"target_bucket": ""}, ["`target_bucket`", "bucket's name alone"]),
         ({"target_endpoint": "http://h:9000/data"}, ["`target_endpoint`", "without bucket"]),
         ({"target_endpoint": "http://key:secret@h:9000"}, ["`target_endpoint`"]),
         ({"on_failure": "panic"}, ["`on_failure`", "'rollback' or 'hold'", "panic"]),

@@ -26,7 +26,7 @@ from include.juicefs_storage.core.ports import (
     WorkloadKind,
     WorkloadTemplate,
 )
-from include.juicefs_storage.core.steps import CSI_WORKLOADS
+from include.juicefs_storage.core.steps import CSI_CONFIG_MAP, CSI_WORKLOADS
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -99,6 +99,20 @@ class KubernetesCluster:
         )
         with self._explained(action):
             return tries(call, *args, _request_timeout=_REQUEST_TIMEOUT_S, **more)
+
+    def _find(self, action: str, call: Callable[..., Any], *args: Any) -> Any:
+        """As `_read`; None where there is no such object."""
+        from kubernetes.client import ApiException
+
+        def read(**more: Any) -> Any:
+            try:
+                return call(*args, **more)
+            except ApiException as error:
+                if error.status == 404:
+                    return None
+                raise
+
+        return self._read(action, read)
 
     def allows(self, right: Right) -> bool:
         """SelfSubjectAccessReview."""
@@ -266,6 +280,25 @@ class KubernetesCluster:
             if item.provisioner == _CSI_DRIVER
         ]
 
+    def driver_mount_options(self) -> Sequence[str]:
+        """The `mountOptions` of every `mountPodPatch` in the driver's ConfigMap; none where there is no ConfigMap."""
+        import yaml
+
+        action = f"get ConfigMap {self.namespace}/{CSI_CONFIG_MAP}"
+        found = self._find(action, self._core.read_namespaced_config_map, CSI_CONFIG_MAP, self.namespace)
+        try:
+            content = yaml.safe_load(((found and found.data) or {}).get("config.yaml", "")) or {}
+            return [
+                str(option)
+                for patch in content.get("mountPodPatch") or ()
+                for option in patch.get("mountOptions") or ()
+            ]
+        except (yaml.YAMLError, AttributeError, TypeError):
+            raise PermanentError(
+                f"ConfigMap {self.namespace}/{CSI_CONFIG_MAP}: config.yaml is not of the driver's form.",
+                next_step="correct it; the driver cannot read it either",
+            ) from None
+
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
     ) -> ExecResult:
@@ -347,17 +380,8 @@ class KubernetesCluster:
 
     def lease(self, name: str) -> Lease | None:
         """Read a Lease of the namespace."""
-        from kubernetes.client import ApiException
-
-        def read(**more: Any) -> Any:
-            try:
-                return self._coordination.read_namespaced_lease(name, self.namespace, **more)
-            except ApiException as error:
-                if error.status == 404:
-                    return None
-                raise
-
-        found = self._read(f"get Lease {self.namespace}/{name}", read)
+        action = f"get Lease {self.namespace}/{name}"
+        found = self._find(action, self._coordination.read_namespaced_lease, name, self.namespace)
         return _lease(found) if found else None
 
     def write_lease(self, lease: Lease) -> bool:

@@ -255,6 +255,9 @@ class Cluster(Protocol):
     def storage_classes(self) -> Sequence[StorageClass]:
         """The StorageClasses of driver csi.juicefs.com."""
 
+    def driver_mount_options(self) -> Sequence[str]:
+        """The mount options in the driver's own configuration, for whichever volumes."""
+
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
     ) -> ExecResult:

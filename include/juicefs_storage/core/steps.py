@@ -23,6 +23,7 @@ CSI_WORKLOADS: tuple[tuple[WorkloadKind, str], ...] = (
     ("DaemonSet", "juicefs-csi-node"),
 )
 CSI_CONTAINER = "juicefs-plugin"
+CSI_CONFIG_MAP = "juicefs-csi-driver-config"
 CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR = "app=juicefs-csi-controller", "app=juicefs-csi-node"
 _TRIES = 3
 _SETTLE_PATIENCE_S, _SETTLE_LIMIT_S = 60, 300

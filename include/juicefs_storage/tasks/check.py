@@ -43,10 +43,6 @@ from include.juicefs_storage.tasks.runtime import (
 
 #: The checks by task id, for whoever makes them outside of a run of their own.
 CHECK_FUNCTIONS: dict[str, Callable[[Runtime], list[Finding]]] = {}
-CHECKS = (
-    "resolve_params", "check_rights", "check_csi", "check_volume", "check_secrets", "check_vault",
-    "check_target_bucket", "check_consistency",
-)  # fmt: skip
 
 
 @runbook_task
@@ -187,6 +183,10 @@ def check_consistency(runtime: Runtime) -> list[Finding]:
     )
     push("missing_objects", difference.missing if runtime.params.consistency != "off" else None)
     return findings
+
+
+#: The tasks that leave findings.
+CHECKS = ("resolve_params", *CHECK_FUNCTIONS)
 
 
 def all_findings() -> list[Finding]:

@@ -8,7 +8,7 @@ from datetime import datetime
 from include.juicefs_storage.core.checks.findings import ok, refusal
 from include.juicefs_storage.core.plan import Finding
 from include.juicefs_storage.core.ports import Cluster, Right, Workload
-from include.juicefs_storage.core.steps import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
+from include.juicefs_storage.core.steps import CSI_CONFIG_MAP, CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
 
 #: Why a container of a pod that is getting on waits; any other reason is trouble.
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
@@ -31,6 +31,7 @@ def needed_rights(namespace: str) -> list[Right]:
         for resource in ("statefulsets", "daemonsets")
         for verb in ("get", "list", "patch")
     ]
+    rights.append(Right("get", "configmaps", namespace=namespace, name=CSI_CONFIG_MAP))
     rights.append(Right("list", "deployments", "apps", namespace=namespace))
     rights += [
         Right(verb, "leases", "coordination.k8s.io", namespace=namespace) for verb in ("get", "create", "update")

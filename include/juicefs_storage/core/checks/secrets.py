@@ -11,7 +11,7 @@ from include.juicefs_storage.core.plan import Finding
 from include.juicefs_storage.core.ports import Cluster, SecretObject, WorkloadTemplate
 from include.juicefs_storage.core.secrets import holds_volume
 from include.juicefs_storage.core.setting import Setting
-from include.juicefs_storage.core.steps import CSI_WORKLOADS
+from include.juicefs_storage.core.steps import CSI_CONFIG_MAP, CSI_WORKLOADS
 
 CHECK = "secrets"
 #: What a Secret's labels and annotations say about who renders it: key, and what is behind it (its value is the name).
@@ -123,7 +123,7 @@ def _elsewhere(cluster: Cluster, secrets: Sequence[SecretObject], mounts: Sequen
 
 
 def _next_volumes(cluster: Cluster, secrets: Sequence[SecretObject]) -> Iterator[Finding]:
-    """A volume that is provisioned later keeps a bucket that its class names."""
+    """A volume that is mounted later keeps a bucket that its class or the driver names."""
     known = {(secret.namespace, secret.name) for secret in secrets}
     for storage_class in cluster.storage_classes():
         options = storage_overrides(",".join(storage_class.mount_options))
@@ -134,6 +134,13 @@ def _next_volumes(cluster: Cluster, secrets: Sequence[SecretObject]) -> Iterator
                 "from now on do not follow the setting.",
                 "remove bucket and storage from its mountOptions",
             )
+    if options := storage_overrides(",".join(cluster.driver_mount_options())):
+        yield warning(
+            CHECK,
+            f"ConfigMap {cluster.namespace}/{CSI_CONFIG_MAP} has mountOptions {', '.join(options)}: where they are for "
+            "this volume, mount pods that start from now on do not follow the setting.",
+            "remove bucket and storage from the mountOptions there",
+        )
 
 
 def _restarted(template: WorkloadTemplate, secrets: Sequence[SecretObject]) -> Iterator[Finding]:
