@@ -35,13 +35,17 @@ lint: setup ## format, types, layers, shell and compose file
 	sed -n 's/^\([A-Z0-9_]*\)=.*/\1=lint/p' .env.example >"$$env" && \
 	./setup.sh compose --env-file "$$env" config -q && echo "docker-compose.yaml: OK"
 
-setup: system .venv/.synced ## system packages and .venv; the other targets run it, nothing happens the second time
+setup: system .venv/.synced .venv/.mc ## system packages and .venv; the other targets run it, nothing happens the second time
 
 system fuse:
 	@./setup.sh $@
 
 .venv/.synced: requirements.txt requirements-dev.txt setup.sh | system
 	@./setup.sh venv
+	@touch $@
+
+.venv/.mc: setup.sh | .venv/.synced
+	@./setup.sh mc
 	@touch $@
 
 bench: setup ## the copy beside juicefs sync, rclone and mc, into docs/benchmarks.md; about 25 minutes

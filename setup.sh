@@ -2,6 +2,7 @@
 # What the targets of the Makefile need on this machine. Whatever is there already is left alone.
 #   ./setup.sh system        Debian packages: MariaDB, FUSE, and what it takes to build mysqlclient
 #   ./setup.sh venv          .venv, exactly as the lock files say
+#   ./setup.sh mc            .venv/mc: MinIO's client, where this machine's package source has it and there is none yet
 #   ./setup.sh fuse          changes nothing: fails where nothing can be mounted
 #   ./setup.sh compose ...   runs docker compose with the given arguments, and installs it where it is missing
 # PYTHON chooses the interpreter (3.11 or later); default: python3.
@@ -87,6 +88,38 @@ UV
     die "uv could not install the lock files (see above)"
 }
 
+# No error where it cannot be had: it is one engine of several, and its tests skip.
+mc() {
+  local name
+  for name in minio-client mcli mc .venv/mc/usr/bin/minio-client; do
+    # Midnight Commander is called mc too.
+    if [[ $(command "$name" --version 2>/dev/null </dev/null) == *MinIO* ]]; then return; fi
+  done
+  have apt-get || { say "no MinIO client here, and no apt-get: the engine mc cannot be used"; return; }
+  say "unpacking minio-client into .venv/mc"
+  rm -rf .venv/mc
+  mkdir -p .venv/mc/lists/partial .venv/mc/cache/archives/partial
+  local folder log=.venv/mc/log options=() suite
+  folder=$(readlink -f .venv/mc)
+  if ! apt-cache policy minio-client 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+    # Debian has it from 13 on. Its package needs nothing that 12 lacks, and 12's keyring knows the keys of 13.
+    suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+      awk -v own="$suite" -v suite="${suite/bookworm/trixie}" '$2 == own && $3 ~ /^(main|universe)$/ { print "deb", $1, suite, $3 }' |
+      sort -u >"$folder/sources.list"
+    options=(-o Dir::Etc::SourceList="$folder/sources.list" -o Dir::Etc::SourceParts=/dev/null
+      -o Dir::State::Lists="$folder/lists" -o Dir::Cache="$folder/cache" -o Acquire::Languages=none)
+    apt-get "${options[@]}" -o APT::Sandbox::User=root update -qq >"$log" 2>&1 || true
+  fi
+  if (cd "$folder" && apt-get "${options[@]}" -o APT::Sandbox::User=root download -qq minio-client) >>"$log" 2>&1 &&
+    dpkg-deb -x .venv/mc/minio-client_*.deb .venv/mc && .venv/mc/usr/bin/minio-client --version >>"$log" 2>&1; then
+    rm -rf .venv/mc/{lists,cache,minio-client_*.deb,usr/share}
+  else
+    rm -rf .venv/mc/{lists,cache,usr}
+    say "minio-client could not be had: the engine mc cannot be used (see $log)"
+  fi
+}
+
 fuse() {
   [[ -c /dev/fuse ]] ||
     die "no /dev/fuse, so nothing can be mounted: modprobe fuse; a container needs --device /dev/fuse --cap-add SYS_ADMIN"
@@ -117,6 +150,6 @@ compose() {
 }
 
 case ${1:-} in
-  system | venv | fuse | compose) "$@" ;;
-  *) die "usage: ./setup.sh system|venv|fuse|compose ..." ;;
+  system | venv | mc | fuse | compose) "$@" ;;
+  *) die "usage: ./setup.sh system|venv|mc|fuse|compose ..." ;;
 esac

@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import subprocess
+import sys
 import tempfile
 import unicodedata
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from include.juicefs_storage.core.sync.model import Compare, KeyRange, Mirrored,
 #: Debian's name, MinIO's own, and the one that packages use where Midnight Commander has `mc`.
 _NAMES = ("minio-client", "mcli", "mc")
 #: Where setup.sh unpacks it.
-UNPACKED = Path(".venv/mc/usr/bin/minio-client")
+_UNPACKED = Path(sys.prefix, "mc/usr/bin/minio-client")
 _NOT_OVERWRITTEN = "Overwrite not allowed"
 
 log = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ def find() -> str:
     Raises:
         PermanentError: There is none.
     """
-    for candidate in (*map(shutil.which, _NAMES), str(UNPACKED.resolve())):
+    for candidate in (*map(shutil.which, _NAMES), str(_UNPACKED)):
         if candidate and Path(candidate).is_file():
             version = subprocess.run([candidate, "--version"], capture_output=True, text=True, timeout=30, check=False)
             if "MinIO" in version.stdout:
