@@ -7,17 +7,19 @@ Nothing is followed, decompressed or guessed: an answer that is not plain HTTP r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import socket
+import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator, Iterator
 
 T = TypeVar("T")
 #: What an exchange yields: a connection whose `wants` it waits for, or seconds to sleep.
@@ -43,6 +45,14 @@ CHUNKED, UNTIL_CLOSE = -1, -2
 
 class HttpError(Exception):
     """The connection is of no more use: it ended too early, or what came is not HTTP."""
+
+
+class TooLongError(HttpError):
+    """The answer's body is longer than was allowed for."""
+
+
+class StoppedError(BaseException):
+    """Whoever drives the exchange wants no more of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +86,10 @@ class Head:
 class Response:
     """An answer whose body is in memory, in the pieces it came in."""
 
-    __slots__ = ("headers", "parts", "size", "status")
+    __slots__ = ("headers", "parts", "size", "status", "tries")
 
     def __init__(self, head: Head, parts: list[Buffer], size: int) -> None:
+        self.tries = 1
         self.status, self.headers, self.parts, self.size = head.status, head.headers, parts, size
 
     @property
@@ -217,12 +228,12 @@ class Connection:
         self.mask = 0  # what the loop has registered
         self.used = False  # an earlier exchange went well: the server may have closed it since
         self.answered = False  # a byte of the answer came
-        self.deadline = 0.0
+        self.deadline = self.since = 0.0
         self.head: Head
         self._rest = b""
         self._left = 0
         self._decoder: ChunkDecoder | None = None
-        self._cut_short = False  # the server answered before it had read everything
+        self.cut_short = False  # the server answered before it had read everything
 
     def close(self) -> None:
         """Close it. Idempotent."""
@@ -270,7 +281,7 @@ class Connection:
             yield self
             # A server that refuses may answer without reading on: its answer says why, if it is read before the reset.
             if early := self._recv_early():
-                self._rest, self.answered, self._cut_short = early, True, True
+                self._rest, self.answered, self.cut_short = early, True, True
                 break
             sent = self._send(parts)
         self.wants = IN
@@ -352,27 +363,56 @@ class Connection:
             HttpError: It is longer than the limit, or not HTTP.
         """
         head = yield from self.receive_head(method)
+        return (yield from self.receive_body(head, limit_bytes))
+
+    def receive_body(self, head: Head, limit_bytes: int) -> Steps[Response]:
+        """Wait for the rest of an answer whose head is there.
+
+        Raises:
+            HttpError: It is longer than the limit, or not HTTP.
+        """
         left = head.length - len(self._rest)
         if left == 0:  # the usual end of a small object: it all came at once
             rest, self._rest, self._left = self._rest, b"", 0
             return Response(head, [rest], head.length)
         if head.length > limit_bytes:
-            raise HttpError(f"a body of {head.length} bytes where at most {limit_bytes} were expected")
+            raise TooLongError(f"a body of {head.length} bytes where at most {limit_bytes} were expected")
         parts: list[Buffer] = []
         size = 0
         while more := (yield from self.receive()):
             parts += more
             size += sum(map(len, more))
             if size > limit_bytes:
-                raise HttpError(f"a body of more than {limit_bytes} bytes")
+                raise TooLongError(f"a body of more than {limit_bytes} bytes")
         if len(parts) > 64:  # a gathered write takes a limited number of pieces
             parts = [b"".join(parts)]
         return Response(head, parts, size)
 
+    def take_rest(self) -> bytes:
+        """What of the body came with the head. Whoever takes it reads what follows from the socket, to its end."""
+        rest, self._rest, self._left = self._rest, b"", 0
+        return rest
+
+    def block(self, timeout_s: float | None) -> None:
+        """Let system calls on the descriptor itself wait for so long; None: not at all, as all else here expects.
+
+        A timeout of Python's would make the descriptor non-blocking, and splice(2) answer EAGAIN at once.
+        """
+        if timeout_s is not None:
+            value = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self.sock.setsockopt(socket.SOL_SOCKET, option, value)
+        with contextlib.suppress(OSError):  # closed meanwhile
+            os.set_blocking(self.fd, timeout_s is not None)
+
+    def stale(self, error: Exception) -> bool:
+        """Whether the server just closed it while it was idle, which is no failure."""
+        return self.used and not self.answered and not isinstance(error, TimeoutError)
+
     @property
     def reusable(self) -> bool:
         """Whether another exchange may follow: the answer was read to its end, and neither side asked to close."""
-        return self.head.reusable and self._left == 0 and self.head.length != UNTIL_CLOSE and not self._cut_short
+        return self.head.reusable and self._left == 0 and self.head.length != UNTIL_CLOSE and not self.cut_short
 
 
 class TlsConnection(Connection):
@@ -489,13 +529,23 @@ class Host:
         raise problem
 
 
-def drive(steps: Steps[T], limits: Limits) -> T:
+def drive(steps: Steps[T], limits: Limits, stopped: Callable[[], bool] = lambda: False) -> T:
     """Run an exchange in the calling thread, which sleeps where it waits.
 
     A connection that stays silent for `idle_s`, or passes its deadline, gets a TimeoutError.
+
+    Raises:
+        StoppedError: `stopped` says so; it is asked every half second.
     """
+
+    def slices(seconds: float) -> Iterator[float]:
+        until = time.monotonic() + seconds
+        while (left_s := until - time.monotonic()) > 0:
+            yield min(left_s, 0.5)
+            if stopped():
+                raise StoppedError
+
     problem: TimeoutError | None = None
-    poll: select.poll | None = None
     try:
         while True:
             waits = steps.throw(problem) if problem else steps.send(None)
@@ -503,11 +553,14 @@ def drive(steps: Steps[T], limits: Limits) -> T:
             if isinstance(waits, Connection):
                 poll = select.poll()
                 poll.register(waits.fd, waits.wants)
-                left_s = min(limits.idle_s, waits.deadline - time.monotonic())
-                if left_s <= 0 or not poll.poll(left_s * 1000):
+                for slice_s in slices(min(limits.idle_s, waits.deadline - time.monotonic())):
+                    if poll.poll(slice_s * 1000):
+                        break
+                else:
                     problem = TimeoutError("no answer in time")
             else:
-                time.sleep(waits)
+                for slice_s in slices(waits):
+                    time.sleep(slice_s)
     except StopIteration as end:
         result: T = end.value
         return result

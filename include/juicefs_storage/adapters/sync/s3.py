@@ -13,16 +13,25 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote_plus
 
-from include.juicefs_storage.adapters.sync.http import Buffer, Connection, Host, HttpError, Limits, Response, drive
+from include.juicefs_storage.adapters.sync.http import (
+    Buffer,
+    Connection,
+    Host,
+    HttpError,
+    Limits,
+    Response,
+    TooLongError,
+    drive,
+)
 from include.juicefs_storage.adapters.sync.sigv4 import Headers, Signer
 from include.juicefs_storage.core.errors import PermanentError, TransientError
 from include.juicefs_storage.core.sync.model import KeyRange, Page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from include.juicefs_storage.adapters.sync.http import Steps
     from include.juicefs_storage.core.setting import StorageConfig
@@ -31,6 +40,9 @@ log = logging.getLogger(__name__)
 
 _ENDPOINT = re.compile(r"https?://[^/\s?#@]+/?")
 _BODY_LIMIT_BYTES = 16 * 2**20
+_OBJECT_LIMIT_BYTES = 5 * 2**40  # the largest that S3 knows
+#: So many refusals without a single success: the keys are at fault, and no object.
+_DENIALS = 50
 _TRIED_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _KEYS = "correct the keys of the connection, or their policy on this bucket"
@@ -145,6 +157,11 @@ class ObjectError(Exception):
     """One object cannot be treated; the text is for its row in the manifest, without secrets."""
 
 
+class _Hash(Protocol):
+    def update(self, data: Buffer, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
 class S3Client:
     """Requests to one store. Not for several threads at once; connections are kept between requests."""
 
@@ -162,6 +179,9 @@ class S3Client:
         self.answers = 0
         #: Objects read or written, which shows that the keys may do that.
         self.granted = 0
+        #: The last refusal of an object for want of rights.
+        self.denied: PermanentError | None = None
+        self.denials = 0
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -225,11 +245,15 @@ class S3Client:
                 else:
                     yield from connection.send([head], len(head))
                 response = yield from connection.receive_all(method, limit_bytes)
+            except TooLongError:
+                if connection is not None:
+                    connection.close()
+                raise
             except (OSError, HttpError) as error:
                 if connection is not None:
                     connection.close()
-                    if connection.used and not connection.answered and not isinstance(error, TimeoutError):
-                        continue  # the server had closed it while it was idle; the next is new, or as old
+                    if connection.stale(error):
+                        continue  # the next is new, or as old
                 problem = self.problem(error)
             except BaseException:
                 if connection is not None:
@@ -237,18 +261,18 @@ class S3Client:
                 raise
             else:
                 self.release(connection)
-                if response.status < 300:
+                if response.status < 300 or not self.again(response):
                     self.answers += 1
-                    return response
-                if not self._again(response):
-                    self.answers += 1
+                    response.tries = tries.made + 1
                     return response
                 problem = f"status {response.status} {error_code(response)}".rstrip()
                 retry_after = response.headers.get("retry-after")
             yield tries.delay(method, problem, retry_after)
 
-    def _again(self, response: Response) -> bool:
+    def again(self, response: Response) -> bool:
         """Whether the answer may be another one next time. Corrects the clock where that is what was wrong."""
+        if response.status < 300:
+            return False
         if response.status in _TRIED_AGAIN:
             return True
         code = error_code(response)
@@ -285,31 +309,44 @@ class S3Client:
         return str(error) if isinstance(error, HttpError) else f"{type(error).__name__}: {error}"
 
     def refuse(self, action: str, response: Response) -> ObjectError:
-        """What an answer that is an error means: for everything, or for this object.
+        """What a refusal of one object means.
 
         Raises:
             PermanentError: It concerns every request to this store.
         """
+        code = error_code(response)
+        found = f"status {response.status} {code}".rstrip()
+        if code not in _REMEDIES and response.status not in (301, 302, 303, 307, 308, 401):
+            return ObjectError(f"{action}: {found}")
+        error = self.refused(action, response)
+        if code not in {"AccessDenied", "SignatureDoesNotMatch"}:
+            raise error
+        self.denied, self.denials = error, self.denials + 1
+        if not self.granted and self.denials >= _DENIALS:
+            raise error
+        return ObjectError(f"{action}: {found}")
+
+    def refused(self, action: str, response: Response) -> PermanentError:
+        """What is wrong with the whole side, and what to do about it."""
         code, status = error_code(response), response.status
         found = f"status {status} {code}".rstrip()
-        general = code in _REMEDIES or status in (301, 302, 303, 307, 308, 401)
-        if self.granted and code in {"AccessDenied", "SignatureDoesNotMatch"}:
-            general = False  # others went well with the same keys
-        if general:
-            step = _REMEDIES.get(code, _KEYS if status == 401 else _REGION)
-            if 300 <= status < 400 or code in ("PermanentRedirect", "AuthorizationHeaderMalformed"):
-                region = response.headers.get("x-amz-bucket-region")
-                found += f" (the bucket is in region {region})" if region else ""
-                found += f"; asked in region {self.store.region}"
-            raise PermanentError(f"{action} in {self.store.name}: the store answered {found}.", next_step=step)
-        return ObjectError(f"{action}: {found}")
+        step = _REMEDIES.get(code) or (_KEYS if status in (401, 403) else "look at the store, and at the connection")
+        if 300 <= status < 400 or code in {"PermanentRedirect", "AuthorizationHeaderMalformed"}:
+            step = _REGION
+            region = response.headers.get("x-amz-bucket-region")
+            found += f", asked in region {self.store.region}" + (f"; the bucket is in {region}" if region else "")
+        return PermanentError(f"{action} in {self.store.name}: the store answered {found}.", next_step=step)
+
+    def copy_source(self, key: str) -> str:
+        """A key as CopyObject names its source."""
+        return f"/{quote(self.store.bucket, safe='')}/{self._prefix}{quote(key, safe='/~')}"
 
 
 class Tries:
     """Counts the tries of one request, and gives up after the last."""
 
     def __init__(self, client: S3Client) -> None:
-        self._client, self._answers, self._tries = client, client.answers, 0
+        self._client, self._answers, self.made = client, client.answers, 0
 
     def delay(self, action: str, problem: str, retry_after: str | None = None) -> float:
         """Seconds to wait before the next try: doubled each time, with jitter, at least what the store asks for.
@@ -319,9 +356,9 @@ class Tries:
             ObjectError: It was the last.
         """
         limits = self._client.limits
-        self._tries += 1
-        if self._tries >= limits.tries:
-            found = f"{action}: {problem} ({self._tries} tries)"
+        self.made += 1
+        if self.made >= limits.tries:
+            found = f"{action}: {problem} ({self.made} tries)"
             if self._client.answers == self._answers:
                 raise StoreDownError(
                     f"{self._client.store.name}: expected an answer, found none to {found}.",
@@ -329,7 +366,7 @@ class Tries:
                     next_step="look at the store; then clear this task: it goes on where it stopped",
                 )
             raise ObjectError(found)
-        delay_s: float = limits.first_delay_s * 2.0 ** (self._tries - 1) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+        delay_s: float = limits.first_delay_s * 2.0 ** (self.made - 1) * random.uniform(0.5, 1)  # noqa: S311 - jitter
         if retry_after and retry_after.isdigit():
             delay_s = max(delay_s, float(retry_after))
         return min(delay_s, limits.max_delay_s)
@@ -383,18 +420,18 @@ class S3Side:
         """Pages of one range; each is checked to go on, in order, where the last one ended."""
         client = S3Client(self.store, self.limits)
         prefix, last, until = self.store.prefix, keys.after, keys.until
-        start = f"&start-after={_encoded(prefix + last)}" if last is not None else ""
+        start = f"&start-after={encoded(prefix + last)}" if last is not None else ""
         token: str | None = None
         try:
             while True:
-                more = f"&continuation-token={_encoded(token)}" if token is not None else ""
+                more = f"&continuation-token={encoded(token)}" if token is not None else ""
                 query = (
                     f"{more[1:] + '&' if more else ''}encoding-type=url&list-type=2&max-keys={max_keys}"
-                    f"&prefix={_encoded(prefix)}{start}"
+                    f"&prefix={encoded(prefix)}{start}"
                 )
                 response = self._request(client, "GET", client.bucket_path, query)
                 if response.status != 200:
-                    raise _not_listed(client, response)
+                    raise client.refused("LIST", response)
                 listing = parse_listing(response.body, prefix)
                 page = listing.page
                 if page.keys:
@@ -426,13 +463,13 @@ class S3Side:
         prefix, token = self.store.prefix, ""
         try:
             while True:
-                more = f"continuation-token={_encoded(token)}&" if token else ""
+                more = f"continuation-token={encoded(token)}&" if token else ""
                 query = (
-                    f"{more}delimiter=%2F&encoding-type=url&list-type=2&max-keys=1000&prefix={_encoded(prefix + below)}"
+                    f"{more}delimiter=%2F&encoding-type=url&list-type=2&max-keys=1000&prefix={encoded(prefix + below)}"
                 )
                 response = self._request(client, "GET", client.bucket_path, query)
                 if response.status != 200:
-                    raise _not_listed(client, response)
+                    raise client.refused("LIST", response)
                 listing = parse_listing(response.body, prefix)
                 yield from listing.prefixes
                 if listing.token is None:
@@ -445,46 +482,63 @@ class S3Side:
         """Read one object and hash it."""
         client = S3Client(self.store, self.limits)
         try:
-            return drive(_md5(client, key), self.limits)
+            return drive(digest(client, key, _md5), self.limits)
         except ObjectError as error:
             raise TransientError(f"{self.name}: {error}.", next_step="look at the store") from None
         finally:
             client.close()
 
 
-def _md5(client: S3Client, key: str) -> Steps[str | None]:
+def _md5() -> _Hash:
+    return hashlib.md5(usedforsecurity=False)
+
+
+def digest(client: S3Client, key: str, make: Callable[[], _Hash]) -> Steps[str | None]:
+    """Read an object piece by piece and hash it; None where there is none.
+
+    Raises:
+        ObjectError, StoreDownError: It cannot be read.
+        PermanentError: The keys, the bucket or the certificate are wrong.
+    """
     tries = Tries(client)
     while True:
-        digest = hashlib.md5(usedforsecurity=False)
         connection = None
+        retry_after = None
         try:
             connection = yield from client.connection()
-            connection.start(client.limits, 2**40)
+            connection.start(client.limits, _OBJECT_LIMIT_BYTES)
             head = client.signer.head("GET", client.path(key))
             yield from connection.send([head], len(head))
             answer = yield from connection.receive_head("GET")
             if answer.status == 200:
+                hashed = make()
                 while parts := (yield from connection.receive()):
                     for part in parts:
-                        digest.update(part)
-                return digest.hexdigest()
-            if answer.status == 404:
-                return None
-            problem = f"status {answer.status}"
+                        hashed.update(part)
+                client.release(connection)
+                connection = None
+                client.answers += 1
+                client.granted += 1
+                return hashed.hexdigest()
+            refused = yield from connection.receive_body(answer, _BODY_LIMIT_BYTES)
+            if not client.again(refused):
+                client.answers += 1
+                if answer.status == 404 and error_code(refused) != "NoSuchBucket":
+                    return None
+                raise client.refuse("GET", refused)
+            problem, retry_after = f"status {answer.status}", answer.headers.get("retry-after")
         except (OSError, HttpError) as error:
+            if connection is not None and connection.stale(error):
+                continue
             problem = client.problem(error)
         finally:
             if connection is not None:
                 connection.close()
-        yield tries.delay("GET", problem)
+        yield tries.delay("GET", problem, retry_after)
 
 
-def _not_listed(client: S3Client, response: Response) -> Exception:
-    error = client.refuse("LIST", response)
-    return PermanentError(f"{client.store.name}: {error}.", next_step="look at the store, and at the connection")
-
-
-def _encoded(text: str) -> str:
+def encoded(text: str) -> str:
+    """A value as it stands in a query."""
     return quote(text, safe="~")
 
 
