@@ -112,28 +112,37 @@ def parse_head(data: bytes, method: str = "GET") -> Head:
     first = _STATUS_LINE.fullmatch(lines[0])
     if first is None:
         raise HttpError("no HTTP/1.x status line")
+    del lines[0]
     headers: dict[str, str] = {}
-    for line in lines[1:]:
+    try:  # the usual form: names seen before, once each, one space before the value and none behind
+        headers = {_names[name]: value for name, value in [line.split(": ", 1) for line in lines]}
+    except (KeyError, ValueError):
+        headers = _parse_headers(lines)
+    else:
+        if len(headers) != breaks or ":  " in text or " \r" in text or "\t" in text or text.endswith(" "):
+            headers = _parse_headers(lines)
+    status = int(first[2])
+    return Head(
+        status, headers, _length(method, status, headers), reusable=_persists(first[1], headers.get("connection"))
+    )
+
+
+def _parse_headers(lines: list[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in lines:
         raw, colon, value = line.partition(":")
-        name = _names.get(raw)
-        if name is None:
-            if not _NAME.fullmatch(raw):
-                raise HttpError("a malformed header")
-            name = raw.lower()
-            if len(_names) < 1000:
-                _names[raw] = name
-        if not colon:
+        if not colon or not _NAME.fullmatch(raw):
             raise HttpError("a malformed header")
+        name = raw.lower()
+        if len(_names) < 1000:
+            _names[raw] = name
         value = value.strip(" \t")
         if name in headers:
             if name == "content-length" and headers[name] != value:
                 raise HttpError("two values of Content-Length")
             value = value if name == "content-length" else f"{headers[name]}, {value}"
         headers[name] = value
-    status = int(first[2])
-    return Head(
-        status, headers, _length(method, status, headers), reusable=_persists(first[1], headers.get("connection"))
-    )
+    return headers
 
 
 def _length(method: str, status: int, headers: dict[str, str]) -> int:

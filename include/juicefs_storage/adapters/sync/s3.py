@@ -596,6 +596,8 @@ def _parse_uniform(text: str, prefix: str) -> Listing | None:
         or len(truncated) != 1
         or "<EncodingType>url</EncodingType>" not in around
         or "<CommonPrefixes>" in around
+        or "<!" in around
+        or not around.rstrip().endswith("</ListBucketResult>")
         or len(tokens) != (truncated[0] == "true")
         or not {"Key", "ETag", "Size"} <= set(names)
         or len(set(names)) != len(names)

@@ -27,7 +27,7 @@ class Signer:
         self.skew_s = 0.0
         self._second = 0
         self._date = self._scope = self._day = ""
-        self._key = b""
+        self._inner = self._outer = sha256()
         # A whole copy knows a handful of combinations of content type and other metadata.
         self._block = lru_cache(maxsize=256)(self._make_block)
 
@@ -51,7 +51,10 @@ class Signer:
         request = f"{method}\n{path}\n{query}\n{before}{self._date}{after}\n\n{names}\n{_PAYLOAD}"
         digest = sha256(request.encode("latin-1")).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{self._date}\n{self._scope}\n{digest}"
-        signature = hmac.digest(self._key, text.encode(), "sha256").hex()
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text.encode())
+        outer.update(inner.digest())
+        signature = outer.hexdigest()
         target = f"{path}?{query}" if query else path
         size = "" if length is None else f"content-length: {length}\r\n"
         return (
@@ -69,7 +72,9 @@ class Signer:
             key = f"AWS4{self._secret_key}".encode()
             for part in self._scope.split("/"):
                 key = hmac.digest(key, part.encode(), "sha256")
-            self._key = key
+            # HMAC (RFC 2104) with the key's two blocks hashed once: a third of the cost of doing it each time.
+            block = key.ljust(sha256().block_size, b"\0")
+            self._inner, self._outer = (sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))
 
     def _make_block(self, headers: Headers) -> tuple[str, str, str, str]:
         """The canonical headers before and after the date, the names signed, and the constant part of the head."""
