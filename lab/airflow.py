@@ -138,6 +138,7 @@ class Airflow:
             "NO_COLOR": "1",
             "JUICEFS_STORAGE_VOLUMES": str(self.state / "volumes.yaml"),
             "JUICEFS_STORAGE_REHEARSAL_SCHEDULE": "none",
+            "JUICEFS_STORAGE_MANIFESTS": (self.state / "manifests").as_uri(),
         }
 
     def servers(self) -> list[Server]:
@@ -328,6 +329,8 @@ if "scheduler" in sys.argv:
     import airflow.providers.amazon.aws.hooks.s3
     import airflow.providers.cncf.kubernetes.hooks.kubernetes
     import airflow.providers.mysql.hooks.mysql
+    import obstore.store
+    import pyarrow.parquet
 """
 _AIRFLOW = (sys.executable, "-m", "airflow")
 

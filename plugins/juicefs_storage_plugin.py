@@ -39,11 +39,11 @@ TEMPLATE = Path(__file__).with_name("juicefs_storage_page.html")
 OUTCOME, NOTE_LENGTH = "**Outcome**: ", 1000
 
 Page = Literal["plan", "report"]
-#: The task that writes each page.
-WRITERS: dict[Page, str] = {"plan": "plan", "report": "finalize"}
+#: The tasks that write each page; a DAG has one of them.
+WRITERS: dict[Page, tuple[str, ...]] = {"plan": ("plan", "plan_partitions"), "report": ("finalize",)}
 #: The tasks that link to each page.
 LINKED: dict[Page, frozenset[str]] = {
-    "plan": frozenset({"plan", "choose_path", "approve", "decide", "finalize"}),
+    "plan": frozenset({"plan", "plan_partitions", "choose_path", "approve", "decide", "finalize"}),
     "report": frozenset({"finalize"}),
 }
 
@@ -83,7 +83,8 @@ class ReportLink(BaseOperatorLink):
 def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> str:
     """The HTML of a page; says so where there is no Markdown yet. Nothing in the Markdown is taken as HTML."""
     if markdown is None:
-        markdown = f"## No {page} yet\nTask `{WRITERS[page]}` writes it; in this run it has not done so."
+        writer = " or ".join(f"`{task}`" for task in WRITERS[page])
+        markdown = f"## No {page} yet\nTask {writer} writes it; in this run it has not done so."
     current = {page: ' aria-current="page"'}
     tabs = "".join(f'<a href="{name}"{current.get(name, "")}>{name.capitalize()}</a>' for name in WRITERS)
     run = f"../../../../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"

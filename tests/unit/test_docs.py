@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from include.juicefs_storage.core.params import SwitchParams
+from include.juicefs_storage.core.sync.params import SyncParams
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,22 +54,23 @@ def test_every_page_and_picture_can_be_reached() -> None:
     assert files - linked == set()
 
 
-def test_switch_lists_the_params_as_the_form_shows_them() -> None:
-    table = re.findall(
-        r"^\|([^|]+)\| `(\w+)` \|([^|]+)\|([^|]*)\|", (ROOT / "docs/switch.md").read_text(), re.MULTILINE
-    )
+@pytest.mark.parametrize(("name", "model"), [("switch", SwitchParams), ("sync", SyncParams)])
+def test_the_params_are_listed_as_the_form_shows_them(name: str, model: type[BaseModel]) -> None:
+    text = (ROOT / f"docs/{name}.md").read_text()
+    table = re.findall(r"^\|([^|]+)\| `(\w+)` \|([^|]+)\|([^|]*)\|", text, re.MULTILINE)
     written = {name: (section.strip(), title.strip()) for section, name, title, _ in table}
-    assert written == form()
+    assert written == form(f"juicefs_storage_{name}")
     defaults = {}
-    for name, field in SwitchParams.model_fields.items():
+    for name, field in model.model_fields.items():
         value = "required" if field.is_required() else field.default
-        defaults[name] = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        empty = value is None or value == ()
+        defaults[name] = "" if empty else str(value).lower() if isinstance(value, bool) else str(value)
     assert {name: default.strip(" `") for _, name, _, default in table} == defaults
 
 
-def form() -> dict[str, tuple[str, str]]:
+def form(dag_id: str) -> dict[str, tuple[str, str]]:
     """Section and title of every param, read from the DAG file: importing it would take Airflow's seconds."""
-    tree = ast.parse((ROOT / "dags/juicefs_storage_switch.py").read_text())
+    tree = ast.parse((ROOT / f"dags/{dag_id}.py").read_text())
     params = next(
         node.value
         for node in tree.body
@@ -80,8 +83,11 @@ def form() -> dict[str, tuple[str, str]]:
         assert isinstance(call, ast.Call)
         named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
         plain = [ast.literal_eval(argument) for argument in call.args]
-        section = "Advanced" if ast.unparse(call.func) == "seconds" else named.get("section") or plain[3]
-        found[str(key.value)] = (section, named.get("title") or plain[1])
+        function = ast.unparse(call.func)
+        section = (
+            "Advanced" if function == "seconds" else named.get("section") or plain[2 if function == "texts" else 3]
+        )
+        found[str(key.value)] = (section, named.get("title") or plain[0 if function == "texts" else 1])
     return found
 
 

@@ -15,18 +15,28 @@ def text(default: str | None, title: str, description: str, section: str, **sche
 
 def seconds(default: int | None, title: str, description: str, minimum: int, maximum: int) -> Param:
     """A number of seconds; optional where the default is None."""
+    return number(default, title, description, "Advanced", minimum, maximum)
+
+
+def flag(default: bool, title: str, description: str, section: str) -> Param:
+    """A switch."""
+    return Param(default, type="boolean", title=title, description_md=description, section=section)
+
+
+def number(default: int | None, title: str, description: str, section: str, minimum: int, maximum: int) -> Param:
+    """A whole number; optional where the default is None."""
     kind = ["null", "integer"] if default is None else "integer"
     return Param(
         default,
         type=kind,
         title=title,
         description_md=description,
-        section="Advanced",
+        section=section,
         minimum=minimum,
         maximum=maximum,
     )
 
 
-def flag(default: bool, title: str, description: str, section: str) -> Param:
-    """A switch."""
-    return Param(default, type="boolean", title=title, description_md=description, section=section)
+def texts(title: str, description: str, section: str) -> Param:
+    """Texts, one a line; none by default."""
+    return Param([], type="array", items={"type": "string"}, title=title, description_md=description, section=section)

@@ -127,7 +127,7 @@ class Runtime:
             )
         from include.juicefs_storage.core.secrets import split_password
 
-        _mask(metaurl, split_password(metaurl)[1])
+        mask(metaurl, split_password(metaurl)[1])
         return metaurl
 
     @cached_property
@@ -255,10 +255,10 @@ def task_states(*task_ids: str) -> dict[str, str]:
 
 def mask_keys(config: StorageConfig) -> None:
     """Keep a storage's keys out of the logs."""
-    _mask(config.access_key.get_secret_value(), config.secret_key.get_secret_value())
+    mask(config.access_key.get_secret_value(), config.secret_key.get_secret_value())
 
 
-def _mask(*values: str) -> None:
+def mask(*values: str) -> None:
     """Keep values out of the logs, in the forms that they take elsewhere too: base64 (Secrets) and quoted (URLs)."""
     from airflow.sdk.log import mask_secret
 

@@ -85,6 +85,9 @@ class ParquetManifest:
                 )
             totals.merge(counted)
             self._parts.append(part)
+        if not self._parts and self.file.exists():
+            # Of an earlier pass: should this one not come to its end, nothing says that it did.
+            self.file.unlink()
         return last, totals
 
     def append(self, rows: Rows) -> None:

@@ -66,6 +66,10 @@ class SyncParams(BaseModel):
         if self.after is not None and self.until is not None and self.after >= self.until:
             raise ValueError("`after` and `until`: expected keys in this order, for nothing is after one and up to "
                              "the other")  # fmt: skip
+        ranged = self.include or self.after is not None or self.until is not None
+        if self.engine == "mc" and (ranged or self.recut_from or (self.partitions or 1) > 1):
+            raise ValueError("`engine`: mc mirrors everything below a prefix, so `include`, `after`, `until`, "
+                             "`recut_from` and more than one of `partitions` do not go with it")  # fmt: skip
         if self.source_conn_id == self.target_conn_id:
             refuse_overlap(self.source_place("one endpoint"), self.target_place("one endpoint"))
         return self

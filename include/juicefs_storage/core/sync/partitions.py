@@ -52,7 +52,12 @@ class Partition(Frozen):
     until: str | None
     objects: int
     bytes: int
-    label: str
+    where: str
+
+    @property
+    def label(self) -> str:
+        """For the grid: where, and how much."""
+        return f"{self.index:03} {self.where} {amount(self.objects, self.bytes)}"
 
     @property
     def keys(self) -> KeyRange:
@@ -349,8 +354,7 @@ def cut(segments: Sequence[Segment], keys: KeyRange, count: int | None = None) -
         until = group[-1].until if index < len(groups) - 1 else keys.until
         objects, size = sum(each.objects for each in group), sum(each.bytes for each in group)
         where = _where(after, group[0].until if group else None)
-        label = f"{index:03} {where} {amount(objects, size)}"
-        partitions.append(Partition(index=index, after=after, until=until, objects=objects, bytes=size, label=label))
+        partitions.append(Partition(index=index, after=after, until=until, objects=objects, bytes=size, where=where))
     return partitions
 
 

@@ -1,0 +1,91 @@
+"""The plan of a copy: its partitions, written down beside the manifests, which are joined with it at the end."""
+
+from __future__ import annotations
+
+import hashlib
+
+from include.juicefs_storage.core.plan import Frozen
+from include.juicefs_storage.core.sync.params import SyncParams
+from include.juicefs_storage.core.sync.partitions import Partition, amount
+
+_SHOWN = 200
+_STEPS = {
+    "copy": "copy what the target lacks, and check each object at once",
+    "verify": "compare every object of both sides",
+}
+
+
+class SyncPlan(Frozen):
+    """What a run does, cut into partitions.
+
+    Attributes:
+        source: Its name for people.
+        target: Its name for people.
+        cut_by: What the partitions were counted by.
+        requests: LIST requests that this took.
+    """
+
+    source: str
+    target: str
+    params: SyncParams
+    partitions: tuple[Partition, ...]
+    cut_by: str
+    requests: int = 0
+
+    @property
+    def id(self) -> str:
+        """Tells plans apart: manifests of another one are none of this one's."""
+        return hashlib.sha256(self.model_dump_json(exclude={"requests"}).encode()).hexdigest()[:16]
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """`copy`, `verify`, or both."""
+        return tuple(self.params.mode.split("+"))
+
+    @property
+    def objects(self) -> int:
+        """Of the source."""
+        return sum(partition.objects for partition in self.partitions)
+
+    @property
+    def bytes(self) -> int:
+        """Of the source."""
+        return sum(partition.bytes for partition in self.partitions)
+
+    def to_markdown(self) -> str:
+        """The plan for a person."""
+        params = self.params
+        different = "are overwritten" if params.overwrite else "are reported, not overwritten"
+        lines = [
+            f"## {params.mode} of {amount(self.objects, self.bytes)}",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| from | `{self.source}` |",
+            f"| to | `{self.target}` |",
+            f"| engine | {params.engine} |",
+            f"| compared by | {params.compare} |",
+            f"| objects that differ | {different if 'copy' in self.phases else 'are reported'} |",
+            "| objects that the target alone has | are reported, never deleted |",
+            f"| partitions | {len(self.partitions)}, cut by {self.cut_by} |",
+            "",
+            "### Steps, in this order",
+            *(f"{number}. {_STEPS[phase]}" for number, phase in enumerate(self.phases, 1)),
+            "",
+            "### Partitions",
+            "| | keys | objects | bytes |",
+            "|---|---|---|---|",
+            *(
+                f"| {each.index} | after `{_cell(each.after)}` | {each.objects:,} | {each.bytes:,} |"
+                for each in self.partitions[:_SHOWN]
+            ),
+        ]
+        if len(self.partitions) > _SHOWN:
+            lines.append(f"\n… and {len(self.partitions) - _SHOWN} more, in `plan.json` beside the manifests.")
+        return "\n".join(lines)
+
+
+def _cell(key: str | None) -> str:
+    """A key in a cell of a table."""
+    shown = "".join(character if character.isprintable() and character not in "|`" else "?" for character in key or "")
+    return shown or " "

@@ -1,0 +1,396 @@
+"""The tasks of `juicefs_storage_sync`: check, plan, copy and verify by partitions, reconcile."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from airflow.sdk import TriggerRule, get_current_context
+
+from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.core.sync import partitions as cutting
+from include.juicefs_storage.core.sync.compare import key_filter
+from include.juicefs_storage.core.sync.model import Mirrored, Outcome
+from include.juicefs_storage.core.sync.params import SyncParams, check_places, resolve_sync_params
+from include.juicefs_storage.core.sync.plan import SyncPlan
+from include.juicefs_storage.core.sync.reconcile import MEANING, SyncReport, about
+from include.juicefs_storage.core.sync.reconcile import reconcile as join
+from include.juicefs_storage.core.sync.run import (
+    Options,
+    Status,
+    Totals,
+    copy_partition,
+    mirror_partition,
+    verify_partition,
+)
+from include.juicefs_storage.tasks.notify import Notify
+from include.juicefs_storage.tasks.runtime import COPY_POOL, log, mask, pull, push, run_id, runbook_task
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+    from include.juicefs_storage.adapters.sync.manifests import ManifestReader
+    from include.juicefs_storage.adapters.sync.s3 import S3Store
+    from include.juicefs_storage.core.sync.model import Engine, MirrorTool
+
+#: The folder for manifests: an URL such as `s3://<connection id>@<bucket>/<prefix>`, for the workers' environment.
+MANIFESTS_ENV = "JUICEFS_STORAGE_MANIFESTS"
+#: How many partitions of a run are worked on at once, for the DAG processor's environment; the pool limits all runs.
+TASKS = int(os.environ.get("JUICEFS_STORAGE_SYNC_TASKS") or 8)
+#: A store that is down for some minutes is no reason to have a person clear the task.
+_RETRIES = {"retries": 3, "retry_exponential_backoff": True}
+
+
+class SyncRuntime:
+    """The two sides, the engines and the manifests of a run. Every secret value is registered with Airflow's masker."""
+
+    def __init__(self, params: SyncParams) -> None:
+        self.params = params
+
+    def stores(self) -> tuple[S3Store, S3Store]:
+        """Source and target, as their connections describe them."""
+        from include.juicefs_storage.adapters.sync.s3 import S3Store
+
+        params = self.params
+        stores = (
+            S3Store.from_connection(params.source_conn_id, params.source_bucket, params.source_prefix),
+            S3Store.from_connection(params.target_conn_id, params.target_bucket, params.target_prefix),
+        )
+        for store in stores:
+            mask(store.access_key, store.secret_key, store.session_token)
+        return stores
+
+    def engine(self, source: S3Store, target: S3Store) -> Engine:
+        """Moves objects and compares contents."""
+        from include.juicefs_storage.adapters.sync.fallback import ObstoreEngine
+
+        return ObstoreEngine(source, target, self.params.concurrency)
+
+    def tool(self, source: S3Store, target: S3Store, tasks: int) -> MirrorTool | None:
+        """The program that copies; None: the native engine does."""
+        params, rate = self.params, self._rate(tasks)
+        if params.engine == "juicefs":
+            from include.juicefs_storage.adapters.sync.juicefs import JuiceFSSync
+
+            return JuiceFSSync(source, target, params.concurrency, rate, params.include, params.exclude)
+        if params.engine == "mc":
+            from include.juicefs_storage.adapters.sync.mc import McMirror
+
+            return McMirror(source, target, rate, params.include, params.exclude)
+        return None
+
+    def _rate(self, tasks: int) -> float | None:
+        """Bytes a second for one task of those that may run at once."""
+        total = self.params.bandwidth_mib_s
+        return total * 2**20 / max(1, min(tasks, TASKS)) if total else None
+
+    @property
+    def options(self) -> Options:
+        """How partitions are compared."""
+        params = self.params
+        return Options(params.compare, params.overwrite, params.include, params.exclude)
+
+
+def manifests_folder(run: str) -> ObjectStoragePath:
+    """The folder of a run's manifests.
+
+    Raises:
+        PermanentError: The environment names none.
+    """
+    from airflow.sdk import ObjectStoragePath
+
+    root = os.environ.get(MANIFESTS_ENV)
+    if not root:
+        raise PermanentError(
+            f"Expected the folder for manifests in the workers' environment, found no {MANIFESTS_ENV}.",
+            next_step="set it to an URL such as s3://<connection id>@<bucket>/<prefix>, or file:///… on one machine",
+        )
+    return ObjectStoragePath(root) / re.sub(r"[^A-Za-z0-9._-]", "_", run)
+
+
+@runbook_task
+def check() -> dict[str, Any]:
+    """Validate the params; both buckets are there and can be listed; there is a place for the manifests.
+
+    **Changes** nothing on either store; writes and removes one file in the folder of the manifests.
+    **Safe to clear**: yes, with Downstream.
+    """
+    params = resolve_sync_params(dict(get_current_context()["params"]))
+    runtime = SyncRuntime(params)
+    source, target = runtime.stores()
+    check_places(params, source.endpoint, target.endpoint)
+    from include.juicefs_storage.adapters.sync.s3 import S3Side
+
+    for store in (source, target):
+        S3Side(store).check()
+    folder = manifests_folder(run_id())
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / "writable"
+    probe.write_bytes(b"")
+    probe.unlink()
+    if params.recut_from:
+        _earlier_plan(params.recut_from)
+    return params.model_dump(mode="json")
+
+
+@runbook_task(**_RETRIES)
+def plan_partitions() -> list[dict[str, Any]]:
+    """Count the source's objects and bytes, and cut its keys into partitions of about the same work.
+
+    The plan is in XCom `markdown` and, with every range, in `plan.json` beside the manifests.
+    **Changes** nothing on either store. **Safe to clear**: yes, with Downstream: a source that is the same gives the
+    same plan.
+    """
+    params = SyncParams.model_validate(pull("check"))
+    runtime = SyncRuntime(params)
+    source, target = runtime.stores()
+    if params.recut_from:
+        segments, cut_by, requests = _recut(params.recut_from), f"the manifests of {params.recut_from}", 0
+    else:
+        from include.juicefs_storage.adapters.sync.s3 import S3Side
+
+        survey = cutting.Survey(S3Side(source), key_filter(params.include, params.exclude), tell=log.info)
+        segments, requests = survey.run(params.keys), survey.calls
+        cut_by = "a listing of the source"
+    plan = SyncPlan(
+        source=source.name,
+        target=target.name,
+        params=params,
+        partitions=tuple(cutting.cut(segments, params.keys, 1 if params.engine == "mc" else params.partitions)),
+        cut_by=cut_by,
+        requests=requests,
+    )
+    file = manifests_folder(run_id()) / "plan.json"
+    file.write_text(plan.model_dump_json())
+    push("markdown", plan.to_markdown())
+    push("summary", {"objects": plan.objects, "bytes": plan.bytes, "partitions": len(plan.partitions),
+                     "requests": requests, "plan_id": plan.id})  # fmt: skip
+    return [] if params.dry_run or "copy" not in plan.phases else _shards(plan)
+
+
+def _shards(plan: SyncPlan) -> list[dict[str, Any]]:
+    """What each task is given: the partitions, and the name in the grid."""
+    given = []
+    for group in cutting.shards(plan.partitions):
+        first, held = plan.partitions[group[0]], [plan.partitions[index] for index in group]
+        label = first.label
+        if len(group) > 1:
+            size = cutting.amount(sum(each.objects for each in held), sum(each.bytes for each in held))
+            label = f"{group[0]:03}-{group[-1]:03} {first.where} {size}"
+        given.append({"plan_id": plan.id, "partitions": group, "label": label})
+    return given
+
+
+@runbook_task(
+    pool=COPY_POOL,
+    max_active_tis_per_dagrun=TASKS,
+    map_index_template="{{ task.op_kwargs['shard']['label'] }}",
+    **_RETRIES,
+)
+def copy(shard: dict[str, Any]) -> dict[str, Any]:
+    """Copy what the target lacks of a partition, check each object at once, write the manifest.
+
+    **Changes** the target: objects are added, and replaced where they differ only with overwrite=true. Nothing is
+    deleted. The source is only read. **Safe to clear**: yes, also alone; it does only what is missing. Clear with
+    Downstream to have the report made again. **To undo**: the manifest names every object that was `copied`.
+    """
+    return _work("copy", shard)
+
+
+@runbook_task(trigger_rule=TriggerRule.NONE_FAILED)
+def list_to_verify() -> list[dict[str, Any]]:
+    """List the partitions whose two sides are to be compared, now that the copies are done.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    plan = _plan()
+    return [] if plan.params.dry_run or "verify" not in plan.phases else _shards(plan)
+
+
+@runbook_task(
+    pool=COPY_POOL,
+    max_active_tis_per_dagrun=TASKS,
+    map_index_template="{{ task.op_kwargs['shard']['label'] }}",
+    **_RETRIES,
+)
+def verify(shard: dict[str, Any]) -> dict[str, Any]:
+    """List both sides of a partition again, compare every object as `compare` says, write the manifest.
+
+    A difference does not fail this task: it is in the manifest, and `finalize` fails.
+    **Changes** nothing on either store. **Safe to clear**: yes, also alone; with Downstream for the report.
+    """
+    return _work("verify", shard)
+
+
+def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
+    """Copy or verify the partitions of one task, one after the other."""
+    from include.juicefs_storage.adapters.sync.manifests import ParquetManifest
+    from include.juicefs_storage.adapters.sync.s3 import S3Side
+
+    started, plan = time.time(), _plan()
+    if shard["plan_id"] != plan.id:
+        raise PermanentError(
+            f"Expected plan {shard['plan_id']}, found {plan.id}: the plan was made again since.",
+            next_step="clear plan_partitions with Downstream",
+        )
+    runtime = SyncRuntime(plan.params)
+    source, target = runtime.stores()
+    tasks = len(cutting.shards(plan.partitions))
+    engine, tool = runtime.engine(source, target), runtime.tool(source, target, tasks)
+    sides = S3Side(source), S3Side(target)
+    folder = manifests_folder(run_id()) / plan.id / phase
+    totals = Totals()
+    said: list[Mirrored] = []
+    for index in shard["partitions"]:
+        partition = plan.partitions[index]
+        manifest = ParquetManifest(folder, partition.name, about(plan, phase, partition))
+        status = Status(partition.label, partition.objects)
+        if phase == "copy" and tool:
+            counted, word = mirror_partition(*sides, engine, tool, partition.keys, manifest, runtime.options, status)
+            said += [word] if word else []
+        else:
+            work = copy_partition if phase == "copy" else verify_partition
+            counted = work(*sides, engine, partition.keys, manifest, runtime.options, status)
+        log.info("%s: %s", partition.label, counted.as_json())
+        totals.merge(counted)
+    result = {
+        "totals": totals.as_json(),
+        "span": [started, time.time()],
+        "said": [str(word) for word in said],
+    }
+    if left := totals.objects(Outcome.FAILED, Outcome.CHANGED):
+        push("result", result)
+        raise TransientError(
+            f"{left:,} objects could not be treated: {totals.as_json()}; the manifest names each of them.",
+            state="nothing was deleted; what was copied is there",
+            next_step="the task tries again; then look at the manifest (column detail) and at the stores",
+        )
+    return result
+
+
+@runbook_task(trigger_rule=TriggerRule.ALL_DONE, **_RETRIES)
+def reconcile() -> dict[str, Any]:
+    """Join the plan with the manifests: every partition is accounted for, every difference is named in a file.
+
+    Writes `report.json`, `report.md` and a CSV for each kind of difference beside the manifests.
+    **Changes** nothing on either store. **Safe to clear**: yes, with Downstream.
+    """
+    plan = _plan()
+    folder = manifests_folder(run_id()) / plan.id
+    folder.mkdir(parents=True, exist_ok=True)
+    if plan.params.dry_run:
+        report = _planned(plan)
+    else:
+        spans = {phase: _spans(phase) for phase in plan.phases}
+
+        def read(phase: str, partition: cutting.Partition) -> ManifestReader | None:
+            from include.juicefs_storage.adapters.sync.manifests import ManifestReader
+
+            file = folder / phase / f"{partition.name}.parquet"
+            return ManifestReader(file) if file.exists() else None
+
+        def create(name: str) -> IO[str]:
+            return cast("IO[str]", (folder / name).open("w", newline="", encoding="utf-8"))  # type: ignore[no-untyped-call]
+
+        report = join(plan, run_id(), read, create, spans)
+        report = report.model_copy(update={"files": tuple(str(folder / name) for name in report.files)})
+    (folder / "report.json").write_text(report.model_dump_json(indent=1))
+    (folder / "report.md").write_text(report.to_markdown())
+    return report.model_dump(mode="json")
+
+
+def _planned(plan: SyncPlan) -> SyncReport:
+    return SyncReport(
+        outcome="planned",
+        meaning=MEANING["planned"],
+        run_id=run_id(),
+        source=plan.source,
+        target=plan.target,
+        params=plan.params.model_dump(mode="json"),
+        objects=plan.objects,
+        bytes=plan.bytes,
+        partitions=len(plan.partitions),
+        notes=tuple(partition.label for partition in plan.partitions[:100]),
+    )
+
+
+def _spans(phase: str) -> list[tuple[float, float]]:
+    """Start and end of the tasks of a phase, of those that came to an end."""
+    results = get_current_context()["ti"].xcom_pull(task_ids=phase, key="return_value") or []
+    return [(span[0], span[1]) for result in results if result and (span := result.get("span"))]
+
+
+@runbook_task(
+    trigger_rule=TriggerRule.ALL_DONE, retries=0, on_failure_callback=Notify("a copy is not proven to be complete")
+)
+def finalize() -> dict[str, Any]:
+    """Tell the truth: the run is green only where every partition is accounted for and nothing is missing or different.
+
+    **Changes** nothing. **Safe to clear**: yes. The report stands in XCom `report`, as Markdown in `markdown`.
+    """
+    found = pull("reconcile")
+    if not found:
+        push("markdown", f"## Failed\n{MEANING['failed']}")
+        push("report", {"outcome": "failed", "meaning": MEANING["failed"]})
+        raise PermanentError(f"failed: {MEANING['failed']}", next_step="see the log of the task that failed")
+    report = SyncReport.model_validate(found)
+    push("report", found)
+    push("markdown", report.to_markdown())
+    if report.outcome not in {"proven", "planned"}:
+        lines = "\n".join(f"- {problem}" for problem in report.problems)
+        raise PermanentError(f"{report.outcome}: {report.meaning}\n{lines}")
+    return {"outcome": report.outcome}
+
+
+def _plan() -> SyncPlan:
+    """The plan of this run, as plan_partitions wrote it down."""
+    return _read_plan(run_id())
+
+
+def _read_plan(run: str) -> SyncPlan:
+    file = manifests_folder(run) / "plan.json"
+    if not file.exists():
+        raise PermanentError(
+            f"Expected the plan of run {run} in {file}, found none.",
+            next_step="clear plan_partitions with Downstream; all workers need the same folder for manifests",
+        )
+    return SyncPlan.model_validate_json(file.read_text())
+
+
+def _earlier_plan(run: str) -> SyncPlan:
+    try:
+        return _read_plan(run)
+    except StorageSwitchError:
+        raise PermanentError(
+            f"Param `recut_from`: run {run!r} left no plan in the folder for manifests.",
+            next_step="give the id of an earlier run of this DAG, or leave `recut_from` empty",
+        ) from None
+
+
+def _recut(run: str) -> list[cutting.Segment]:
+    """What the manifests of an earlier run tell about the source; nothing is listed."""
+    from include.juicefs_storage.adapters.sync.manifests import ManifestReader
+
+    plan = _earlier_plan(run)
+    ruler = cutting.Ruler()
+    track = ruler.track()
+    for partition in plan.partitions:
+        file = manifests_folder(run) / plan.id / plan.phases[-1] / f"{partition.name}.parquet"
+        if not file.exists():
+            raise PermanentError(
+                f"Param `recut_from`: run {run!r} left no manifest of partition {partition.index}.",
+                next_step="give the id of a run that was complete, or leave `recut_from` empty",
+            )
+        for segment in _measured(ManifestReader(file), max(1, plan.objects // cutting.MAX_SEGMENTS)):
+            ruler.add(track, segment)
+    return ruler.segments()
+
+
+def _measured(manifest: ManifestReader, step: int) -> Iterator[cutting.Segment]:
+    for keys, sizes in manifest.listed():
+        for first in range(0, len(keys), step):
+            last = min(first + step, len(keys))
+            yield cutting.Segment(keys[last - 1], last - first, sum(sizes[first:last]))
