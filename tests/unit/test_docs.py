@@ -61,10 +61,10 @@ def test_the_params_are_listed_as_the_form_shows_them(name: str, model: type[Bas
     written = {name: (section.strip(), title.strip()) for section, name, title, _ in table}
     assert written == form(f"juicefs_storage_{name}")
     defaults = {}
-    for name, field in model.model_fields.items():
+    for param, field in model.model_fields.items():
         value = "required" if field.is_required() else field.default
         empty = value is None or value == ()
-        defaults[name] = "" if empty else str(value).lower() if isinstance(value, bool) else str(value)
+        defaults[param] = "" if empty else str(value).lower() if isinstance(value, bool) else str(value)
     assert {name: default.strip(" `") for _, name, _, default in table} == defaults
 
 

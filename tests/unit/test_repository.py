@@ -158,9 +158,10 @@ def test_compose_hands_over_a_backup_connection_that_works(tmp_path: Path) -> No
     assert connection["password"] == key
     assert "openssl rand -base64 32\nJUICEFS_BACKUP_KEY=" in (ROOT / ".env.example").read_text()
     folder = connection["extra"]["path"].removeprefix("file://")
-    assert f"juicefs-backups:{folder}" in compose()["services"]["airflow-worker"]["volumes"], (
-        "must outlive the container"
-    )
+    manifests = environment["JUICEFS_STORAGE_MANIFESTS"].removeprefix("file://")
+    assert {f"juicefs-backups:{folder}", f"juicefs-manifests:{manifests}"} <= set(
+        compose()["services"]["airflow-worker"]["volumes"]
+    ), "must outlive the container"
 
 
 def roles() -> Iterator[tuple[str, str, str, str]]:

@@ -63,11 +63,17 @@ class SyncRuntime:
             mask(store.access_key, store.secret_key, store.session_token)
         return stores
 
-    def engine(self, source: S3Store, target: S3Store) -> Engine:
-        """Moves objects and compares contents."""
-        from include.juicefs_storage.adapters.sync.fallback import ObstoreEngine
+    def engine(self, source: S3Store, target: S3Store, tasks: int) -> Engine:
+        """Moves objects and compares contents.
 
-        return ObstoreEngine(source, target, self.params.concurrency)
+        Args:
+            source: Only read.
+            target: Written to.
+            tasks: How many there are, to share the bandwidth.
+        """
+        from include.juicefs_storage.adapters.sync.native import NativeEngine
+
+        return NativeEngine(source, target, self.params.concurrency, self._rate(tasks))
 
     def tool(self, source: S3Store, target: S3Store, tasks: int) -> MirrorTool | None:
         """The program that copies; None: the native engine does."""
@@ -239,7 +245,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
     runtime = SyncRuntime(plan.params)
     source, target = runtime.stores()
     tasks = len(cutting.shards(plan.partitions))
-    engine, tool = runtime.engine(source, target), runtime.tool(source, target, tasks)
+    engine, tool = runtime.engine(source, target, tasks), runtime.tool(source, target, tasks)
     sides = S3Side(source), S3Side(target)
     folder = manifests_folder(run_id()) / plan.id / phase
     totals = Totals()
