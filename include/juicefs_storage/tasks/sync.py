@@ -88,6 +88,16 @@ class SyncRuntime:
             return McMirror(source, target, rate, params.include, params.exclude)
         return None
 
+    def find_tool(self) -> None:
+        """Refuse an engine whose program is not on this worker.
+
+        Raises:
+            PermanentError: It is not.
+        """
+        from include.juicefs_storage.adapters.sync import juicefs, mc
+
+        {"juicefs": juicefs.find, "mc": mc.find}.get(self.params.engine, str)()
+
     def _rate(self, tasks: int) -> float | None:
         """Bytes a second for one task of those that may run at once."""
         total = self.params.bandwidth_mib_s
@@ -119,7 +129,7 @@ def manifests_folder(run: str) -> ObjectStoragePath:
 
 @runbook_task
 def check() -> dict[str, Any]:
-    """Validate the params; both buckets are there and can be listed; there is a place for the manifests.
+    """Validate the params; both buckets can be listed; the engine and a place for the manifests are there.
 
     **Changes** nothing on either store; writes and removes one file in the folder of the manifests.
     **Safe to clear**: yes, with Downstream.
@@ -132,6 +142,7 @@ def check() -> dict[str, Any]:
 
     for store in (source, target):
         S3Side(store).check()
+    runtime.find_tool()
     folder = manifests_folder(run_id())
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / "writable"
@@ -325,7 +336,9 @@ def _planned(plan: SyncPlan) -> SyncReport:
 
 def _spans(phase: str) -> list[tuple[float, float]]:
     """Start and end of the tasks of a phase, of those that came to an end."""
-    results = get_current_context()["ti"].xcom_pull(task_ids=phase, key="return_value") or []
+    results = pull(phase) or []
+    # Where a task was mapped over one value, Airflow hands over its result alone.
+    results = results if isinstance(results, list) else [results]
     return [(span[0], span[1]) for result in results if result and (span := result.get("span"))]
 
 

