@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from airflow.sdk import TriggerRule, get_current_context
@@ -276,7 +277,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
     result = {
         "totals": totals.as_json(),
         "span": [started, time.time()],
-        "said": [str(word) for word in said],
+        "said": [_sentence(word) for word in said],
     }
     if left := totals.objects(Outcome.FAILED, Outcome.CHANGED):
         push("result", result)
@@ -286,6 +287,12 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
             next_step="the task tries again; then look at the manifest (column detail) and at the stores",
         )
     return result
+
+
+def _sentence(said: Mirrored) -> str:
+    """What a tool says that it did."""
+    counts = {name: value for name, value in asdict(said).items() if name != "command" and value}
+    return f"`{said.command}` says: {', '.join(f'{name} {value:,}' for name, value in counts.items())}"
 
 
 @runbook_task(trigger_rule=TriggerRule.ALL_DONE, **_RETRIES)
@@ -312,7 +319,8 @@ def reconcile() -> dict[str, Any]:
         def create(name: str) -> IO[str]:
             return cast("IO[str]", (folder / name).open("w", newline="", encoding="utf-8"))  # type: ignore[no-untyped-call]
 
-        report = join(plan, run_id(), read, create, spans)
+        said = [word for result in _results("copy") for word in result.get("said", ())]
+        report = join(plan, run_id(), read, create, spans, said)
         report = report.model_copy(update={"files": tuple(str(folder / name) for name in report.files)})
     (folder / "report.json").write_text(report.model_dump_json(indent=1))
     (folder / "report.md").write_text(report.to_markdown())
@@ -336,10 +344,14 @@ def _planned(plan: SyncPlan) -> SyncReport:
 
 def _spans(phase: str) -> list[tuple[float, float]]:
     """Start and end of the tasks of a phase, of those that came to an end."""
-    results = pull(phase) or []
+    return [(span[0], span[1]) for result in _results(phase) if (span := result.get("span"))]
+
+
+def _results(phase: str) -> list[dict[str, Any]]:
+    """What the tasks of a phase returned, those that came to an end."""
+    found = pull(phase) or []
     # Where a task was mapped over one value, Airflow hands over its result alone.
-    results = results if isinstance(results, list) else [results]
-    return [(span[0], span[1]) for result in results if result and (span := result.get("span"))]
+    return [result for result in (found if isinstance(found, list) else [found]) if result]
 
 
 @runbook_task(

@@ -199,6 +199,8 @@ class Classifier:
     def _add_common(self, source: Page, target: Page) -> None:
         """Both sides have these keys."""
         rows, first = self.rows, len(self.rows)
+        if source.etags == target.etags:
+            target = target._replace(etags=source.etags)  # one copy of each in memory
         if self.by_size:
             rows.add(*source, target.etags, Outcome.SAME, Comparison.SIZE)
         else:

@@ -26,7 +26,7 @@ PARTITION_OBJECTS, PARTITION_BYTES = 250_000, 256 * 2**30
 #: Airflow maps a task over so many values at most (core.max_map_length); of more partitions a task takes several.
 MAX_TASKS = 1_024
 #: So many places to cut at are held in memory; where there are more keys, only every n-th is one.
-MAX_SEGMENTS = 65_536
+MAX_SEGMENTS = 262_144
 LISTERS = 16
 #: How many keys of one LIST a lister looks for in vain before it takes what is left for too little to share.
 _PROBES = 24

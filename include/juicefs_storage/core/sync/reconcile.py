@@ -158,6 +158,7 @@ def reconcile(
     read: Callable[[str, Partition], Reader | None],
     create: Callable[[str], IO[str]],
     spans: dict[str, list[tuple[float, float]]] | None = None,
+    said: Iterable[str] = (),
 ) -> SyncReport:
     """Join the plan with the manifests: streaming, no more than a row group in memory.
 
@@ -167,6 +168,7 @@ def reconcile(
         read: A finished manifest by phase and partition; None where there is none.
         create: Opens a new file for people beside the manifests, by its name.
         spans: Phase -> start and end of its tasks in Unix time, where known.
+        said: What the tools of another engine say that they did, for the report alone.
 
     Raises:
         PermanentError: A manifest cannot be read.
@@ -189,7 +191,7 @@ def reconcile(
         bytes=plan.bytes,
         partitions=len(plan.partitions),
         problems=tuple(problems),
-        notes=tuple(notes),
+        notes=(*notes, *said),
         phases=tuple(phases),
         files=tuple(files.names),
     )

@@ -243,6 +243,11 @@ def mirror_partition(
     if before.objects(*wanted):
         said = tool.mirror(keys, compare=options.compare, overwrite=options.overwrite)
         log.info("%s says: %s", type(tool).__name__, said)
+        if said.copied != before.objects(*wanted):
+            log.warning(
+                "%s says that it copied %d objects; the comparison before had found %d to be copied.",
+                type(tool).__name__, said.copied, before.objects(*wanted),
+            )  # fmt: skip
     return verify_partition(source, target, engine, keys, manifest, options, status), said
 
 
