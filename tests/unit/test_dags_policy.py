@@ -165,6 +165,17 @@ def test_a_volume_in_mid_move_waits_behind_no_copy(dag_id: str, dags: dict[str, 
     assert dags[dag_id]["pools"] == ["default_pool"]
 
 
+def test_the_graph_of_the_copy(dags: dict[str, dict[str, Any]]) -> None:
+    tasks = ["check", "plan_partitions", "copy", "list_to_verify", "verify", "reconcile", "finalize"]
+    copying = dags["juicefs_storage_sync"]
+    assert copying["graph"] == {task: [following] for task, following in pairwise(tasks)} | {"finalize": []}
+    assert copying["rules"] == {
+        "list_to_verify": "none_failed",  # nothing is copied where the mode is verify
+        "reconcile": "all_done",  # what never ran is in the report
+        "finalize": "all_done",
+    }
+
+
 def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
     checks = [
         "check_consistency", "check_csi", "check_rights", "check_secrets", "check_target_bucket", "check_vault",

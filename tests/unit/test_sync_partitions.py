@@ -190,6 +190,7 @@ def test_more_partitions_than_airflow_maps_share_tasks() -> None:
     assert len(grouped) <= 1024
     assert [index for group in grouped for index in group] == list(range(4000))
     assert shards(partitions[:3]) == [[0], [1], [2]]
+    assert shards([]) == []
 
 
 def test_a_store_that_fails_ends_the_survey() -> None:

@@ -366,10 +366,12 @@ def finalize() -> dict[str, Any]:
     if not found:
         push("markdown", f"## Failed\n{MEANING['failed']}")
         push("report", {"outcome": "failed", "meaning": MEANING["failed"]})
+        push("note", f"failed: {MEANING['failed']}")
         raise PermanentError(f"failed: {MEANING['failed']}", next_step="see the log of the task that failed")
     report = SyncReport.model_validate(found)
     push("report", found)
     push("markdown", report.to_markdown())
+    push("note", report.headline)
     if report.outcome not in {"proven", "planned"}:
         lines = "\n".join(f"- {problem}" for problem in report.problems)
         raise PermanentError(f"{report.outcome}: {report.meaning}\n{lines}")

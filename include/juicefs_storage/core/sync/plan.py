@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 
 from include.juicefs_storage.core.plan import Frozen
 from include.juicefs_storage.core.sync.params import SyncParams
@@ -32,7 +33,7 @@ class SyncPlan(Frozen):
     cut_by: str
     requests: int = 0
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Tells plans apart: manifests of another one are none of this one's."""
         return hashlib.sha256(self.model_dump_json(exclude={"requests"}).encode()).hexdigest()[:16]

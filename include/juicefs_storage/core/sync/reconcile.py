@@ -119,10 +119,15 @@ class SyncReport(Frozen):
     phases: tuple[PhaseReport, ...] = ()
     files: tuple[str, ...] = ()
 
+    @property
+    def headline(self) -> str:
+        """The report in a line."""
+        return f"{self.outcome}: {amount(self.objects, self.bytes)} in {self.partitions} partitions"
+
     def to_markdown(self) -> str:
         """The report for a person."""
         lines = [
-            f"## {self.outcome.capitalize()}: {amount(self.objects, self.bytes)} in {self.partitions} partitions",
+            f"## {self.headline[0].upper()}{self.headline[1:]}",
             self.meaning,
             "",
             f"From `{self.source}` to `{self.target}`, engine {self.params.get('engine')}.",
