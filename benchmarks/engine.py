@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--manifests", type=Path, required=True)
     parser.add_argument("--compare", choices=["size", "etag", "content"], default="etag")
     parser.add_argument("--engine", choices=["native", "obstore"], default="native")
-    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--name", default="00000", help="of the manifest")
     parser.add_argument("--after", help="only keys after this one")
     parser.add_argument("--until", help="only keys up to this one")
     given = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> None:
         S3Side(target),
         _engine(given.engine, source, target, given.concurrency),
         KeyRange(given.after, given.until),
-        ParquetManifest(given.manifests, "000", {"run": "benchmark"}),
+        ParquetManifest(given.manifests, given.name, {"run": "benchmark"}),
         Options(given.compare),
     )
     print(json.dumps(totals.as_json()))

@@ -29,6 +29,7 @@ import re
 import select
 import socket
 import sys
+import time
 from collections import Counter, deque
 from email.utils import formatdate
 from urllib.parse import parse_qs, quote, unquote_to_bytes
@@ -154,7 +155,10 @@ class Upload:
 class StubStore:
     """The server."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, latency_s: float = 0) -> None:
+        self.latency_s = latency_s
+        # One wait for all answers, so that the first to be made is the first to be due.
+        self._late: deque[tuple[float, Connection, tuple[Sendable, ...]]] = deque()
         self.listener = socket.create_server(("127.0.0.1", port), backlog=512)
         self.listener.setblocking(False)
         self.epoll = select.epoll()
@@ -171,7 +175,11 @@ class StubStore:
         """Answer until killed."""
         listener = self.listener.fileno()
         while True:
-            for fd, _ in self.epoll.poll():
+            while self._late and (due_s := self._late[0][0] - time.monotonic()) <= 0:
+                _, connection, parts = self._late.popleft()
+                with contextlib.suppress(OSError):  # its client may be gone
+                    self._deliver(connection, *parts)
+            for fd, _ in self.epoll.poll(due_s if self._late else None):
                 if fd == listener:
                     self._accept()
                     continue
@@ -232,6 +240,13 @@ class StubStore:
         return True
 
     def _answer(self, connection: Connection, *parts: Sendable) -> None:
+        """Send, after the latency that is asked for."""
+        if self.latency_s:
+            self._late.append((time.monotonic() + self.latency_s, connection, parts))
+        else:
+            self._deliver(connection, *parts)
+
+    def _deliver(self, connection: Connection, *parts: Sendable) -> None:
         """Send; what does not fit now goes out when the socket takes it."""
         if all(not isinstance(part, tuple) for part in parts):
             total = sum(len(part) for part in parts)
@@ -575,11 +590,12 @@ def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--latency-ms", type=float, default=0, help="before each answer")
     arguments = parser.parse_args()
     # Cycles are made only when a population is; a collection in the middle of a round would be noise.
     gc.disable()
     sys.setswitchinterval(1)
-    StubStore(arguments.port).serve()
+    StubStore(arguments.port, arguments.latency_ms / 1000).serve()
 
 
 if __name__ == "__main__":

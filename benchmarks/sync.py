@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -61,14 +62,14 @@ STUB_CASES = (
     Case("content", "verify 4 GiB by content", "content", Population(512, 4 * MIB), Population(512, 4 * MIB)),
 )
 SEAWEED_CASES = (
-    Case("seaweed-4k", "SeaweedFS, 4,000 of 4 KiB", "copy", Population(4_000, 4 * KIB), None, on_seaweed=True),
+    Case("seaweed-4k", "SeaweedFS, 10,000 of 4 KiB", "copy", Population(10_000, 4 * KIB), None, on_seaweed=True),
     Case("seaweed-4m", "SeaweedFS, 48 of 4 MiB", "copy", Population(48, 4 * MIB), on_seaweed=True),
     Case(
         "seaweed-noop",
-        "SeaweedFS, nothing to do, 4,000 keys",
+        "SeaweedFS, nothing to do, 10,000 keys",
         "copy",
-        Population(4_000),
-        Population(4_000),
+        Population(10_000),
+        Population(10_000),
         on_seaweed=True,
     ),
 )
@@ -110,12 +111,11 @@ def digest(objects: Iterator[tuple[str, int, str]]) -> str:
 class StubStores:
     """Two servers of benchmarks.stub_store."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, latency_ms: float = 0) -> None:
         self.ports = free_ports(2)
         self.servers = []
-        self._populated: dict[str, str] = {}
         for name, port in zip(("source", "target"), self.ports, strict=True):
-            argv = [sys.executable, "-m", "benchmarks.stub_store", f"--port={port}"]
+            argv = [sys.executable, "-m", "benchmarks.stub_store", f"--port={port}", f"--latency-ms={latency_ms}"]
             server = Server.start(state, f"stub-{name}", argv)
             self.servers.append(server)
             wait_for(f"the stub {name} answers", partial(_answers, port), deadline_s=30, server=server)
@@ -167,6 +167,7 @@ class SeaweedStores:
         self.source_store = Store.create(state, "source", "bench")
         self.target_store = Store.create(state, "target", "bench")
         self._places: dict[Population, Place] = {}
+        self._targets: dict[Population | None, Place] = {}
         self._prefixes = 0
 
     def source(self, population: Population) -> Place:
@@ -177,8 +178,13 @@ class SeaweedStores:
 
     def target(self, population: Population | None) -> Place:
         """See Stores."""
+        if population in self._targets:
+            return self._targets[population]
         self._prefixes += 1
-        return self._fill(self.target_store, population or Population(0), f"target-{self._prefixes}/")
+        place = self._fill(self.target_store, population or Population(0), f"target-{self._prefixes}/")
+        if population is not None:  # whoever finds nothing to do leaves it as it is, which is checked each time
+            self._targets[population] = place
+        return place
 
     @staticmethod
     def _fill(store: Store, population: Population, prefix: str) -> Place:
@@ -221,9 +227,9 @@ class SeaweedStores:
 
 
 @contextmanager
-def stub_stores(folder: Path) -> Iterator[StubStores]:
+def stub_stores(folder: Path, latency_ms: float = 0) -> Iterator[StubStores]:
     """Two stubs for as long as the block lasts."""
-    stores = StubStores(folder)
+    stores = StubStores(folder, latency_ms)
     try:
         yield stores
     finally:
@@ -336,6 +342,34 @@ def run(cases: list[Case], peers: list[Peer], rounds: int) -> list[Result]:
     return results
 
 
+def beyond_the_race() -> dict[str, str]:
+    """Scaling and planning: heading to Markdown."""
+    from benchmarks import mapped, scaling
+
+    print("scaling: processes", flush=True)
+    processes = scaling.run()
+    print("scaling: Airflow", flush=True)
+    tasks = mapped.run()
+    print("planning", flush=True)
+    planned = subprocess.run(
+        [sys.executable, "-m", "benchmarks.plan"], capture_output=True, text=True, check=True, timeout=1800
+    )
+    return {
+        "The same 20,000 of 4 KiB by several processes": processes,
+        "The same through Airflow": tasks,
+        "Planning 1,000,000,000 objects": plan_in_words(json.loads(planned.stdout)),
+    }
+
+
+def plan_in_words(cost: dict[str, float]) -> str:
+    """What benchmarks.plan measured."""
+    return (
+        f"{cost['list_requests']:,} LIST requests, at 20 ms each {cost['listing_s_at_20_ms_a_page'] / 60:.0f} minutes; "
+        f"{cost['cpu_s']:.0f} s of CPU, {cost['peak_rss_mib']} MiB at most; {cost['partitions']:,} partitions of "
+        f"{cost['smallest_partition']:,} to {cost['largest_partition']:,} objects in {cost['tasks']:,} mapped tasks."
+    )
+
+
 def shown(peer: Peer) -> str:
     """How a program is called to copy, for the report: without ports and folders."""
     source, target = (Place(f"http://{name}", "bucket", "", "", "") for name in ("source", "target"))
@@ -367,8 +401,10 @@ def main() -> None:
         cases={case.name: case.title for case in cases},
         results=results,
     )
-    print(f"\n{markdown(document)}")
     whole = not (given.quick or given.only or given.peers)
+    if whole:
+        document = replace(document, notes=beyond_the_race())
+    print(f"\n{markdown(document)}")
     if path := given.json or (RESULTS if whole else None):
         path.write_text(json.dumps(asdict(document), indent=1, ensure_ascii=False) + "\n")
     if whole:
