@@ -12,27 +12,15 @@ import sys
 from pathlib import Path
 
 import psutil
-import pytest
 
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.process import Server, wait_for
-from tests.e2e.test_switch import DAG_ID, RUN_S, assert_nothing_lost, buckets, finish, start, writing
+from tests.e2e.conftest import RUN_S, finish
+from tests.e2e.test_switch import DAG_ID, buckets, start
+from tests.faults.world import assert_nothing_lost, writing
 
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def lab(airflow_lab: Lab) -> Lab:
-    airflow_lab.seed(20)
-    airflow_lab.copy_to_new_store()
-    return airflow_lab
-
-
-@pytest.fixture(scope="module")
-def airflow(lab: Lab) -> Airflow:
-    assert lab.airflow is not None
-    return lab.airflow
 
 
 def kill(lab: Lab, airflow: Airflow, run_id: str, task_id: str, try_number: int) -> None:
@@ -58,7 +46,7 @@ def test_a_task_that_is_killed_is_tried_again_and_killed_again_is_rolled_back(la
         run_id = start(lab, airflow, dry_run=False)
         kill(lab, airflow, run_id, "settle", 1)
         kill(lab, airflow, run_id, "settle", 2)
-        state, report = finish(airflow, run_id)
+        state, report = finish(airflow, DAG_ID, run_id)
 
     assert (state, report["outcome"]) == ("failed", "rolled back"), report["states"]
     assert report["states"]["settle"] == "failed"

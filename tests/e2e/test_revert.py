@@ -11,41 +11,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
-import pytest
 
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.process import LabError, wait_for
+from tests.e2e.conftest import SHORT, finish
 from tests.oncall import EXTRA, oncall
 
 SWITCH, REVERT, REHEARSAL = "juicefs_storage_switch", "juicefs_storage_revert", "juicefs_storage_rehearsal"
-RUN_S = 600
-SHORT = {"settle_s": 10, "client_timeout_s": 30, "require_approval": False, "dry_run": False}
-
-
-@pytest.fixture(scope="module")
-def lab(airflow_lab: Lab) -> Lab:
-    for store in (airflow_lab.old_store, airflow_lab.new_store):
-        server = store.server()
-        if not server or not server.alive():
-            store.start()
-    if airflow_lab.mariadb.setting()["Bucket"] == airflow_lab.old_store.bucket_url:
-        airflow_lab.seed(20)
-        airflow_lab.copy_to_new_store()
-    return airflow_lab
-
-
-@pytest.fixture(scope="module")
-def airflow(lab: Lab) -> Airflow:
-    assert lab.airflow is not None
-    return lab.airflow
-
-
-def finish(airflow: Airflow, dag_id: str, run_id: str) -> tuple[str, dict[str, Any]]:
-    state = airflow.wait_run(dag_id, run_id, timeout_s=RUN_S)
-    report = airflow.xcom(dag_id, run_id, "finalize", "report")
-    assert report, {task.task_id: task.state for task in airflow.task_states(dag_id, run_id)}
-    return state, report
 
 
 def connect(airflow: Airflow, conn_id: str, **values: object) -> None:
@@ -108,7 +81,7 @@ def test_a_revert_offers_the_backups_and_goes_back_to_the_chosen_one(lab: Lab, a
     processes = lab.mount_processes()
     if lab.mariadb.setting()["Bucket"] == lab.old_store.bucket_url:
         target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
-        run_id = airflow.trigger(SWITCH, target | SHORT)
+        run_id = airflow.trigger(SWITCH, target | SHORT | {"dry_run": False})
         state, report = finish(airflow, SWITCH, run_id)
         assert (state, report["outcome"]) == ("success", "switched"), report["states"]
     assert lab.mariadb.setting()["Bucket"] == lab.new_store.bucket_url

@@ -9,8 +9,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -20,39 +19,15 @@ from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.mariadb import mutating
 from lab.process import LabError, wait_for
-from lab.writer import Writer
+from tests.e2e.conftest import RUN_S, SHORT, finish
+from tests.faults.world import assert_nothing_lost, writing
 
 DAG_ID = "juicefs_storage_switch"
-RUN_S = 600
-#: The lab's clients look for a new setting every three seconds: three heartbeats are ten.
-SHORT = {"settle_s": 10, "client_timeout_s": 30, "require_approval": False}
-
-
-@pytest.fixture(scope="module")
-def lab(airflow_lab: Lab) -> Lab:
-    """A volume with some files, copied to the new store."""
-    airflow_lab.seed(60)
-    airflow_lab.copy_to_new_store()
-    return airflow_lab
-
-
-@pytest.fixture(scope="module")
-def airflow(lab: Lab) -> Airflow:
-    assert lab.airflow is not None
-    return lab.airflow
 
 
 def start(lab: Lab, airflow: Airflow, **params: object) -> str:
     target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
     return airflow.trigger(DAG_ID, target | SHORT | params)
-
-
-def finish(airflow: Airflow, run_id: str) -> tuple[str, dict[str, Any]]:
-    """The run's state and its report; every run ends with one."""
-    state = airflow.wait_run(DAG_ID, run_id, timeout_s=RUN_S)
-    report = airflow.xcom(DAG_ID, run_id, "finalize", "report")
-    assert report, {task.task_id: task.state for task in airflow.task_states(DAG_ID, run_id)}
-    return state, report
 
 
 def error_of(airflow: Airflow, run_id: str, task_id: str) -> str:
@@ -86,28 +61,6 @@ def world(lab: Lab) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def writing(lab: Lab, name: str) -> Iterator[Writer]:
-    """A writer on one of the mounts that has acknowledged some files before, and goes on during, what is inside."""
-    writer = Writer.start(lab.state, lab.mounts()[0] / name, name=name)
-    try:
-        wait_for("the writer writes", lambda: writer.summary().written > 5, deadline_s=60)
-        yield writer
-    finally:
-        writer.stop()
-
-
-def assert_nothing_lost(lab: Lab, writer: Writer) -> None:
-    """Read back every acknowledged file through a fresh mount with an empty cache."""
-    with lab.fresh_mount() as mount:
-        checks = [
-            lab.check(writer.manifest, mount, writer.name),
-            lab.check(lab.state / "seed.manifest.jsonl", mount, "seed"),
-        ]
-    assert checks[0].files > 5
-    assert [path for check in checks for path in check.missing + check.corrupt] == []
-
-
 def test_a_dry_run_makes_no_mutating_call(lab: Lab, airflow: Airflow) -> None:
     password = lab.mariadb.add_reader("dryrun")
     airflow.api(
@@ -122,7 +75,7 @@ def test_a_dry_run_makes_no_mutating_call(lab: Lab, airflow: Airflow) -> None:
     requests = [store.mutating_requests() for store in (lab.old_store, lab.new_store)]
     audited = len(lab.kube.audit())
     lab.mariadb.start_general_log()
-    state, report = finish(airflow, start(lab, airflow, dry_run=True, meta_conn_id="meta_reader"))
+    state, report = finish(airflow, DAG_ID, start(lab, airflow, dry_run=True, meta_conn_id="meta_reader"))
     lab.mariadb.stop_general_log()
 
     assert (state, report["outcome"]) == ("success", "planned")
@@ -147,10 +100,10 @@ def test_a_dry_run_and_a_real_run_plan_the_same_steps(lab: Lab, airflow: Airflow
     """Approval is refused, so that the real run stops after its plan; nothing was changed."""
     before = world(lab)
     dry = start(lab, airflow, dry_run=True)
-    finish(airflow, dry)
+    finish(airflow, DAG_ID, dry)
     real = start(lab, airflow, dry_run=False, require_approval=True)
     answer(airflow, real, "Reject")
-    state, report = finish(airflow, real)
+    state, report = finish(airflow, DAG_ID, real)
     assert (state, report["outcome"]) == ("failed", "rejected")
     plans = [airflow.xcom(DAG_ID, run_id, "plan") for run_id in (dry, real)]
     assert plans[0]["steps"] == plans[1]["steps"]
@@ -184,7 +137,7 @@ def answer(airflow: Airflow, run_id: str, option: str) -> None:
 def test_a_switch_that_cannot_work_is_refused_before_anything_is_touched(lab, airflow, params, words):
     before = world(lab)
     run_id = start(lab, airflow, dry_run=False, **params)
-    state, report = finish(airflow, run_id)
+    state, report = finish(airflow, DAG_ID, run_id)
     assert (state, report["outcome"]) == ("failed", "refused")
     refused = error_of(airflow, run_id, "plan")
     assert [word for word in words if word not in refused] == []
@@ -209,7 +162,7 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
         saboteur.start()
         try:
             run_id = start(lab, airflow, dry_run=False)
-            state, report = finish(airflow, run_id)
+            state, report = finish(airflow, DAG_ID, run_id)
         finally:
             saboteur.join()
             lab.new_store.allow_writes()
@@ -262,7 +215,7 @@ def test_a_live_volume_moves_and_nothing_is_lost(lab: Lab, airflow: Airflow) -> 
         begun = time.time()
         run_id = start(lab, airflow, dry_run=False, require_approval=True)
         answer(airflow, run_id, "Approve")
-        state, report = finish(airflow, run_id)
+        state, report = finish(airflow, DAG_ID, run_id)
         during = writer.summary(since=begun)
 
     failed = [task for task in airflow.task_states(DAG_ID, run_id) if task.state == "failed"]

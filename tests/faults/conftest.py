@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from lab.environment import Lab
-from lab.process import wait_for
 from lab.writer import Writer
 from tests.conftest import up
 from tests.faults.harness import SHORT, Run
 from tests.faults.worker import Fault
-from tests.faults.world import Sides
+from tests.faults.world import Sides, writing
 
 _rows: list[tuple[str, str, str, str]] = []
 _numbers = itertools.count(1)
@@ -53,17 +51,6 @@ def writer(fault_lab: Lab) -> Iterator[Writer]:
     """An application that has acknowledged some files before and goes on during the test."""
     with writing(fault_lab, f"writer-{next(_numbers)}") as running:
         yield running
-
-
-@contextmanager
-def writing(lab: Lab, name: str) -> Iterator[Writer]:
-    """The same, for a part of a test."""
-    running = Writer.start(lab.state, lab.mounts()[0] / name, name=name)
-    try:
-        wait_for("the writer writes", lambda: running.summary().written > 3, deadline_s=60)
-        yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from lab.environment import Lab
-from tests.faults.conftest import writing
 from tests.faults.harness import SHORT, Run
-from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
+from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row, writing
 
 REVERT = "juicefs_storage_revert"
 
