@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from include.juicefs_storage.adapters import metadata, objects
 from include.juicefs_storage.adapters.metadata import MySqlMetadata
 from include.juicefs_storage.adapters.objects import S3Bucket
-from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.core.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from lab.mariadb import MariaDB
 
@@ -261,6 +261,28 @@ def test_a_database_that_is_gone_for_good_ends_in_time(mariadb: MariaDB, databas
     with pytest.raises(TransientError):
         database.replace_setting(Setting(ROW.encode()), Setting(OTHER.encode()))
     assert time.monotonic() - start < DATABASE_TIMEOUT_S + 2, "a write is not tried again"
+
+
+def test_a_database_that_was_waited_for_just_now_is_not_waited_for_again(
+    mariadb: MariaDB, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another task of the run, or by this one: else each read of a run would take its minute."""
+    monkeypatch.setattr(metadata, "_READ_AGAIN_FOR_S", 0.5)
+    waited: list[None] = []
+    own = MySqlMetadata.from_metaurl(mariadb.meta_url_with_password)
+    told = MySqlMetadata.from_metaurl(mariadb.meta_url_with_password, lambda: not waited.append(None))
+    assert told.read_setting().raw.decode() == ROW
+    assert not waited, "asked while all is well"
+    mariadb.stop()
+    with pytest.raises(StillAwayError, match="it was waited for"):
+        own.read_setting()
+    monkeypatch.setattr(metadata, "_READ_FOR_S", 60)
+    for database in (own, told):
+        with limit(15), pytest.raises(StillAwayError):
+            database.read_setting()
+    assert len(waited) == 1
+    mariadb.restart()
+    assert own.read_setting().raw.decode() == ROW
 
 
 def test_a_database_that_comes_back_is_used(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from include.juicefs_storage.core.errors import PermanentError, TransientError
+from include.juicefs_storage.core.errors import PermanentError, StillAwayError, TransientError
 from include.juicefs_storage.core.ports import Session
 from include.juicefs_storage.core.setting import Setting
 
@@ -25,25 +26,32 @@ _FETCH_ROWS = 10_000
 _NO_SLICE = 2**63 - 1
 #: The client waits for ever unless told otherwise, and the hook tells it nothing. Seconds; a connection's extra wins.
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 30}
-#: How long a query that changes nothing is tried again while the server is away, in seconds: a restart of it.
-_READ_FOR_S = 30
+#: How long a query that changes nothing is tried again while the server is away, in seconds: a restart of it, or a
+#: failover; and where it is known to have been waited for.
+_READ_FOR_S, _READ_AGAIN_FOR_S = 60.0, 3.0
 #: Errors of the MySQL client that do not go away by themselves: access denied, no such database, table or column.
 _PERMANENT_CODES = frozenset({1044, 1045, 1049, 1054, 1142, 1146, 1698})
 
 
 class MySqlMetadata:
-    """`ports.MetadataStore` on MySQL or MariaDB. Every call opens and closes a connection of its own."""
+    """`ports.MetadataStore` on MySQL or MariaDB. Every call opens and closes a connection of its own.
 
-    def __init__(self, hook: MySqlHook) -> None:
+    Args:
+        hook: The connection.
+        waited_for: Asked when the server is away: whether it was waited for just now, so that it is not again.
+    """
+
+    def __init__(self, hook: MySqlHook, waited_for: Callable[[], bool] = lambda: False) -> None:
         self._hook = hook
+        self._waited_for = waited_for
 
     @classmethod
-    def from_connection(cls, conn_id: str) -> MySqlMetadata:
+    def from_connection(cls, conn_id: str, waited_for: Callable[[], bool] = lambda: False) -> MySqlMetadata:
         """Use an Airflow connection of type MySQL."""
-        return cls(_hook(mysql_conn_id=conn_id))
+        return cls(_hook(mysql_conn_id=conn_id), waited_for)
 
     @classmethod
-    def from_metaurl(cls, metaurl: str) -> MySqlMetadata:
+    def from_metaurl(cls, metaurl: str, waited_for: Callable[[], bool] = lambda: False) -> MySqlMetadata:
         """Use the `metaurl` of the volume's Secret: `mysql://user:password@(host:port)/database`.
 
         Raises:
@@ -66,7 +74,7 @@ class MySqlMetadata:
             password=unquote(found["password"] or ""),
             schema=found["db"],
         )
-        return cls(_hook(connection=connection))
+        return cls(_hook(connection=connection), waited_for)
 
     @contextmanager
     def _cursor(self) -> Iterator[Any]:
@@ -85,8 +93,12 @@ class MySqlMetadata:
             ) from None
 
     def _query(self, sql: str, *args: object) -> Sequence[Any]:
-        """The rows of a SELECT; tried again for a while where the server is away."""
-        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+        """The rows of a SELECT; tried again for a while where the server is away.
+
+        Raises:
+            StillAwayError: It stayed away.
+        """
+        from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
         def fetch() -> Sequence[Any]:
             with self._cursor() as cursor:
@@ -94,13 +106,25 @@ class MySqlMetadata:
                 rows: Sequence[Any] = cursor.fetchall()
                 return rows
 
+        @cache
+        def limit_s() -> float:
+            return _READ_AGAIN_FOR_S if self._waited_for() else _READ_FOR_S
+
+        def enough(state: RetryCallState) -> bool:
+            return (state.seconds_since_start or 0) >= limit_s()
+
         tries = Retrying(
-            retry=retry_if_exception_type(TransientError),
-            wait=wait_exponential(0.5, max=5),
-            stop=stop_after_delay(_READ_FOR_S),
-            reraise=True,
+            retry=retry_if_exception_type(TransientError), wait=wait_exponential(0.5, max=5), stop=enough, reraise=True
         )
-        return tries(fetch)
+        try:
+            return tries(fetch)
+        except TransientError as error:
+            self._waited_for = lambda: True
+            raise StillAwayError(
+                error.problem,
+                state=f"it was waited for: {_READ_FOR_S:g} s by the first task that missed it",
+                next_step=f"{error.next_step}; when it is back, clear this task with Downstream",
+            ) from None
 
     def read_setting(self) -> Setting:
         """Read the row's exact bytes."""

@@ -26,6 +26,10 @@ class LostAnswerError(TransientError):
     """No answer came: what was asked for may have been done, or may still be under way."""
 
 
+class StillAwayError(TransientError):
+    """Waited for as long as it may take to come back: the task is not tried again, a person clears it."""
+
+
 class PermanentError(StorageSwitchError):
     """Will not go away by itself: the task fails at once."""
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from include.juicefs_storage.core.errors import LostAnswerError, NeedsHumanError, PermanentError, TransientError
+from include.juicefs_storage.core.errors import (
+    LostAnswerError,
+    NeedsHumanError,
+    PermanentError,
+    StillAwayError,
+    TransientError,
+)
 from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, Pod, SecretObject, WorkloadKind
 from include.juicefs_storage.core.secrets import desired_values, volume_secrets
 from include.juicefs_storage.core.setting import Setting, StorageConfig
@@ -331,6 +337,7 @@ def settle(
 
     Raises:
         TransientError: Looking failed for a minute on end.
+        StillAwayError: The metadata database was waited for in vain.
     """
     start = quiet_since = clock()
     failing_since: float | None = None
@@ -344,6 +351,8 @@ def settle(
             moved = [f"the setting did not name {step.target.bucket} any more"] if step.apply() else []
             moved += [f"Secret {name} held other values" for name in secrets.apply()]
             failing_since = None
+        except StillAwayError:
+            raise
         except TransientError:
             failing_since = clock() if failing_since is None else failing_since
             if clock() - failing_since >= _SETTLE_PATIENCE_S:

@@ -20,7 +20,7 @@ from airflow.sdk import get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from include.juicefs_storage.core.backup import Backup, read_backup
-from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.core.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
 from include.juicefs_storage.core.params import RevertParams, SwitchParams
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 
@@ -45,6 +45,8 @@ REGISTRY = Path(os.environ.get("JUICEFS_STORAGE_VOLUMES") or Path(__file__).pare
 #: For bulk copies; made by the lab and by deploy/init.sh. The tasks of the runbook take no slot of it: a volume in
 #: mid-move never waits behind a copy.
 COPY_POOL = "juicefs_storage"
+#: The XCom of a task that waited for the metadata database in vain, and for how long others need not wait again.
+_WAITED, _WAITED_LATELY = "waited_for_metadata", timedelta(minutes=3)
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,9 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
         try:
             with missing_connections_explained():
                 result = function(*args, **kwargs)
+        except StillAwayError as error:
+            push(_WAITED, datetime.now(UTC).isoformat())
+            raise AirflowFailException(str(error)) from error
         except TransientError:
             raise
         except StorageSwitchError as error:
@@ -136,8 +141,8 @@ class Runtime:
         from include.juicefs_storage.adapters.metadata import MySqlMetadata
 
         if self.params.meta_conn_id:
-            return MySqlMetadata.from_connection(self.params.meta_conn_id)
-        return MySqlMetadata.from_metaurl(self.metaurl)
+            return MySqlMetadata.from_connection(self.params.meta_conn_id, _waited_for)
+        return MySqlMetadata.from_metaurl(self.metaurl, _waited_for)
 
     @cached_property
     def juicefs(self) -> JuiceFSCommand:
@@ -228,6 +233,16 @@ def open_vault() -> FileVault:
     from include.juicefs_storage.adapters.vault import FileVault
 
     return FileVault.from_connection(BACKUP_CONN_ID)
+
+
+def _waited_for() -> bool:
+    """Whether another task of this run waited for the metadata database in vain just now.
+
+    Each task would wait anew, and a run whose database is gone take a quarter of an hour to say so.
+    """
+    since = datetime.now(UTC) - _WAITED_LATELY
+    found = (pull(task_id, _WAITED) for task_id in get_current_context()["dag"].task_ids)
+    return any(isinstance(at, str) and datetime.fromisoformat(at) > since for at in found)
 
 
 def pull(task_id: str, key: str = "return_value") -> Any:
