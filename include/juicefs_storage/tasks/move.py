@@ -29,6 +29,8 @@ from include.juicefs_storage.tasks.runtime import Runtime, log, mask_keys, pull,
 
 #: Clients wait for these copies: what they wrote elsewhere in some seconds is copied in minutes, or something is wrong.
 CATCH_UP_TIMEOUT_S = 600
+#: A `juicefs config` whose caller was killed is waited for; by itself it runs no longer than 85 s.
+CONFIG_TIMEOUT_S = 120
 
 
 def volume_lock(leases: LeaseStore, uuid: str) -> VolumeLock:

@@ -11,10 +11,10 @@ from typing import Any, overload
 from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.core.diagnostics import Masker, collect, secret_values
-from include.juicefs_storage.core.errors import NeedsHumanError, StorageSwitchError
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.core.secrets import split_password
 from include.juicefs_storage.tasks.apply import APPLY
-from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, Move
+from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, CONFIG_TIMEOUT_S, Move
 from include.juicefs_storage.tasks.runtime import log, pull, push, run_id, runbook_task, task_states
 
 ROLLBACK = (
@@ -24,7 +24,6 @@ ROLLBACK = (
 #: What the rollback begins with. It is no part of ROLLBACK: a rollback without diagnostics is a whole one.
 DIAGNOSTICS = "collect_diagnostics"
 _DIAGNOSTICS_TIMEOUT_S = 120
-_CONFIG_TIMEOUT_S = 120
 
 
 @runbook_task(kind="branch", trigger_rule=TriggerRule.ALL_DONE)
@@ -68,9 +67,12 @@ def recorded_move() -> Move | None:
 
 
 def _await_juicefs_config(move: Move) -> None:
-    """Wait for a `juicefs config` whose caller was killed: it goes on where it runs, and may write yet."""
+    """Wait for a `juicefs config` whose caller was killed: it goes on where it runs, and may write yet.
+
+    Where that cannot be seen the way back begins all the same; settle_again, which ends it, insists.
+    """
     try:
-        move.runtime.juicefs.await_config(timeout_s=_CONFIG_TIMEOUT_S)
+        move.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
     except StorageSwitchError as error:
         log.warning("Whether a juicefs config still runs is not known: %s", error.problem)
 
@@ -167,6 +169,19 @@ def restore_secret(move: Move) -> dict[str, Any]:
     return {"patched": move.secrets_back.apply()}
 
 
+def _require_downstream() -> None:
+    """Refuse to move clients, or to say that they moved, after the last blocks were copied back.
+
+    What they wrote to the new store in between would be missing on the old one, and nobody would look again.
+    """
+    if task_states("copy_back_again")["copy_back_again"] == "success":
+        raise NeedsHumanError(
+            "Task copy_back_again is done already, and would not see what clients wrote since.",
+            state="this task changed nothing",
+            next_step="clear this task with Downstream",
+        )
+
+
 @undo_task
 def restore_setting(move: Move) -> dict[str, Any]:
     """Put the old storage back into the setting by compare-and-set: one UPDATE; the row is never absent.
@@ -174,6 +189,8 @@ def restore_setting(move: Move) -> dict[str, Any]:
     **Changes** the storage fields of the row `format`; nothing else in it. **Safe to clear**: yes, with Downstream.
     """
     _await_juicefs_config(move)
+    if not move.runtime.setting().uses(move.before.config):
+        _require_downstream()
     return {"restored": move.setting_step.undo()}
 
 
@@ -181,8 +198,10 @@ def restore_setting(move: Move) -> dict[str, Any]:
 def settle_again(move: Move) -> dict[str, Any]:
     """Guard setting and Secrets for `settle_s` seconds: a pod that started with the new values may write them back.
 
+    First of all no `juicefs config` of a killed task may be left that could do the same.
     **Changes** the setting and the Secrets only where they moved. **Safe to clear**: yes, with Downstream.
     """
+    move.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
     return move.settle(move.setting_step.back, move.secrets_back, source=move.new, target=move.old)
 
 
@@ -208,8 +227,17 @@ def wait_for_rollouts_again(move: Move) -> PokeReturnValue:
 def prove_clients_on_old(move: Move) -> dict[str, Any]:
     """Prove every mount pod on the old store, as prove_clients does on the new one.
 
-    **Changes** nothing; a small file is written through each mount and removed. **Safe to clear**: yes.
+    **Changes** nothing; a small file is written through each mount and removed.
+    **Safe to clear**: yes, with Downstream.
     """
+    _require_downstream()
+    if (now := move.runtime.setting()).uses(move.new.config):
+        # They cannot have followed: no need to wait for them.
+        raise PermanentError(
+            f"The setting still names {now.bucket}.",
+            state="the clients are on the new store",
+            next_step="clear restore_setting with Downstream",
+        )
     return move.prove_clients(move.old)
 
 
