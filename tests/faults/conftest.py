@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from include.juicefs_storage.tasks.revert import readable_backups
 from lab.environment import Lab
 from lab.writer import Writer
 from tests.conftest import up
-from tests.faults.harness import SHORT, Run
+from tests.faults.harness import REVERT_ID, SHORT, Run, vault
 from tests.faults.worker import Fault
 from tests.faults.world import Sides, writing
 
@@ -42,6 +43,32 @@ def start(fault_lab: Lab, sides: Sides, tmp_path_factory: pytest.TempPathFactory
         number = next(_numbers)
         folder = tmp_path_factory.mktemp(f"run-{number}")
         return Run(fault_lab, folder, f"faults__{number}", sides.params | SHORT | params, faults)
+
+    return make
+
+
+@pytest.fixture
+def revert(fault_lab: Lab, sides: Sides, start: Callable[..., Run]) -> Callable[..., Run]:
+    """Make a run that goes back to the newest backup of `sides.target`, with some faults in it.
+
+    Every revert makes a backup of where it began, so that the next one finds the way back.
+    """
+
+    def newest() -> str | None:
+        found = readable_backups(vault(fault_lab))
+        return next((b.backup_id for b in found if b.setting.bucket == sides.target.bucket_url), None)
+
+    def make(*faults: Fault, **params: Any) -> Run:
+        if not newest():
+            for _ in range(2):  # there and back again
+                there = start(**Sides.of(fault_lab).params)
+                assert there.go() == "switched", there.errors
+        run = start(*faults, backup_id=newest(), **params)
+        run.dag_id = REVERT_ID
+        for name in sides.params:
+            del run.params[name]
+        run.states["choose_backup"] = "success"  # there is nothing to choose
+        return run
 
     return make
 

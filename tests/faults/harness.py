@@ -9,23 +9,29 @@ from __future__ import annotations
 import base64
 import json
 import multiprocessing
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab.environment import Lab
+from lab.process import binary
 from tests.faults.worker import Fault, Job, find_dag, work
 
-DAG_ID = "juicefs_storage_switch"
+if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.vault import FileVault
+
+DAG_ID, REVERT_ID = "juicefs_storage_switch", "juicefs_storage_revert"
 _PROCESSES = multiprocessing.get_context("forkserver")
 # Imported once, in the process that the tasks are forked from.
 _PROCESSES.set_forkserver_preload(
     [
-        "tests.faults.worker", "dags.juicefs_storage_switch", "kubernetes.stream", "MySQLdb", "boto3",
+        "tests.faults.worker", "dags.juicefs_storage_switch", "dags.juicefs_storage_revert",
+        "kubernetes.stream", "MySQLdb", "boto3",
         "airflow.providers.amazon.aws.hooks.s3", "airflow.providers.cncf.kubernetes.hooks.kubernetes",
         "airflow.providers.mysql.hooks.mysql", "airflow.sdk.execution_time.context",
     ]
@@ -61,9 +67,20 @@ def connections(lab: Lab) -> dict[str, str]:
     return {f"AIRFLOW_CONN_{name}": json.dumps(value) for name, value in found.items()}
 
 
+def vault(lab: Lab) -> FileVault:
+    """The backups of the runs."""
+    from airflow.sdk import ObjectStoragePath
+
+    from include.juicefs_storage.adapters.vault import FileVault
+
+    return FileVault(base64.b64decode(_KEY), ObjectStoragePath((lab.state / "backups").as_uri()))
+
+
 @dataclass
 class Run:
     """One run. `states` is what the UI would show; `struck` counts the faults that came to pass.
+
+    `took_s` is what Airflow would have taken for a task and its retries, one task after the other.
 
     `before` is done in the test's own process before a task starts: task id -> function.
     """
@@ -77,12 +94,14 @@ class Run:
     states: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
+    took_s: dict[str, float] = field(default_factory=dict)
     struck: dict[Fault, int] = field(default_factory=dict)
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.folder / "xcom").mkdir(parents=True, exist_ok=True)
-        self.environment = connections(self.lab) | {"AIRFLOW_HOME": str(self.folder.parent / "airflow")}
+        path = f"{Path(binary('juicefs')).parent}:{os.environ['PATH']}"
+        self.environment = connections(self.lab) | {"AIRFLOW_HOME": str(self.folder.parent / "airflow"), "PATH": path}
 
     def go(self) -> str:
         """Run whatever can run; returns the run's outcome as `finalize` reported it."""
@@ -139,6 +158,7 @@ class Run:
 
     def _step(self, task: Any) -> None:
         self.before.get(task.task_id, lambda: None)()
+        begun = time.monotonic()
         while True:
             self.tries[task.task_id] = self.tries.get(task.task_id, 0) + 1
             end = self._try(task)
@@ -147,6 +167,8 @@ class Run:
                 end = self._try(task)
             if end["state"] == "success" or end["final"] or self.tries[task.task_id] > task.retries:
                 break
+        waited_s = (self.tries[task.task_id] - 1) * task.retry_delay.total_seconds()
+        self.took_s[task.task_id] = round(time.monotonic() - begun + waited_s, 1)
         self.states[task.task_id] = end["state"]
         self.errors[task.task_id] = end["error"]
         if end["state"] == "success" and hasattr(task, "choose_branch"):

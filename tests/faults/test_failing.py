@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from include.juicefs_storage.adapters.vault import FileVault
 from include.juicefs_storage.tasks.apply import APPLY
 from include.juicefs_storage.tasks.rollback import ROLLBACK
-from tests.faults.harness import connections
+from tests.faults.harness import vault
 from tests.faults.worker import Fault
 from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, believed, row
 
@@ -20,18 +17,6 @@ UNTOUCHED = ("backup", "copy_ahead")
 
 def fails(task: str, point: str = "after") -> Fault:
     return Fault(task, point, error=ORDERED, tries=9)  # type: ignore[arg-type]
-
-
-def vault(lab) -> FileVault:
-    """The backups, as the tasks see them."""
-    import base64
-    from pathlib import Path
-
-    from airflow.sdk import ObjectStoragePath
-
-    connection = json.loads(connections(lab)["AIRFLOW_CONN_JUICEFS_BACKUP"])
-    folder = Path(connection["extra"]["path"].removeprefix("file://"))
-    return FileVault(base64.b64decode(connection["password"]), ObjectStoragePath(folder.as_uri()))
 
 
 def some(names: tuple[str, ...], quick: set[str]) -> list[object]:

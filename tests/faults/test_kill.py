@@ -7,6 +7,9 @@ import pytest
 from tests.faults.worker import Fault
 from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
 
+#: A case takes 15 to 30 s, the first revert three times as much; a busy machine makes it minutes.
+pytestmark = pytest.mark.timeout(900)
+
 _ADAPTERS = "include.juicefs_storage.adapters"
 VAULT = f"{_ADAPTERS}.vault:FileVault.save"
 CONFIG = f"{_ADAPTERS}.juicefs:JuiceFSCommand.write_storage"
@@ -67,6 +70,35 @@ BACK = [
     *_points("copy_back_again", SYNC),
     *_ends("prove_blocks_on_old"),
 ]
+#: Where juicefs runs on the worker.
+WORKER = [
+    Fault("copy_ahead", "during", SYNC),
+    Fault("write_setting", "during", CONFIG),
+    Fault("prove_fresh_mount", "during", MOUNT),
+    Fault("prove_fresh_mount", "during", UNMOUNT),
+]
+#: Each effect once: the graph and its functions are those of a switch, but the setting is written by an UPDATE.
+REVERT = [
+    Fault("backup", "during", VAULT),
+    Fault("copy_ahead", "during", SYNC),
+    *_points("write_setting", UPDATE),
+    Fault("patch_secret", "during", SECRET),
+    Fault("restart_csi", "during", STAMP),
+    Fault("prove_clients", "during", EXEC, having=CANARY),
+    Fault("catch_up", "during", SYNC),
+    Fault("prove_fresh_mount", "during", MOUNT),
+    Fault("prove_fresh_mount", "during", UNMOUNT),
+    Fault("finalize", "during", VAULT),
+]
+REVERT_BACK = [
+    Fault("collect_diagnostics", "during", VAULT),
+    Fault("copy_back", "during", SYNC),
+    Fault("restore_secret", "during", SECRET),
+    Fault("restore_setting", "during", UPDATE),
+    Fault("restart_csi_again", "during", STAMP),
+    Fault("prove_clients_on_old", "during", EXEC, having=CANARY),
+    Fault("copy_back_again", "during", SYNC),
+]
 #: Those that `make test` runs too: the cut-over itself, the torn backup, and the way back.
 SOME = {("backup", "during", 1), ("write_setting", "during", 1), ("patch_secret", "after", 1)}
 SOME_BACK = {("restore_setting", "during", 1), ("restore_secret", "after", 1)}
@@ -91,39 +123,74 @@ def name(fault: Fault) -> str:
     return f"{fault.point} {effect}{f' no. {fault.nth}' if fault.nth > 1 else ''}".strip()
 
 
+@pytest.fixture
+def arrives(fault_lab, sides, writer, tell):
+    """Run to the end, clear what has no second try, and ask the world whether all is new."""
+
+    def check(run, fault, outcome, what="") -> None:
+        processes = fault_lab.mount_processes()
+        found, then = run.go(), "tried again"
+        if fault.task == "finalize":
+            assert run.states["finalize"] == "failed"
+            run.clear("finalize")
+            found, then = run.go(), "cleared"
+        writer.stop()
+        assert run.struck == {fault: 1}, ("the fault was not reached", run.errors)
+        assert found == outcome, run.errors
+        assert_all_on(fault_lab, sides.target)
+        assert fault_lab.mount_processes() == processes
+        assert_nothing_left_over(fault_lab)
+        assert_nothing_lost(fault_lab, writer)
+        tell(fault.task, name(fault) + what, then, "all new")
+
+    return check
+
+
+@pytest.fixture
+def returns(fault_lab, sides, writer, tell):
+    """Run to the end, and ask the world whether all is as it was."""
+
+    def check(run, fault, what="") -> None:
+        before, processes = row(fault_lab), fault_lab.mount_processes()
+        outcome = run.go()
+        writer.stop()
+        assert run.struck.get(fault) == 1, ("the fault was not reached", run.errors)
+        assert outcome == "rolled back", run.errors
+        assert row(fault_lab) == before
+        assert_all_on(fault_lab, sides.source)
+        assert fault_lab.mount_processes() == processes
+        assert_nothing_left_over(fault_lab)
+        assert_nothing_lost(fault_lab, writer)
+        # The diagnostics have one try: the rollback goes on without them.
+        then = "goes on" if fault.task == "collect_diagnostics" else "tried again"
+        tell(fault.task, name(fault) + what, then, "all old")
+
+    return check
+
+
 @pytest.mark.parametrize("fault", _cases(FORWARD, SOME))
-def test_a_task_killed_on_the_way_forward_runs_again_to_the_end(fault, fault_lab, sides, start, writer, tell):
+def test_a_task_killed_on_the_way_forward_runs_again_to_the_end(fault, start, arrives):
     """Airflow tries a killed task again; `finalize`, which has no second try, is cleared by hand."""
-    processes = fault_lab.mount_processes()
-    run = start(fault)
-    outcome = run.go()
-    then = "tried again"
-    if fault.task == "finalize":
-        assert run.states["finalize"] == "failed"
-        run.clear("finalize")
-        outcome, then = run.go(), "cleared"
-    writer.stop()
-    assert run.struck == {fault: 1}, "the fault was not reached"
-    assert outcome == "switched", run.errors
-    assert_all_on(fault_lab, sides.target)
-    assert fault_lab.mount_processes() == processes
-    assert_nothing_left_over(fault_lab)
-    assert_nothing_lost(fault_lab, writer)
-    tell(fault.task, name(fault), then, "all new")
+    arrives(start(fault), fault, "switched")
 
 
 @pytest.mark.parametrize("fault", _cases(BACK, SOME_BACK))
-def test_a_task_killed_on_the_way_back_runs_again_to_the_end(fault, fault_lab, sides, start, writer, tell):
-    before, processes = row(fault_lab), fault_lab.mount_processes()
-    run = start(fault, BROKEN)
-    outcome = run.go()
-    writer.stop()
-    assert run.struck[fault] == 1, "the fault was not reached"
-    assert outcome == "rolled back", run.errors
-    assert row(fault_lab) == before
-    assert_all_on(fault_lab, sides.source)
-    assert fault_lab.mount_processes() == processes
-    assert_nothing_left_over(fault_lab)
-    assert_nothing_lost(fault_lab, writer)
-    # The diagnostics have one try: the rollback goes on without them.
-    tell(fault.task, name(fault), "goes on" if fault.task == "collect_diagnostics" else "tried again", "all old")
+def test_a_task_killed_on_the_way_back_runs_again_to_the_end(fault, start, returns):
+    returns(start(fault, BROKEN), fault)
+
+
+@pytest.mark.parametrize("fault", _cases(WORKER, set()))
+def test_a_task_killed_with_juicefs_on_the_worker_runs_again_to_the_end(fault, start, arrives):
+    arrives(start(fault, juicefs_runner="worker"), fault, "switched", ", on the worker")
+
+
+@pytest.mark.parametrize("fault", _cases(REVERT, set()))
+def test_a_task_of_a_revert_killed_on_the_way_forward_runs_again_to_the_end(fault, revert, arrives):
+    """A representative set: the graph is shared with the switch, whose every point is tried above."""
+    arrives(revert(fault), fault, "reverted", ", in a revert")
+
+
+@pytest.mark.parametrize("fault", _cases(REVERT_BACK, set()))
+def test_a_task_of_a_revert_killed_on_the_way_back_runs_again_to_the_end(fault, revert, returns):
+    """The same for the rollback of a revert."""
+    returns(revert(fault, BROKEN), fault, ", in a revert")

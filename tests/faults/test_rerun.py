@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from lab.process import wait_for
-from tests.faults.test_kill import BROKEN, CONFIG
+from include.juicefs_storage.tasks.apply import APPLY
+from include.juicefs_storage.tasks.rollback import DIAGNOSTICS, ROLLBACK
+from lab.seaweed import Store
+from tests.faults.harness import Run
+from tests.faults.test_failing import fails
+from tests.faults.test_kill import BROKEN
 from tests.faults.worker import Fault
-from tests.faults.world import Sides, assert_all_on, assert_nothing_lost, row
+from tests.faults.world import assert_all_on, assert_nothing_lost, believed, row
 
 #: The last first: a step whose upstream has failed would not run.
 FORWARD = ["restart_csi", "settle", "patch_secret", "write_setting", "backup"]
+
+
+@contextmanager
+def stopped(store: Store) -> Iterator[None]:
+    """A store that nobody can read from."""
+    store.stop()
+    try:
+        yield
+    finally:
+        store.start()
 
 
 @pytest.fixture
@@ -94,32 +108,119 @@ def test_only_failed_before_the_setting_was_written_does_not_move_the_volume_unj
     assert_all_on(fault_lab, sides.target)
 
 
-def test_a_juicefs_config_that_outlives_its_task_does_not_move_the_volume_behind_the_runs_back(
-    start, fault_lab, sides: Sides, writer, tell
-):
-    """The store stands still while the setting is written, the task is killed on both tries, the store goes on."""
-    server = sides.target.server()
-    assert server is not None
-    going_on = threading.Timer(4, os.kill, (server.pid, signal.SIGCONT))
-    run = start(Fault("write_setting", "during", CONFIG, tries=2))
-    run.before = {"write_setting": lambda: os.kill(server.pid, signal.SIGSTOP), "decide": going_on.start}
-    try:
+#: How a run comes to its end, and which tasks then refuse to run alone: what would change something unjudged.
+ENDS: dict[str, tuple[Fault, ...]] = {"switched": (), "rolled back": (BROKEN,), "held": (fails("prove_clients"),)}
+CHANGING = {"backup", "write_setting", "patch_secret", "settle", "restart_csi"}
+UNDOING = {DIAGNOSTICS, *ROLLBACK}
+REFUSED = {
+    "switched": CHANGING | UNDOING,
+    # Those behind prove_blocks do not start: it has failed.
+    "rolled back": set(APPLY) - {"prove_fresh_mount", "prove_no_restarts"} | {"prove_clients_on_old"},
+    "held": CHANGING | UNDOING | {"plan"},
+}
+
+
+def kept(run: Run) -> Callable[[], None]:
+    """Put a run back as Airflow's database has it now."""
+    kept_folder = run.folder.with_name(f"{run.folder.name}-kept")
+    shutil.copytree(run.folder, kept_folder)
+    states, errors = dict(run.states), dict(run.errors)
+
+    def restore() -> None:
+        shutil.copytree(kept_folder, run.folder, dirs_exist_ok=True)
+        run.states, run.errors = dict(states), dict(errors)
+
+    return restore
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("end", ENDS)
+def test_each_task_cleared_alone(end, start, fault_lab, sides, tell):
+    """It is done again and nothing moves, or it refuses and says what to clear; no clear makes a red run green."""
+    run = start(*ENDS[end], on_failure="hold" if end == "held" else "rollback")
+    assert run.go() == end, run.errors
+    run.faults = ()
+    green, restore = run.states["finalize"] == "success", kept(run)
+    now, there = row(fault_lab), believed(fault_lab)
+    refused, wrong = set(), []
+    for task in run.states:
+        if task in {"approve", "finalize"}:
+            continue
+        restore()
+        run.clear(task)
+        run.go()
+        failed = run.states[task] == "failed"
+        if failed:
+            refused.add(task)
+            if "Next: " not in run.errors[task]:
+                wrong.append(f"{task}: {run.errors[task]}")
+        run.clear("finalize")
         outcome = run.go()
-    finally:
-        going_on.cancel()
-        os.kill(server.pid, signal.SIGCONT)
-    assert run.struck == {run.faults[0]: 2}
-    assert outcome in {"rolled back", "failed"}, run.errors
-    config = f"juicefs config {fault_lab.mariadb.meta_url}"
-    wait_for("no juicefs config runs", lambda: not _running(config), deadline_s=90)
-    wait_for("the clients are where the setting is", lambda: len(fault_lab.mounts()) == 2, deadline_s=10)
+        if (run.states["finalize"] == "success") > (green and not failed) or (not failed and outcome != end):
+            wrong.append(f"{task} {run.states[task]}: {outcome}")
+        if (row(fault_lab), believed(fault_lab)) != (now, there):
+            wrong.append(f"{task}: the volume moved")
+        tell(task, f"cleared alone, run {end}", "refuses" if failed else "done again", f"{outcome}, nothing moved")
+    assert wrong == []
+    assert refused == REFUSED[end]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_with_downstream_after_a_green_run_everything_is_proven_again(start, fault_lab, sides, writer, tell):
+    run = start()
+    assert run.go() == "switched", run.errors
+    now = row(fault_lab)
+    for task in ("resolve_params", "plan", "copy_ahead", "write_setting", "restart_csi", "prove_clients", "decide"):
+        run.clear(task, downstream=True)
+        assert run.go() == "switched", (task, run.errors)
+        assert row(fault_lab) == now
+        tell(task, "cleared with Downstream, run switched", "done again", "all new")
     writer.stop()
-    assert_all_on(fault_lab, sides.source)
+    assert_all_on(fault_lab, sides.target)
     assert_nothing_lost(fault_lab, writer)
-    tell("write_setting", "killed, its command goes on", "both tries", f"{outcome}, all old")
 
 
-def _running(command: str) -> list[int]:
-    import psutil
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["patch_secret", "prove_clients"])
+def test_a_held_run_is_judged_again_and_goes_on(task, start, fault_lab, sides, writer, tell):
+    run = start(fails(task, "before"), on_failure="hold")
+    assert run.go() == "held", run.errors
+    run.clear("decide", downstream=True)
+    assert run.go() == "held", run.errors
+    run.faults = ()
+    run.clear(only_failed=True)
+    outcome = run.go()
+    if task in CHANGING:
+        assert outcome == "held", run.errors
+        assert "clear this task with Downstream" in run.errors[task]
+        run.clear(task, downstream=True)
+        outcome = run.go()
+    writer.stop()
+    assert outcome == "switched", run.errors
+    assert_all_on(fault_lab, sides.target)
+    assert_nothing_lost(fault_lab, writer)
+    tell(task, "fails, run held", "only failed" + (", then with Downstream" if task in CHANGING else ""), "all new")
 
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if command in " ".join(p.info["cmdline"] or [])]
+
+@pytest.mark.slow
+@pytest.mark.parametrize("undo", ["copy_back", "restore_secret", "restore_setting", "prove_clients_on_old"])
+def test_only_failed_after_half_a_rollback_is_never_taken_for_a_whole_one(undo, start, fault_lab, sides, writer, tell):
+    """What clients write until they are back is copied back, or nobody says that the volume is."""
+    run = start(BROKEN, fails(undo, "before"))
+    assert run.go() == "half rolled back", run.errors
+    run.faults = ()
+    run.clear(only_failed=True)
+    outcome, then = run.go(), "only failed"
+    if outcome != "rolled back":
+        assert "clear this task with Downstream" in run.errors[undo]
+        run.clear(undo, downstream=True)
+        outcome, then = run.go(), "only failed, then with Downstream"
+    writer.stop()
+    assert outcome == "rolled back", run.errors
+    assert run.states["finalize"] == "failed"
+    assert_all_on(fault_lab, sides.source)
+    with stopped(sides.target):
+        assert_nothing_lost(fault_lab, writer)
+    tell(undo, "fails, half rolled back", then, "all old")
