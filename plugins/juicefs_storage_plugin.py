@@ -36,7 +36,7 @@ HEADERS = {
 TEMPLATE = Path(__file__).with_name("juicefs_storage_page.html")
 
 #: How the outcome begins in a run's note, a line of its own; as many characters as Airflow's table takes.
-OUTCOME, NOTE_LENGTH = "**Outcome**: ", 1000
+OUTCOME, NOTE_LENGTH = "**[Outcome](", 1000
 
 Page = Literal["plan", "report"]
 #: The tasks that write each page; a DAG has one of them.
@@ -152,12 +152,12 @@ def _cell(text: str) -> str:
     return _line(text).replace("|", "\\|")
 
 
-def add_outcome(note: str, outcome: str) -> str:
-    """A run's note with its outcome, in place of an earlier one, else below what a person wrote.
+def add_outcome(note: str, outcome: str, report: str) -> str:
+    """A run's note with its outcome, which links to its report: in place of an earlier one, else below the rest.
 
     What a person wrote is never cut: where both are too long for Airflow's table, the note stays as it is.
     """
-    line = f"{OUTCOME}{_line(outcome)}"
+    line = f"{OUTCOME}{report})**: {_line(outcome)}"
     others = re.sub(rf"^{re.escape(OUTCOME)}.*$", "", note, flags=re.MULTILINE).strip()
     added = f"{others}\n\n{line}" if others else line
     return added if len(added) <= NOTE_LENGTH else note
@@ -194,7 +194,7 @@ def _note_outcome(dag_run: "DagRun") -> None:
     if session is None or (found := session.scalars(query).first()) is None:
         return
     report = _run_page("report", dag_run.dag_id, dag_run.run_id)
-    dag_run.note = add_outcome(dag_run.note or "", f"{XComModel.deserialize_value(found)} [Report]({report})")
+    dag_run.note = add_outcome(dag_run.note or "", str(XComModel.deserialize_value(found)), report)
 
 
 def make_app() -> "FastAPI":

@@ -44,7 +44,7 @@ def test_a_rehearsal_tells_who_is_ready_and_since_when(lab: Lab, airflow: Airflo
     state, report = finish(airflow, REHEARSAL, run_id)
     assert (state, report) == ("success", {"ready": ["myjfs"], "blocked": []})
     note = airflow.api("GET", f"/dags/{REHEARSAL}/dagRuns/{run_id}")["note"]
-    assert note.startswith("**Outcome**: 1 of 1 volumes ready to be switched. [Report](juicefs-storage/runs/")
+    assert note.endswith("/report)**: 1 of 1 volumes ready to be switched.")
     ready = last_event(airflow)
     assert (ready["volume"], ready["ready"], ready["blockers"]) == ("myjfs", True, [])
     mapped = airflow.api("GET", f"/dags/{REHEARSAL}/dagRuns/{run_id}/taskInstances/rehearse/listMapped")

@@ -175,15 +175,17 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
     assert lab.mariadb.query("SELECT value FROM jfs_setting") == row
     assert lab.mount_processes() == processes
     way = f"from `{lab.old_store.bucket_url}` to `{lab.new_store.bucket_url}`"
-    outcome = f"**Outcome**: rolled back, volume `myjfs`, {way}. Backup: `{report['backup_id']}`. [Report]("
-    assert note_of(airflow, run_id).startswith(outcome)
+    outcome = f"/report)**: rolled back, volume `myjfs`, {way}. Backup: `{report['backup_id']}`."
+    assert note_of(airflow, run_id).startswith(f"**[Outcome](juicefs-storage/runs/{DAG_ID}/")
+    assert note_of(airflow, run_id).endswith(outcome)
     airflow.api("PATCH", f"/dags/{DAG_ID}/dagRuns/{run_id}", json={"note": f"INC-7\n\n{note_of(airflow, run_id)}"})
     # The run's steps forward refuse from now on: "only failed" would go green over a half-undone volume.
     airflow.clear(DAG_ID, run_id, ["settle"])
     assert airflow.wait_run(DAG_ID, run_id, timeout_s=RUN_S) == "failed"
     assert "rolled back since" in error_of(airflow, run_id, "settle")
     assert buckets(lab) == before
-    assert note_of(airflow, run_id).startswith(f"INC-7\n\n{outcome}")
+    assert note_of(airflow, run_id).startswith("INC-7\n\n**[Outcome](")
+    assert note_of(airflow, run_id).endswith(outcome)
     assert note_of(airflow, run_id).count("Outcome") == 1
 
     lab.new_store.stop()
@@ -221,7 +223,7 @@ def test_a_live_volume_moves_and_nothing_is_lost(lab: Lab, airflow: Airflow) -> 
     failed = [task for task in airflow.task_states(DAG_ID, run_id) if task.state == "failed"]
     assert state == "success", [airflow.task_error(DAG_ID, run_id, task) for task in failed]
     assert (report["outcome"], report["approved_by"]) == ("switched", "admin")
-    assert note_of(airflow, run_id).startswith("**Outcome**: switched, volume `myjfs`, from ")
+    assert "/report)**: switched, volume `myjfs`, from " in note_of(airflow, run_id)
     assert buckets(lab) == {lab.new_store.bucket_url}
     assert lab.mount_processes() == processes
     assert report["results"]["prove_no_restarts"]["restarts"] == 0

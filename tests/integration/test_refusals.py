@@ -527,8 +527,8 @@ def test_a_missing_block(lab: Lab, look: Look, mode: str) -> None:
         findings = look("check_consistency", consistency=mode, catch_up=True)
         (refused,) = refusals(look("check_consistency", consistency=mode, catch_up=False))
     assert refusals(findings) == []
-    assert f"missing: {key}" in warnings(findings)[0]
-    assert re.match(rf"1 of \d+ blocks are not on the new store: missing: {key}\.", refused)
+    assert f"not on the new store yet, such as {key}." in warnings(findings)[0]
+    assert re.match(rf"1 of \d+ blocks are not on the new store, such as {key}\.", refused)
     assert "copy the volume" in refused
 
 
@@ -537,7 +537,7 @@ def test_a_block_with_another_length(lab: Lab, look: Look, mode: str) -> None:
     key = some_block(lab)
     with new_object(lab, key, b"cut"):
         (refused,) = refusals(look("check_consistency", consistency=mode))
-    assert f"different: {key}" in refused
+    assert f"differ on the new store, such as {key}" in refused
     assert "overwrites" in refused
 
 
@@ -546,7 +546,7 @@ def test_a_block_with_other_content_of_the_same_length(lab: Lab, look: Look, mod
     key = some_block(lab)
     with new_object(lab, key, b"x" * lab.new_store.objects()[key][0]):
         refused = refusals(look("check_consistency", consistency=mode))
-    assert [f"different: {key} (content)" in line for line in refused] == ([True] if seen else [])
+    assert [f"such as {key} (content)" in line for line in refused] == ([True] if seen else [])
 
 
 @contextlib.contextmanager

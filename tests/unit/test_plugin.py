@@ -82,9 +82,9 @@ print(json.dumps({
     "planned": plugin.render_page("plan", dag.dag_id, run_id, planned),
     "hostile": plugin.render_page("report", "<d>", "<r>&", hostile),
     "notes": [
-        plugin.add_outcome("", "planned."),
-        plugin.add_outcome("CHG-1\\n\\n**Outcome**: planned.\\n\\nstarted by Kim", "switched: `a`\\n[Report](x)"),
-        plugin.add_outcome("x" * 990, "switched."),
+        plugin.add_outcome("", "planned.", "x"),
+        plugin.add_outcome("CHG-1\\n\\n**[Outcome](x)**: planned.\\n\\nstarted by Kim", "switched,\\n`a`", "y"),
+        plugin.add_outcome("x" * 990, "switched.", "x"),
     ],
     "none": plugin.render_page("report", dag.dag_id, run_id, None),
 }))
@@ -160,8 +160,8 @@ def test_page_says_what_is_missing(plugin: dict[str, Any]) -> None:
 
 def test_the_outcome_stands_in_the_note_once_and_takes_nothing_away(plugin: dict[str, Any]) -> None:
     assert plugin["notes"] == [
-        "**Outcome**: planned.",
-        "CHG-1\n\n\n\nstarted by Kim\n\n**Outcome**: switched: `a` [Report](x)",
+        "**[Outcome](x)**: planned.",
+        "CHG-1\n\n\n\nstarted by Kim\n\n**[Outcome](y)**: switched, `a`",
         "x" * 990,
     ]
 

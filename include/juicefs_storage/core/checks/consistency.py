@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from include.juicefs_storage.core.checks.findings import ok, refusal, warning
 from include.juicefs_storage.core.copying import (
     Difference,
@@ -60,11 +62,11 @@ def check_consistency(
 def _different(difference: Difference) -> list[Finding]:
     if not difference.different:
         return []
-    examples = "; ".join(difference.examples_of("different"))
     return [
         refusal(
             CHECK,
-            f"{difference.different} of {difference.expected} blocks differ on the new store: {examples}.",
+            f"{difference.different} of {difference.expected} blocks differ on the new store, such as "
+            f"{_examples(difference, 'different')}.",
             "find out what wrote them; nothing here overwrites an object that differs",
         )
     ]
@@ -74,11 +76,15 @@ def _missing(difference: Difference, *, catch_up: bool) -> list[Finding]:
     if not difference.missing:
         return []
     message = f"{difference.missing} of {difference.expected} blocks are not on the new store"
-    examples = "; ".join(difference.examples_of("missing"))
+    examples = _examples(difference, "missing")
     if catch_up and difference.present:
         remedy = "they are copied before the setting is written (catch_up=true)"
-        return [warning(CHECK, f"{message} yet: {examples}.", remedy)]
-    return [refusal(CHECK, f"{message}: {examples}.", "copy the volume (see docs/switch.md), then start again")]
+        return [warning(CHECK, f"{message} yet, such as {examples}.", remedy)]
+    return [refusal(CHECK, f"{message}, such as {examples}.", "copy the volume (see docs/switch.md), then start again")]
+
+
+def _examples(difference: Difference, kind: Literal["missing", "different"]) -> str:
+    return "; ".join(example.removeprefix(f"{kind}: ") for example in difference.examples_of(kind))
 
 
 def _foreign(difference: Difference, metadata: MetadataStore) -> list[Finding]:
