@@ -1,0 +1,172 @@
+"""The tasks of `juicefs_storage_sync` one after the other on two real stores, without a scheduler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from include.juicefs_storage.core.sync import partitions as cutting
+from include.juicefs_storage.tasks import runtime, sync
+from lab.environment import Lab
+from lab.seaweed import Store
+
+PREFIX = "parts/"
+KEYS = [f"{head}/{number:03}" for head in ("a", "b/c", "zz ü+%") for number in range(20)]
+
+
+class Airflow:
+    """What a task sees of Airflow, for one run: params, and XComs in memory."""
+
+    def __init__(self, run_id: str, params: dict[str, Any]) -> None:
+        self.run_id, self.params = run_id, params
+        self.xcoms: dict[tuple[str, str], Any] = {}
+        self.task = ""
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[self.task, key] = json.loads(json.dumps(value))
+
+    def xcom_pull(self, task_ids: str, key: str) -> Any:
+        return self.xcoms.get((task_ids, key))
+
+    def run(self, task: str, *arguments: Any) -> Any:
+        self.task = task
+        return getattr(sync, task).function(*arguments)
+
+    def returned(self, task: str, value: Any) -> Any:
+        self.task = task
+        self.xcom_push("return_value", value)
+        return value
+
+    def whole(self) -> dict[str, Any]:
+        """Every task of the DAG, in order; the report."""
+        self.returned("check", self.run("check"))
+        for phase, planner in (("copy", "plan_partitions"), ("verify", "list_to_verify")):
+            shards = self.returned(planner, self.run(planner))
+            results = [self.run(phase, shard) for shard in shards]
+            # As Airflow hands them over: one alone is no list.
+            self.returned(phase, results[0] if len(results) == 1 else results)
+        report: dict[str, Any] = self.returned("reconcile", self.run("reconcile"))
+        self.run("finalize")
+        return report
+
+
+@pytest.fixture
+def stores(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, Store]]:
+    both = lab.old_store, lab.new_store
+    for name, store in zip(("OLD", "NEW"), both, strict=True):
+        connection = {
+            "conn_type": "aws", "login": store.access_key, "password": store.secret_key,
+            "extra": {"endpoint_url": store.endpoint_url},
+        }  # fmt: skip
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(connection))
+    monkeypatch.setenv(sync.MANIFESTS_ENV, tmp_path.as_uri())
+    for key in KEYS:
+        both[0].client().put_object(Bucket=both[0].bucket, Key=PREFIX + key, Body=key.encode() * 10)
+    yield both
+    for store in both:
+        for key in store.objects(PREFIX):
+            store.client().delete_object(Bucket=store.bucket, Key=key)
+
+
+@pytest.fixture
+def start(stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch) -> Any:
+    def started(run_id: str, **params: Any) -> Airflow:
+        source, target = stores
+        given = {
+            "source_conn_id": "old", "source_bucket": source.bucket, "source_prefix": PREFIX,
+            "target_conn_id": "new", "target_bucket": target.bucket, "target_prefix": PREFIX,
+        }  # fmt: skip
+        airflow = Airflow(run_id, {**given, **params})
+        context = {"params": airflow.params, "run_id": run_id, "ti": airflow}
+        for module in (runtime, sync):
+            monkeypatch.setattr(module, "get_current_context", lambda: context)
+        return airflow
+
+    return started
+
+
+def test_a_dry_run_counts_and_writes_nothing(stores: tuple[Store, Store], start: Any) -> None:
+    written = [store.mutating_requests() for store in stores]
+    run = start("dry", dry_run=True, partitions=4, exclude=["b/*"])
+    report = run.whole()
+    assert (report["outcome"], report["objects"], report["partitions"]) == ("planned", 40, 4)
+    assert "| partitions | 4, cut by a listing of the source |" in run.xcoms["plan_partitions", "markdown"]
+    assert [store.mutating_requests() for store in stores] == written
+
+
+def test_a_run_is_cut_as_an_earlier_one_and_tasks_may_have_several_partitions(
+    stores: tuple[Store, Store], start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = stores
+    shards = cutting.shards
+    monkeypatch.setattr(cutting, "shards", lambda partitions: shards(partitions, most=3))
+    first = start("first", dry_run=False, partitions=6)
+    report = first.whole()
+    assert (report["outcome"], report["partitions"]) == ("proven", 6)
+    assert [len(shard["partitions"]) for shard in first.xcoms["plan_partitions", "return_value"]] == [2, 2, 2]
+    assert [phase["totals"] for phase in report["phases"]] == [
+        {"copied/etag": [60, sum(len(key.encode()) * 10 for key in KEYS)]},
+        {"same/etag": [60, sum(len(key.encode()) * 10 for key in KEYS)]},
+    ]
+    assert target.objects(PREFIX) == source.objects(PREFIX)
+
+    lists = source.requests()["LIST", "200"]
+    again = start("again", dry_run=False, partitions=3, recut_from="first", mode="verify")
+    report = again.whole()
+    assert (report["outcome"], report["partitions"]) == ("proven", 3)
+    assert "| partitions | 3, cut by the manifests of first |" in again.xcoms["plan_partitions", "markdown"]
+    # One for check, one for each partition: none for the plan.
+    assert source.requests()["LIST", "200"] - lists == 4
+
+
+@pytest.mark.parametrize("engine", ["juicefs", "native"])
+def test_every_engine_is_proven_in_the_same_way(engine: str, stores: tuple[Store, Store], start: Any) -> None:
+    source, target = stores
+    report = start(engine, dry_run=False, engine=engine, partitions=2, compare="content").whole()
+    assert report["outcome"] == "proven"
+    assert report["phases"][1]["totals"].keys() == {"same/content"}
+    assert target.objects(PREFIX) == source.objects(PREFIX)
+    assert len([note for note in report["notes"] if "juicefs sync" in note]) == (2 if engine == "juicefs" else 0)
+
+
+def test_what_is_left_out_is_red_and_names_the_partition(
+    stores: tuple[Store, Store], start: Any, tmp_path: Path
+) -> None:
+    run = start("red", dry_run=False, partitions=3, mode="copy")
+    run.whole()
+    plan_id = run.xcoms["plan_partitions", "summary"]["plan_id"]
+    (tmp_path / "red" / plan_id / "copy" / "00001.parquet").unlink()
+    report = run.returned("reconcile", run.run("reconcile"))
+    assert "1 of 3 partitions have no finished manifest of `copy`: 1. Clear" in report["problems"][0]
+    with pytest.raises(AirflowFailException, match="not proven"):
+        run.run("finalize")
+
+
+def test_a_plan_that_was_made_again_is_not_mixed_with_the_earlier_one(stores: tuple[Store, Store], start: Any) -> None:
+    run = start("twice", dry_run=False, partitions=2)
+    run.returned("check", run.run("check"))
+    earlier = run.run("plan_partitions")
+    stores[0].client().put_object(Bucket=stores[0].bucket, Key=f"{PREFIX}new", Body=b"1")
+    run.run("plan_partitions")
+    with pytest.raises(AirflowFailException, match="the plan was made again since"):
+        run.run("copy", earlier[0])
+
+
+def test_check_refuses_what_cannot_work(
+    stores: tuple[Store, Store], start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for change, said in (
+        ({"target_bucket": "no-such-bucket"}, "no-such-bucket"),
+        ({"target_conn_id": "nobody"}, "make the connection in Airflow"),
+        ({"recut_from": "never"}, "Param `recut_from`"),
+    ):
+        with pytest.raises(AirflowFailException, match=said):
+            start("refused", **change).run("check")
+    monkeypatch.delenv(sync.MANIFESTS_ENV)
+    with pytest.raises(AirflowFailException, match=sync.MANIFESTS_ENV):
+        start("refused").run("check")
