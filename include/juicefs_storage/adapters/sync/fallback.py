@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from include.juicefs_storage.adapters.sync.s3 import PUT_LIMIT_BYTES, is_md5
 from include.juicefs_storage.core.sync.model import Compared, Comparison, Copied, Engine, Listed, Outcome
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.sync.s3 import S3Store
 
 _CHUNK_BYTES = 8 * 2**20
-#: Larger objects cannot be sent in one PUT.
-PUT_LIMIT_BYTES = 5 * 2**30
 
 
 class ObstoreEngine(Engine):
@@ -30,11 +28,15 @@ class ObstoreEngine(Engine):
 
     def copy(self, objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
         """Copy whole objects; a body is in memory while it moves."""
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(self._concurrency) as pool:
             return list(pool.map(lambda item: _contained(self._copy, Copied, item, overwrite), objects))
 
     def compare(self, objects: Sequence[Listed]) -> list[Compared]:
         """Read both sides and compare."""
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(self._concurrency) as pool:
             return list(pool.map(lambda item: _contained(self._compare, Compared, item), objects))
 
@@ -83,11 +85,6 @@ class ObstoreEngine(Engine):
                 return Compared(absent)
             checksums.append(checksum)
         return Compared(Outcome.SAME if checksums[0] == checksums[1] else Outcome.DIFFERENT, checksums[0])
-
-
-def is_md5(etag: str) -> bool:
-    """Whether an ETag has the form of an MD5."""
-    return len(etag) == 32 and "-" not in etag
 
 
 def _contained(function: Callable[..., Any], result: Callable[..., Any], *arguments: object) -> Any:

@@ -255,13 +255,16 @@ class Connection:
         except BlockingIOError:
             return None
 
+    #: What was sent in part says nothing about whether there is room for more.
+    whole_records = False
     #: While it sends it also listens.
     _wants_sending = IN | OUT
 
     def _recv_early(self) -> bytes | None:
         return self._recv()
 
-    def _send(self, parts: list[Buffer]) -> int:
+    def send_some(self, parts: list[Buffer]) -> int:
+        """Send what there is room for; returns how many bytes that was."""
         try:
             return self.sock.sendmsg(parts)
         except BlockingIOError:
@@ -272,9 +275,16 @@ class Connection:
         self.answered = False
         self.deadline = time.monotonic() + 2 * limits.idle_s + transfer_bytes / _SLOWEST_BYTES_S
 
-    def send(self, parts: list[Buffer], size: int) -> Steps[None]:
-        """Send all of it, unless the server answers before: the connection is then of no use after the answer."""
-        sent = self._send(parts)
+    def send(self, parts: list[Buffer], size: int, sent: int | None = None) -> Steps[None]:
+        """Send all of it, unless the server answers before: the connection is then of no use after the answer.
+
+        Args:
+            parts: What to send.
+            size: Of all parts, in bytes.
+            sent: How much of them `send_some` has sent already; None: it was not asked yet.
+        """
+        if sent is None:
+            sent = self.send_some(parts)
         if sent == size:
             return
         parts = list(parts)
@@ -282,17 +292,19 @@ class Connection:
             size -= sent
             if not size:
                 break
-            while sent >= len(parts[0]):
-                sent -= len(parts.pop(0))
-            if sent:
-                parts[0] = memoryview(parts[0])[sent:]
-            self.wants = self._wants_sending
-            yield self
+            done = sent
+            while done >= len(parts[0]):
+                done -= len(parts.pop(0))
+            if done:
+                parts[0] = memoryview(parts[0])[done:]
+            if not sent or not self.whole_records:
+                self.wants = self._wants_sending
+                yield self
             # A server that refuses may answer without reading on: its answer says why, if it is read before the reset.
             if early := self._recv_early():
                 self._rest, self.answered, self.cut_short = early, True, True
                 break
-            sent = self._send(parts)
+            sent = self.send_some(parts)
         self.wants = IN
 
     def receive_head(self, method: str) -> Steps[Head]:
@@ -371,6 +383,19 @@ class Connection:
         Raises:
             HttpError: It is longer than the limit, or not HTTP.
         """
+        if not self._rest:
+            yield self
+            if data := self._recv():
+                self.answered = True
+                # The usual answer to a request about a small object: it is there at once.
+                if (end := data.find(b"\r\n\r\n", 0, HEAD_LIMIT_BYTES)) >= 0:
+                    head = parse_head(data[:end], method)
+                    if head.length == len(data) - end - 4 and head.status >= 200:
+                        self.head, self._left, self._decoder = head, 0, None
+                        return Response(head, [data[end + 4 :]], head.length)
+                self._rest = data
+            elif data is not None:
+                raise HttpError("closed without an answer")
         head = yield from self.receive_head(method)
         return (yield from self.receive_body(head, limit_bytes))
 
@@ -428,6 +453,7 @@ class TlsConnection(Connection):
     """The same over TLS."""
 
     sock: ssl.SSLSocket
+    whole_records = True
     _wants_sending = OUT  # what becomes readable may be a session ticket and no answer
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
@@ -462,7 +488,8 @@ class TlsConnection(Connection):
     def _recv_early(self) -> bytes | None:
         return None
 
-    def _send(self, parts: list[Buffer]) -> int:
+    def send_some(self, parts: list[Buffer]) -> int:
+        """Send what there is room for; returns how many bytes that was."""
         # OpenSSL wants the same bytes again after it could not write: the first piece stays as it is until it is sent.
         try:
             return self.sock.send(parts[0])

@@ -15,13 +15,12 @@ import re
 import select
 import threading
 from collections import deque
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
-from xml.sax.saxutils import escape
 
-from include.juicefs_storage.adapters.sync.fallback import PUT_LIMIT_BYTES, ObstoreEngine, is_md5
+from include.juicefs_storage.adapters.sync.fallback import ObstoreEngine
 from include.juicefs_storage.adapters.sync.http import (
     CHUNKED,
     Connection,
@@ -32,7 +31,16 @@ from include.juicefs_storage.adapters.sync.http import (
     TooLongError,
     drive,
 )
-from include.juicefs_storage.adapters.sync.s3 import ObjectError, S3Client, Tries, digest, encoded, error_code
+from include.juicefs_storage.adapters.sync.s3 import (
+    PUT_LIMIT_BYTES,
+    ObjectError,
+    S3Client,
+    Tries,
+    digest,
+    encoded,
+    error_code,
+    is_md5,
+)
 from include.juicefs_storage.core.sync.model import Compared, Comparison, Copied, Engine, Listed, Outcome
 
 if TYPE_CHECKING:
@@ -624,7 +632,7 @@ class NativeEngine(Engine):
         try:
             parts, content = yield from self._upload_parts(worker, item, upload)
             body = "".join(
-                f"<Part><PartNumber>{number}</PartNumber><ETag>&quot;{escape(part)}&quot;</ETag></Part>"
+                f"<Part><PartNumber>{number}</PartNumber><ETag>&quot;{part}&quot;</ETag></Part>"
                 for number, part in enumerate(parts, start=1)
             )
             data = f"<CompleteMultipartUpload>{body}</CompleteMultipartUpload>".encode()
@@ -673,6 +681,8 @@ class NativeEngine(Engine):
             stored = sent.headers.get("etag", "").strip('"')
             if is_md5(stored) and stored != sums[0]:
                 raise ObjectError(f"part {number} was not stored as it was sent")
+            if not stored.isalnum():
+                raise ObjectError(f"part {number} got an ETag that is none")
             parts.append(stored)
             content = made[0]
         return parts, content.hexdigest()
@@ -781,9 +791,14 @@ def _part(query: str, _: Head) -> tuple[str, Headers]:
     return query, ()
 
 
+@lru_cache(maxsize=256)
+def _kept_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in _KEPT or name.startswith("x-amz-meta-"))
+
+
 def _kept(headers: dict[str, str]) -> Headers:
     """The metadata that goes along: what S3 keeps with an object, but for tags, ACL and storage class."""
-    kept = tuple([(name, value) for name, value in headers.items() if name in _KEPT or name.startswith("x-amz-meta-")])
+    kept = tuple([(name, headers[name]) for name in _kept_of(tuple(headers))])
     if "aws-chunked" in headers.get("content-encoding", ""):  # how it was once sent, which S3 itself does not keep
         codings = [coding.strip() for coding in headers["content-encoding"].split(",")]
         rest = ", ".join(coding for coding in codings if coding != "aws-chunked")

@@ -10,9 +10,8 @@ import re
 import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote_plus
 
@@ -40,10 +39,14 @@ log = logging.getLogger(__name__)
 
 _ENDPOINT = re.compile(r"https?://[^/\s?#@]+/?")
 _BODY_LIMIT_BYTES = 16 * 2**20
+#: Larger objects cannot be sent in one PUT.
+PUT_LIMIT_BYTES = 5 * 2**30
 _OBJECT_LIMIT_BYTES = 5 * 2**40  # the largest that S3 knows
 #: So many refusals without a single success: the keys are at fault, and no object.
 _DENIALS = 50
 _TRIED_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Keys that need no percent-encoding.
+_PLAIN = re.compile(r"[A-Za-z0-9/_.~-]*").fullmatch
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _KEYS = "correct the keys of the connection, or their policy on this bucket"
 _REGION = "correct extra.region_name or extra.endpoint_url of the connection"
@@ -190,7 +193,7 @@ class S3Client:
 
     def path(self, key: str) -> str:
         """The request path of a key (relative to the prefix), percent-encoded."""
-        return f"{self.bucket_path}{self._prefix}{quote(key, safe='/~')}"
+        return f"{self.bucket_path}{self._prefix}{key if _PLAIN(key) else quote(key, safe='/~')}"
 
     def connection(self) -> Steps[Connection]:
         """One that is idle, the last used first, or a new one."""
@@ -206,7 +209,7 @@ class S3Client:
         else:
             connection.close()
 
-    def request(
+    def request(  # noqa: PLR0912 - one way through, unrolled: every object passes here twice
         self,
         method: str,
         path: str,
@@ -233,17 +236,20 @@ class S3Client:
             PermanentError: The certificate is not trusted, or the clocks differ and go on differing.
         """
         tries = Tries(self)
+        idle = self.idle
         while True:
             connection = None
             retry_after = None
             try:
-                connection = yield from self.connection()
-                connection.start(self.limits, max(length or 0, 0 if parts else limit_bytes))
+                connection = idle.pop() if idle else (yield from self.host.connect(self.limits))
+                connection.start(self.limits, length or limit_bytes)
                 head = self.signer.head(method, path, query, headers, length)
                 if parts:
-                    yield from connection.send([head, *parts], len(head) + (length or 0))
-                else:
-                    yield from connection.send([head], len(head))
+                    size = len(head) + (length or 0)
+                    if (sent := connection.send_some([head, *parts])) != size:
+                        yield from connection.send([head, *parts], size, sent)
+                elif connection.send_some([head]) != len(head):
+                    raise HttpError("a request's head was not taken")  # its buffer was empty
                 response = yield from connection.receive_all(method, limit_bytes)
             except TooLongError:
                 if connection is not None:
@@ -281,6 +287,8 @@ class S3Client:
         return code in {"RequestTimeout", "SlowDown", "OperationAborted", "InternalError"}
 
     def _correct_clock(self, date: str) -> bool:
+        from email.utils import parsedate_to_datetime
+
         try:
             skew_s = parsedate_to_datetime(date).timestamp() - time.time()
         except ValueError:
@@ -376,6 +384,11 @@ def error_code(response: Response) -> str:
     """The S3 error code in a body, or an empty text."""
     code = _CODE.search(response.body[:_BODY_LIMIT_BYTES]) if response.size else None
     return code[1].decode() if code else ""
+
+
+def is_md5(etag: str) -> bool:
+    """Whether an ETag has the form of an MD5."""
+    return len(etag) == 32 and "-" not in etag
 
 
 class S3Side:
@@ -555,9 +568,11 @@ class Listing:
     token: str | None
 
 
-_ELEMENT = re.compile(r"<(?:(Owner)>.*?</Owner|([A-Za-z0-9]+)>[^<]*</\2)>")
+_ELEMENT = re.compile(r"<(?:(Owner)>.*?</Owner|([A-Za-z0-9]+)>([^<]*)</\2)>")
+_QUOTED = re.compile('(&quot;|&#34;|"|)')
 _QUOTE = '(?:&quot;|&#34;|")?'
-_WANTED = {"Key": "([^<&]*)", "ETag": f'{_QUOTE}([^<"&]*){_QUOTE}', "Size": "([0-9]{1,18})"}
+_WANTED = {"Key": "([^<&]*+)", "ETag": f'{_QUOTE}([^<"&]*+){_QUOTE}', "Size": "([0-9]{1,18}+)"}
+_VARYING = {"Key", "Size", "Owner"}
 _TRUNCATED = re.compile("<IsTruncated>(true|false)</IsTruncated>")
 _TOKEN = re.compile("<NextContinuationToken>([^<&]+)</NextContinuationToken>")
 
@@ -587,7 +602,8 @@ def _parse_uniform(text: str, prefix: str) -> Listing | None:
     if start < 0 or end < start:
         return None
     first = text[start + len("<Contents>") : text.index("</Contents>")]
-    names = tuple(match[1] or match[2] for match in _ELEMENT.finditer(first))
+    elements = list(_ELEMENT.finditer(first))
+    names = tuple(match[1] or match[2] for match in elements)
     around, objects = text[:start] + text[end:], text[start:end]
     truncated = _TRUNCATED.findall(around)
     tokens = _TOKEN.findall(around)
@@ -603,31 +619,46 @@ def _parse_uniform(text: str, prefix: str) -> Listing | None:
         or len(set(names)) != len(names)
     ):
         return None
-    rows = _objects_like(names).findall(objects)
-    if len(rows) != objects.count("<Contents>"):
+    number = objects.count("<Contents>")
+    # Dates, ETags and storage classes are mostly of one length: they are passed over faster.
+    rows = _objects_like(names, tuple(match[3] or "" for match in elements)).findall(objects)
+    if len(rows) != number and len(rows := _objects_like(names).findall(objects)) != number:
         return None
     columns = dict(zip([name for name in names if name in _WANTED], zip(*rows, strict=True), strict=True))
-    # A slash is the one encoded character of plain keys, and a literal "%2F" would be "%252F".
-    keys = "\n".join(columns["Key"]).replace("%2F", "/")
-    keys_list = keys.split("\n")
-    if "%" in keys or "+" in keys:
-        keys_list = [unquote_plus(key, errors="strict") for key in keys_list]
+    keys = list(columns["Key"])
+    if "%" in objects or "+" in objects:
+        # A slash is the one encoded character of plain keys, and a literal "%2F" would be "%252F".
+        keys = [key.replace("%2F", "/") for key in keys]
+        keys = [unquote_plus(key, errors="strict") if "%" in key or "+" in key else key for key in keys]
     return Listing(
-        Page(_relative(keys_list, prefix), list(map(int, columns["Size"])), list(columns["ETag"])),
+        Page(_relative(keys, prefix), list(map(int, columns["Size"])), list(columns["ETag"])),
         [],
         tokens[0] if tokens else None,
     )
 
 
-@lru_cache(maxsize=16)
-def _objects_like(names: tuple[str, ...]) -> re.Pattern[str]:
-    """Matches one object with these elements; groups: those of `_WANTED`, in the order they stand in."""
-    inner = "".join(
-        "<Owner>(?:<[A-Za-z]+>[^<]*</[A-Za-z]+>)*</Owner>"
-        if name == "Owner"
-        else f"<{name}>{_WANTED.get(name, '[^<]*')}</{name}>"
-        for name in names
-    )
+def _objects_like(names: tuple[str, ...], values: tuple[str, ...] = ()) -> re.Pattern[str]:
+    """Matches one object with these elements; of those that may be of any length, as long as these values.
+
+    Groups: those of `_WANTED`, in the order they stand in.
+    """
+    named = zip(names, values, strict=False)
+    forms = ((0, "") if name in _VARYING else (len(value), _QUOTED.findall(value)[0]) for name, value in named)
+    return _pattern(names, tuple(forms))
+
+
+@lru_cache(maxsize=64)
+def _pattern(names: tuple[str, ...], forms: tuple[tuple[int, str], ...]) -> re.Pattern[str]:
+    inner = ""
+    for name, form in zip_longest(names, forms):
+        value = _WANTED.get(name, "[^<]*+")
+        if name == "Owner":
+            value = "(?:<[A-Za-z]+>[^<]*+</[A-Za-z]+>)*+"
+        elif form and name == "ETag":
+            value = f"{form[1]}(.{{{form[0] - 2 * len(form[1])}}}){form[1]}"
+        elif form and name not in _WANTED:
+            value = f".{{{form[0]}}}"
+        inner += f"<{name}>{value}</{name}>"
     return re.compile(f"<Contents>{inner}</Contents>")
 
 
