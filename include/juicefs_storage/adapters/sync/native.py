@@ -401,6 +401,9 @@ class NativeEngine(Engine):
         done = Outcome.OVERWRITTEN if overwrite else Outcome.COPIED
         if written == etag and is_md5(etag):
             return Copied(done, written, Comparison.ETAG)
+        now = yield from source.request("HEAD", source.path(key))
+        if now.status == 404 or _changed(now.headers, etag):  # a store that does not heed the condition
+            raise _EndedError(Outcome.CHANGED)
         copied = yield from self._proven(worker, item, written)
         return copied._replace(outcome=done) if copied.outcome is Outcome.COPIED else copied
 
@@ -733,12 +736,9 @@ class _Loop:
             if isinstance(waits, Connection):
                 fd = waits.fd
                 if waits.mask != waits.wants:
-                    if waits.mask and known.get(fd) is waits:
-                        modify(fd, waits.wants)
-                    else:
-                        register(fd, waits.wants)
-                        known[fd] = waits
+                    (modify if waits.mask else register)(fd, waits.wants)
                     waits.mask = waits.wants
+                    known[fd] = waits
                 waits.since = now
                 waiting[fd] = lane, waits
             else:

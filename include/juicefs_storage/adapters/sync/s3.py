@@ -185,6 +185,7 @@ class S3Client:
         #: The last refusal of an object for want of rights.
         self.denied: PermanentError | None = None
         self.denials = 0
+        self._corrected_at = -1e9
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -294,7 +295,9 @@ class S3Client:
         except ValueError:
             return False
         if abs(skew_s - self.signer.skew_s) < 60:
-            return False
+            # Another request corrected it while this one was on its way, or the correction does not help.
+            return time.monotonic() < self._corrected_at + self.limits.idle_s
+        self._corrected_at = time.monotonic()
         log.warning(
             "The clock of %s is %+.0f s off ours; requests are signed with its time.", self.store.endpoint, skew_s
         )
