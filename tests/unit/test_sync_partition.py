@@ -9,7 +9,7 @@ import pytest
 from include.juicefs_storage.adapters.sync.manifests import ManifestReader, ParquetManifest, Row
 from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.sync import run
-from include.juicefs_storage.core.sync.model import Comparison, KeyRange, Mirrored, Outcome
+from include.juicefs_storage.core.sync.model import Comparison, KeyRange, Mirrored, Outcome, Page
 from include.juicefs_storage.core.sync.run import Options, Status, Totals, copy_partition, verify_partition
 from tests.unit.sync_fakes import KilledError, MemoryEngine, MemorySide
 
@@ -103,6 +103,24 @@ def test_multipart_etags_are_compared_by_content_and_the_rest_by_etag(tmp_path: 
         (Outcome.SAME, Comparison.ETAG): (5, 5),
         (Outcome.SAME, Comparison.CONTENT): (1, 1),
     }
+
+
+def test_objects_that_tell_nothing_do_not_decide_for_the_rest(tmp_path: Path) -> None:
+    """The first page holds an upload in parts and an empty object."""
+    bodies = {"a": b"parts", "b": b"", "d": b"4", "e": b"5"}
+    source, target, engine = sides(dict(bodies), dict(bodies))
+    source.page_keys = target.page_keys = 2
+    source.etags = target.etags = {"a": "0" * 32 + "-2"}
+    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    assert engine.compared == ["a", "b"]
+    assert totals.compared_by(Comparison.ETAG) == 2
+
+
+def test_an_empty_page_is_not_the_end(tmp_path: Path) -> None:
+    source, target, engine = sides({"a": b"1", "b": b"2"}, {})
+    pages = list(source.pages(ALL))
+    source.pages = lambda keys: iter([Page([], [], []), *pages])  # type: ignore[method-assign]
+    assert copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options()).objects() == 2
 
 
 def test_verification_writes_nothing(tmp_path: Path) -> None:

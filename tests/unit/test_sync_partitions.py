@@ -183,6 +183,11 @@ def test_labels_say_where_and_how_much() -> None:
     assert len({partition.label for partition in partitions}) == 4
 
 
+def test_a_hostile_key_makes_no_template_of_a_label() -> None:
+    (partition,) = cut([Segment("{{ 1/0 }}\n\u202e", 1, 1)], KeyRange())
+    assert partition.label == "000 ?? 1/0 ???? 1 objects, 1 B"
+
+
 def test_more_partitions_than_airflow_maps_share_tasks() -> None:
     partitions = cut([Segment(f"{number:05}", 250_000, 0) for number in range(4000)], KeyRange())
     grouped = shards(partitions)

@@ -143,7 +143,8 @@ def check() -> dict[str, Any]:
 
     for store in (source, target):
         S3Side(store).check()
-    runtime.find_tool()
+    if "copy" in params.mode:
+        runtime.find_tool()
     folder = manifests_folder(run_id())
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / "writable"

@@ -106,15 +106,14 @@ def key_filter(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str]
 
 
 def filtered(pages: Iterator[Page], taken: Callable[[str], object] | None) -> Iterator[Page]:
-    """Leave out the keys that a filter does not take."""
-    if taken is None:
-        yield from pages
-        return
+    """Leave out the keys that a filter does not take, and pages without any."""
     for page in pages:
+        if taken is None:
+            if page.keys:
+                yield page
+            continue
         kept = [place for place, key in enumerate(page.keys) if taken(key)]
-        if len(kept) == len(page.keys):
-            yield page
-        elif kept:
+        if kept:
             yield Page([page.keys[at] for at in kept], [page.sizes[at] for at in kept], [page.etags[at] for at in kept])
 
 

@@ -244,6 +244,8 @@ class Survey:
                 if self._error:
                     return
                 self.calls += 1
+                if not page.keys:
+                    continue
                 until = stretch.until
                 beyond = until is not None and page.keys[-1] > until
                 end = bisect_right(page.keys, until) if beyond and until is not None else len(page.keys)
@@ -364,7 +366,8 @@ def _where(after: str | None, first: str | None) -> str:
         return "all keys"
     same = _shared(after or "", first)
     text = first[: max(same + 1, 12)] if len(first) > 24 else first
-    shown = "".join(character if character.isprintable() else "?" for character in text[-40:])
+    # No braces: the text goes where Airflow renders templates.
+    shown = "".join(char if char.isprintable() and char not in "{}" else "?" for char in text[-40:])
     return f"{'…' if len(text) > 40 else ''}{shown}{'…' if text != first else ''}"
 
 

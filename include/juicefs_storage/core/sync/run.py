@@ -322,21 +322,25 @@ class _Partition:
         if self.options.compare != "etag":
             return False
         if self._md5 is None:
-            self._md5 = self._sampled(self.source, source) and self._sampled(self.target, target)
+            one, other = self._sampled(self.source, source), self._sampled(self.target, target)
+            if one is None or other is None:
+                return False  # nothing here to find out by; later pages may have it
+            self._md5 = one and other
             if not self._md5:
                 log.info("ETags are not MD5 on both sides: contents are compared instead.")
         return self._md5
 
-    def _sampled(self, side: Side, page: Page) -> bool:
+    def _sampled(self, side: Side, page: Page) -> bool | None:
         plain = [
             (size, key, etag)
             for key, size, etag in zip(*page, strict=True)
             if 0 < size <= _SAMPLE_BYTES and plain_md5((etag,))
         ]
         if not plain:
-            return False
+            return None
         _, key, etag = min(plain)
-        return side.md5(key) == etag.lower()
+        found = side.md5(key)
+        return None if found is None else found == etag.lower()
 
     def _treat(self, batch: Classifier) -> None:
         """Compare what listings did not settle, then copy what is missing, and different where that is wanted."""
