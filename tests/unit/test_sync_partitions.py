@@ -206,3 +206,10 @@ def test_a_store_that_fails_ends_the_survey() -> None:
 
     with pytest.raises(TransientError, match="down"):
         Survey(Failing(LAYOUTS["juicefs"]), listers=4).run(KeyRange())
+
+
+def test_a_cut_does_not_move_the_end_of_a_range_outwards() -> None:
+    keys = {"/", "9", "99", "999", "9999", "99999", "999999", "9a", "a", "a99", "b", "b9"}
+    _, end = find_cut(ListingSide(dict.fromkeys(keys, 1)).first_after, "a99", "b")
+    assert end is not None
+    assert end <= "b"

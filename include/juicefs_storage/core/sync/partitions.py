@@ -306,6 +306,8 @@ def find_cut(first_after: Callable[[str], str | None], low: str, high: str | Non
                 code = _code(behind if place == most and behind else low, place)
                 end = _ASCII_END if code < _ASCII_END - 1 else _LAST_CHARACTER
                 middle = low[:place] + _character((code + end + 1) // 2)
+        if high is not None and middle >= high:
+            break  # what is behind `low` begins with the end itself
         found = first_after(middle)
         if found is None or (high is not None and found > high):
             high = middle
