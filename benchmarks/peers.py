@@ -164,7 +164,7 @@ class Mc:
 
     def version(self) -> str:
         """Its own words, without the commit."""
-        return _first_line(self._binary(), "--version").split(" (")[0]
+        return _first_line(self._binary(), "--version")
 
     @staticmethod
     def _binary() -> Path:
@@ -194,4 +194,5 @@ Peer: TypeAlias = Native | JuiceFS | Rclone | Mc
 
 def _first_line(program: Path, argument: str) -> str:
     done = subprocess.run([program, argument], capture_output=True, text=True, timeout=30, check=True)
-    return re.sub(r"\+.*", "", done.stdout.splitlines()[0])
+    # The number alone; Debian builds mc without one.
+    return re.sub(r"^.*version |^rclone |\+.*| \(.*", "", done.stdout.splitlines()[0])
