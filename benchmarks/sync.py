@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -390,6 +391,8 @@ def main() -> None:
     parser.add_argument("--engine", choices=["native", "obstore"], default="native")
     parser.add_argument("--json", type=Path, help=f"default: {RESULTS.name}, and the page of the docs, if all was run")
     given = parser.parse_args()
+    # Whoever ends the benchmark ends its servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     cases = [case for case in everything if not given.only or case.name in given.only]
     if given.quick:
         cases = [quick(case) for case in cases]
