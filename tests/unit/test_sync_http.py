@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from include.juicefs_storage.adapters.sync import http as http_module
 from include.juicefs_storage.adapters.sync.http import (
     ChunkDecoder,
     Connection,
@@ -214,6 +215,25 @@ def test_headers_are_trimmed_joined_and_lower_case() -> None:
     assert head.length == 3
     again = parse_head(b"HTTP/1.1 200 OK\r\nETag:  a \r\nContent-Length: 3\t")
     assert again.headers == {"etag": "a", "content-length": "3"}
+
+
+def test_a_form_that_was_learnt_reads_as_carefully() -> None:
+    head = b"HTTP/1.1 200 OK\r\nETag: a b\r\nContent-Length: 12\r\nServer: s"
+
+    def outcome(data: bytes) -> object:
+        try:
+            found = parse_head(data)
+        except HttpError as error:
+            return str(error)
+        return found.status, found.headers, found.length, found.reusable
+
+    for at in range(len(head)):
+        for byte in b"\r\n\0\t :1\xff":
+            changed = head[:at] + bytes([byte]) + head[at + 1 :]
+            parse_head(head)
+            learnt = outcome(changed)
+            http_module._latest.clear()
+            assert outcome(changed) == learnt, changed
 
 
 @pytest.mark.parametrize(

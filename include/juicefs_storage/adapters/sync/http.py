@@ -34,11 +34,13 @@ _LINE_LIMIT_BYTES = 4096
 _INFORMATIONAL_LIMIT = 16
 #: The slowest transfer that is waited for: a request may last `idle_s` plus its bytes at this rate.
 _SLOWEST_BYTES_S = 65536
-_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
+_STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*+)?")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
-#: Header names in lower case, as they were seen: servers send the same few, and a look-up costs less than a check.
-_names: dict[str, str] = {}
+#: Header names as they were seen together, with what matches such a head and the names in lower case.
+_forms: dict[tuple[str, ...], tuple[Callable[[str], re.Match[str] | None], tuple[str, ...]]] = {}
+#: By method, the form of the last answer.
+_latest: dict[str, tuple[Callable[[str], re.Match[str] | None], tuple[str, ...]]] = {}
 
 CHUNKED, UNTIL_CLOSE = -1, -2
 
@@ -105,44 +107,52 @@ def parse_head(data: bytes, method: str = "GET") -> Head:
         HttpError: It is not HTTP/1.x, a header is malformed or folded, or the length of the body is in doubt.
     """
     text = data.decode("latin-1")
+    latest = _latest.get(method)
+    if latest and (match := latest[0](text)):
+        minor, digits, *values = match.groups()
+        headers = dict(zip(latest[1], values, strict=True))
+    else:
+        minor, digits, headers = _parse_any_head(text, method)
+    status = int(digits)
+    return Head(status, headers, _length(method, status, headers), reusable=_persists(minor, headers.get("connection")))
+
+
+def _parse_any_head(text: str, method: str) -> tuple[str, str, dict[str, str]]:
     lines = text.split("\r\n")
-    breaks = len(lines) - 1
-    if text.count("\n") != breaks or text.count("\r") != breaks or "\0" in text:
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
         raise HttpError("a control character among the headers")
     first = _STATUS_LINE.fullmatch(lines[0])
     if first is None:
         raise HttpError("no HTTP/1.x status line")
-    del lines[0]
     headers: dict[str, str] = {}
-    try:  # the usual form: names seen before, once each, one space before the value and none behind
-        headers = {_names[name]: value for name, value in [line.split(": ", 1) for line in lines]}
-    except (KeyError, ValueError):
-        headers = _parse_headers(lines)
-    else:
-        if len(headers) != breaks or ":  " in text or " \r" in text or "\t" in text or text.endswith(" "):
-            headers = _parse_headers(lines)
-    status = int(first[2])
-    return Head(
-        status, headers, _length(method, status, headers), reusable=_persists(first[1], headers.get("connection"))
-    )
-
-
-def _parse_headers(lines: list[str]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for line in lines:
+    names = []
+    for line in lines[1:]:
         raw, colon, value = line.partition(":")
         if not colon or not _NAME.fullmatch(raw):
             raise HttpError("a malformed header")
         name = raw.lower()
-        if len(_names) < 1000:
-            _names[raw] = name
+        names.append(raw)
         value = value.strip(" \t")
         if name in headers:
             if name == "content-length" and headers[name] != value:
                 raise HttpError("two values of Content-Length")
             value = value if name == "content-length" else f"{headers[name]}, {value}"
         headers[name] = value
-    return headers
+    if len(headers) == len(names):
+        _learn(tuple(names), method)
+    return first[1], first[2], headers
+
+
+def _learn(names: tuple[str, ...], method: str) -> None:
+    """Expect the next answer to such a request to have the same headers in the same order: servers are like that."""
+    form = _forms.get(names)
+    if form is None and len(_forms) < 100:
+        # As the careful way reads it, or no match: one space before a value, none behind, no control characters.
+        lines = "".join(rf"\r\n{re.escape(name)}: ((?! )[^\r\n\0\t]*+(?<! ))" for name in names)
+        form = re.compile(_STATUS_LINE.pattern + lines).fullmatch, tuple(name.lower() for name in names)
+        _forms[names] = form
+    if form is not None:
+        _latest[method] = form
 
 
 def _length(method: str, status: int, headers: dict[str, str]) -> int:
