@@ -298,6 +298,8 @@ def find_cut(first_after: Callable[[str], str | None], low: str, high: str | Non
                 middle = high[: same + 1]
             elif other <= 0 or (same + 1 >= most and not behind):
                 break  # what is left begins with all of `low`
+            elif behind and most <= same:
+                break  # nothing is behind the cut but the end itself
             else:
                 # Everything left begins with `low[: same + 1]`, and something differs in the character at `most`, if
                 # not before.
@@ -329,7 +331,7 @@ def _code(text: str, place: int) -> int:
 
 def _character(code: int) -> str:
     # Surrogates are no characters, and have no UTF-8.
-    return chr(code if not 0xD800 <= code <= 0xDFFF else 0xD7FF)
+    return chr(code if not 0xD800 <= code <= 0xDFFF else 0xE000)
 
 
 def cut(segments: Sequence[Segment], keys: KeyRange, count: int | None = None) -> list[Partition]:
