@@ -78,6 +78,9 @@ class MemoryStore(ThreadingHTTPServer):
         self.server_close()
         self._thread.join()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is no error of the store's."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: MemoryStore
@@ -112,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if not self.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
+        if not body or not self.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
             return body
         parts: list[bytes] = []
         at = 0

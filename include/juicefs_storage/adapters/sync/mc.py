@@ -124,7 +124,7 @@ class McMirror:
                 "MC_HOST_source": _alias(self.source),
                 "MC_HOST_target": _alias(self.target),
             },
-            progress=lambda pid, _: program.bytes_moved(pid),
+            progress=lambda pid, _: program.moved(pid),
             stall_s=self.stall_s,
         ) as ended:
             said = _Said()
