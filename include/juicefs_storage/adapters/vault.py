@@ -53,8 +53,13 @@ class FileVault:
     def _file(self, backup_id: str) -> ObjectStoragePath:
         return self.folder / f"{backup_id}{_SUFFIX}"
 
+    def _look_anew(self) -> None:
+        """Forget what listings showed: another worker may have written since, and its marks fence this one."""
+        self.folder.fs.invalidate_cache()
+
     def ids(self) -> list[str]:
         """List the folder; nothing is read."""
+        self._look_anew()
         if not self.folder.exists():
             return []
         return sorted(file.name.removesuffix(_SUFFIX) for file in self.folder.iterdir() if file.name.endswith(_SUFFIX))
@@ -81,6 +86,7 @@ class FileVault:
         Raises:
             PermanentError: The file is damaged, or was written with another key.
         """
+        self._look_anew()
         file = self._file(backup_id)
         if not file.exists():
             return None
