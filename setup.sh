@@ -106,7 +106,7 @@ mc() {
     suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
       awk -v own="$suite" -v suite="${suite/bookworm/trixie}" '$2 == own && $3 ~ /^(main|universe)$/ { print "deb", $1, suite, $3 }' |
-      sort -u >"$folder/sources.list"
+      sort -u >"$folder/sources.list" || true
     options=(-o Dir::Etc::SourceList="$folder/sources.list" -o Dir::Etc::SourceParts=/dev/null
       -o Dir::State::Lists="$folder/lists" -o Dir::Cache="$folder/cache" -o Acquire::Languages=none)
     apt-get "${options[@]}" -o APT::Sandbox::User=root update -qq >"$log" 2>&1 || true

@@ -279,6 +279,8 @@ def test_tls_with_a_ca_of_its_own(job: Job, stores: tuple[Store, Store], tmp_pat
     assert bodies(target, job.target.prefix) == wanted
 
 
+# The sides are checked before any engine runs: one stands for all.
+@pytest.mark.parametrize("engine", ["native"], indirect=True)
 @pytest.mark.parametrize("side", ["source", "target"])
 @pytest.mark.parametrize(
     ("change", "names"),
@@ -291,8 +293,6 @@ def test_tls_with_a_ca_of_its_own(job: Job, stores: tuple[Store, Store], tmp_pat
 def test_keys_and_buckets_that_are_wrong_are_named(
     job: Job, stores: tuple[Store, Store], side: str, change: dict[str, str], names: str
 ) -> None:
-    if job.engine != "native":
-        pytest.skip("the sides are checked before any engine runs")
     seed(stores[0], job.source.prefix, 1)
     setattr(job, side, replace(getattr(job, side), **change))
     with pytest.raises(PermanentError, match=names) as refused:
