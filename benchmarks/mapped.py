@@ -30,6 +30,7 @@ class Mapped:
         copy_s: From the first copy task's start to the last one's end.
         work_s: Of a task within the copy itself, median.
         overhead_s: Of a task beside that: the start of its process, imports, XCom; median.
+        peak_mib: The most memory that a task held, Airflow's own included.
     """
 
     tasks: int
@@ -37,6 +38,7 @@ class Mapped:
     copy_s: float
     work_s: float
     overhead_s: float
+    peak_mib: int
 
 
 def measure(population: Population, counts: tuple[int, ...] = (1, 2, 4)) -> list[Mapped]:
@@ -80,8 +82,8 @@ def _run(airflow: Airflow, stores: StubStores, tasks: int) -> Mapped:
     copies = [task for task in airflow.task_states(_DAG_ID, run_id) if task.task_id == "copy"]
     if state != "success" or len(copies) != tasks:
         raise LabError(f"expected a run with {tasks} copies that ends well, found {state} with {len(copies)}")
-    spans = [airflow.xcom(_DAG_ID, run_id, "copy", map_index=task.map_index)["span"] for task in copies]
-    work = [end - start for start, end in spans]
+    results = [airflow.xcom(_DAG_ID, run_id, "copy", map_index=task.map_index) for task in copies]
+    work = [result["span"][1] - result["span"][0] for result in results]
     run = airflow.api("GET", f"/dags/{_DAG_ID}/dagRuns/{run_id}")
     return Mapped(
         tasks,
@@ -89,6 +91,7 @@ def _run(airflow: Airflow, stores: StubStores, tasks: int) -> Mapped:
         _seconds(min(str(task.start) for task in copies), max(str(task.end) for task in copies)),
         statistics.median(work),
         statistics.median((task.duration_s or 0) - worked for task, worked in zip(copies, work, strict=True)),
+        max(result["peak_mib"] for result in results),
     )
 
 
@@ -99,11 +102,12 @@ def _seconds(start: str, end: str) -> float:
 def table(mapped: list[Mapped]) -> str:
     """In Markdown."""
     lines = [
-        "| mapped tasks | run s | copies, first to last s | copy itself, a task s | beside it, a task s |",
-        "| --- | --- | --- | --- | --- |",
+        "| mapped tasks | run s | copies, first to last s | copy itself, a task s | beside it, a task s | peak MiB |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {run.tasks} | {run.run_s:.1f} | {run.copy_s:.1f} | {run.work_s:.2f} | {run.overhead_s:.2f} |"
+        f"| {run.tasks} | {run.run_s:.1f} | {run.copy_s:.1f} | {run.work_s:.2f} | {run.overhead_s:.2f} "
+        f"| {run.peak_mib} |"
         for run in mapped
     ]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -279,7 +280,9 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
         "totals": totals.as_json(),
         "span": [started, time.time()],
         "said": [_sentence(word) for word in said],
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+    log.info("Most memory that this task held: %d MiB.", result["peak_mib"])
     if left := totals.objects(Outcome.FAILED, Outcome.CHANGED):
         push("result", result)
         raise TransientError(

@@ -92,7 +92,8 @@ class Copied(NamedTuple):
     """What an engine did with one object.
 
     Attributes:
-        outcome: COPIED, OVERWRITTEN, VANISHED, CHANGED or FAILED.
+        outcome: COPIED, OVERWRITTEN, VANISHED, CHANGED or FAILED; SAME or DIFFERENT, by CONTENT, where the object
+            appeared on the target meanwhile.
         target_etag: What the target's PUT answered.
         comparison: How the copy was checked end to end: ETAG, where the target's ETag is the source's, else CONTENT.
         checksum: xxh3-64 in hex, where the content was hashed; else empty.
