@@ -140,6 +140,9 @@ class Run:
         found = [self.states.get(up) for up in task.upstream_task_ids]
         if None in found:
             return False
+        if any(task.task_id not in self._kept(up) for up in task.upstream_task_ids):
+            self.states[task.task_id] = "skipped"  # as it was by the branch, also when it is cleared alone
+            return False
         bad, skipped = {"failed", "upstream_failed"} & set(found), found.count("skipped")
         match task.trigger_rule.value:
             case "all_done":
@@ -171,10 +174,16 @@ class Run:
         self.took_s[task.task_id] = round(time.monotonic() - begun + waited_s, 1)
         self.states[task.task_id] = end["state"]
         self.errors[task.task_id] = end["error"]
-        if end["state"] == "success" and hasattr(task, "choose_branch"):
-            chosen = end["value"]
-            kept = {chosen} | graph(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)
-            self.states |= dict.fromkeys(task.downstream_task_ids - kept, "skipped")
+        if end["state"] == "success":
+            self.states |= dict.fromkeys(task.downstream_task_ids - self._kept(task.task_id), "skipped")
+
+    def _kept(self, task_id: str) -> set[str]:
+        """The tasks below this one that it has not skipped: all of them, where it is no branch that has chosen."""
+        task = graph(self.dag_id).get_task(task_id)
+        if not hasattr(task, "choose_branch") or self.states.get(task_id) != "success":
+            return set(task.downstream_task_ids)
+        chosen = self.xcom(task_id)
+        return {chosen} | graph(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)
 
     def _try(self, task: Any) -> dict[str, Any]:
         fault = next(self._due(task.task_id), None)

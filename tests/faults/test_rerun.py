@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import pytest
 
 from include.juicefs_storage.tasks.apply import APPLY
-from include.juicefs_storage.tasks.rollback import DIAGNOSTICS, ROLLBACK
 from lab.seaweed import Store
 from tests.faults.harness import Run
 from tests.faults.test_failing import fails
@@ -111,12 +110,11 @@ def test_only_failed_before_the_setting_was_written_does_not_move_the_volume_unj
 #: How a run comes to its end, and which tasks then refuse to run alone: what would change something unjudged.
 ENDS: dict[str, tuple[Fault, ...]] = {"switched": (), "rolled back": (BROKEN,), "held": (fails("prove_clients"),)}
 CHANGING = {"backup", "write_setting", "patch_secret", "settle", "restart_csi"}
-UNDOING = {DIAGNOSTICS, *ROLLBACK}
 REFUSED = {
-    "switched": CHANGING | UNDOING,
+    "switched": CHANGING,
     # Those behind prove_blocks do not start: it has failed.
     "rolled back": set(APPLY) - {"prove_fresh_mount", "prove_no_restarts"} | {"prove_clients_on_old"},
-    "held": CHANGING | UNDOING | {"plan"},
+    "held": CHANGING,
 }
 
 
@@ -161,7 +159,8 @@ def test_each_task_cleared_alone(end, start, fault_lab, sides, tell):
             wrong.append(f"{task} {run.states[task]}: {outcome}")
         if (row(fault_lab), believed(fault_lab)) != (now, there):
             wrong.append(f"{task}: the volume moved")
-        tell(task, f"cleared alone, run {end}", "refuses" if failed else "done again", f"{outcome}, nothing moved")
+        then = {"success": "done again", "failed": "refuses"}.get(run.states[task], run.states[task].replace("_", " "))
+        tell(task, f"cleared alone, run {end}", then, f"{outcome}, nothing moved")
     assert wrong == []
     assert refused == REFUSED[end]
 
