@@ -7,6 +7,7 @@ methods are wrapped here, in this process alone.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -151,11 +152,12 @@ def _armed(fault: Fault, function: Callable[[], Any]) -> Callable[[], Any]:
     module, _, path = fault.effect.partition(":")
     owner_name, _, name = path.partition(".")
     owner = getattr(importlib.import_module(module), owner_name)
-    original, calls = getattr(owner, name), [0]
+    original, calls = getattr(owner, name), itertools.count(1)
 
     def struck(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls[0] += fault.having in repr((args, kwargs))
-        if calls[0] != fault.nth or fault.having not in repr((args, kwargs)):
+        # Clients are proven side by side: each call has a number of its own.
+        number = next(calls) if fault.having in repr((args, kwargs)) else 0
+        if number != fault.nth:
             return original(self, *args, **kwargs)
         if fault.point == "before":
             strike()
