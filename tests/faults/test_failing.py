@@ -40,7 +40,7 @@ def test_a_step_that_fails_for_good_leaves_the_volume_on_the_old_store(step, fau
     tell(step, "fails for good", "rolls back", f"{outcome}, all old")
 
 
-@pytest.mark.parametrize("undo", some(ROLLBACK, {"copy_back"}))
+@pytest.mark.parametrize("undo", some(ROLLBACK, set()))
 def test_a_rollback_goes_on_after_an_undo_that_failed_and_says_which(undo, fault_lab, sides, start, writer, tell):
     run = start(fails("prove_blocks"), fails(undo, "before"))
     assert run.go() == "half rolled back"
@@ -77,6 +77,7 @@ def test_diagnostics_tell_what_was_and_hold_no_secret(fault_lab, sides, start):
     assert [key for key in (*keys, lab.mariadb.password) if key in text] == []
 
 
+@pytest.mark.slow
 def test_diagnostics_that_cannot_be_had_do_not_stop_the_rollback(fault_lab, sides, start):
     run = start(fails("prove_blocks"), fails("collect_diagnostics", "before"))
     assert run.go() == "rolled back"

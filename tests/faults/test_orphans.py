@@ -84,6 +84,7 @@ def store_stands_still(sides: Sides) -> Iterator[tuple[Callable[[], None], Calla
     os.kill(server.pid, signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_it_is_waited_for_before_a_run_is_judged(start, fault_lab, sides, store_stands_still, writer, tell):
     """The store stands still while the setting is written, the task is killed on both tries, the store goes on."""
     before = row(fault_lab)

@@ -94,6 +94,7 @@ def test_nothing_of_an_old_run_moves_a_volume_that_another_run_moved_since(rolle
     assert_all_on(fault_lab, sides.target)
 
 
+@pytest.mark.slow
 def test_only_failed_before_the_setting_was_written_does_not_move_the_volume_unjudged(start, fault_lab, sides):
     run = start(Fault("copy_ahead", "after", error="ordered to fail", tries=9))
     assert run.go() == "failed"
