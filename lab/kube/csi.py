@@ -78,6 +78,9 @@ class Csi:
             volumeBindingMode="Immediate",
         )
         options = [f"heartbeat={self.heartbeat_s}", "no-usage-report", "cache-size=512", "metrics=127.0.0.1:0"]
+        # A client dumps the metadata into the store every hour, first some minutes after it started: at any time in a
+        # test that shows that nothing was written.
+        options.append("backup-meta=0")
         handle = f"pvc-{uuid.uuid4()}"
         claim = {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": APPS, "name": "data"}
         common = {"accessModes": ["ReadWriteMany"], "storageClassName": "juicefs-sc", "volumeMode": "Filesystem"}

@@ -22,21 +22,15 @@ PREFIX = "e2e/sync/"
 
 
 @pytest.fixture(scope="module")
-def lab(airflow_lab: Lab) -> Iterator[Lab]:
-    client = airflow_lab.old_store.client()
+def lab(lab: Lab) -> Iterator[Lab]:
+    client = lab.old_store.client()
     for number in range(OBJECTS):
         body = number.to_bytes(4, "big") * (BYTES // 4)
-        client.put_object(Bucket=airflow_lab.old_store.bucket, Key=f"{PREFIX}{number:04} ü+%.bin", Body=body)
-    yield airflow_lab
-    for store in (airflow_lab.old_store, airflow_lab.new_store):
+        client.put_object(Bucket=lab.old_store.bucket, Key=f"{PREFIX}{number:04} ü+%.bin", Body=body)
+    yield lab
+    for store in (lab.old_store, lab.new_store):
         for key in store.objects(PREFIX):
             store.client().delete_object(Bucket=store.bucket, Key=key)
-
-
-@pytest.fixture(scope="module")
-def airflow(lab: Lab) -> Airflow:
-    assert lab.airflow is not None
-    return lab.airflow
 
 
 def start(lab: Lab, airflow: Airflow, **params: object) -> str:
