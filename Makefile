@@ -7,7 +7,7 @@ UV_COMPILE := .venv/uv/bin/uv pip compile -q --universal --python-version 3.11 -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse lint test faults demo demo-down bench window lock
+.PHONY: help setup system fuse lint test test-parts test-runs faults demo demo-down bench window lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,14 @@ demo-down: ## stop what `make demo` left running
 	$(BIN)/python -m lab down
 
 test: fuse lint ## lint, then the unit, integration and e2e tests, and a few of the faults
-	$(BIN)/python -m pytest -m "not slow" tests/unit tests/integration tests/faults tests/e2e
+	@# Much of the time of either is spent waiting. What each prints comes at its end, in one piece.
+	@$(MAKE) --no-print-directory -j2 -O test-parts test-runs
+
+test-parts:
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/integration
+
+test-runs:
+	$(BIN)/python -m pytest -m "not slow" tests/faults tests/e2e
 
 faults: fuse setup ## kill, fail and clear every task in turn; ends with a table of what came of it
 	$(BIN)/python -m pytest tests/faults
