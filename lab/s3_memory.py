@@ -114,7 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815  http.server's names
 
     def _body(self) -> bytes:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            # No store keeps half of what was announced.
+            self.close_connection = True
+            raise ConnectionError("a body that was cut")
         if not body or not self.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
             return body
         parts: list[bytes] = []
