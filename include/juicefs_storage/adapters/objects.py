@@ -15,6 +15,7 @@ from include.juicefs_storage.core.ports import StoredObject
 from include.juicefs_storage.core.setting import ENDPOINT, StorageConfig
 
 if TYPE_CHECKING:
+    from airflow.sdk import Connection
     from botocore.config import Config
     from mypy_boto3_s3 import S3Client
 
@@ -31,14 +32,12 @@ _REMEDIES = {
 }
 
 
-def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | None = None) -> StorageConfig:
-    """What JuiceFS is told about a store that an Airflow connection of type `aws` describes.
+def aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[Connection, str]:
+    """An Airflow connection of type `aws` with both keys, and the endpoint it names.
 
     Args:
-        conn_id: login = access key, password = secret key, extra.endpoint_url.
-        storage: JuiceFS' name of the store's kind.
-        bucket: The bucket's name.
-        endpoint: The endpoint as the JuiceFS clients reach it, where that differs from the connection's.
+        conn_id: login = access key, password = secret key; extra: endpoint_url, or service_config.s3.endpoint_url.
+        endpoint: Taken instead of the connection's.
 
     Raises:
         PermanentError: The connection lacks a field.
@@ -46,13 +45,9 @@ def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | 
     from airflow.sdk import BaseHook
 
     connection = BaseHook.get_connection(conn_id)
-    endpoint = endpoint or connection.extra_dejson.get("endpoint_url")
-    if endpoint and not ENDPOINT.match(str(endpoint)):
-        raise PermanentError(
-            f"Connection {conn_id!r}: expected an endpoint of the form http(s)://host[:port], found one with a path, "
-            "keys, or no scheme: JuiceFS would read another bucket from it.",
-            next_step="correct extra.endpoint_url in Airflow (Admin → Connections)",
-        )
+    extra = connection.extra_dejson
+    service = (extra.get("service_config") or {}).get("s3") or {}
+    endpoint = endpoint or service.get("endpoint_url") or extra.get("endpoint_url")
     for field, value in (
         ("type aws", connection.conn_type == "aws"),
         ("a login (access key)", connection.login),
@@ -64,9 +59,31 @@ def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | 
                 f"Connection {conn_id!r}: expected {field}, found none.",
                 next_step="correct the connection in Airflow (Admin → Connections)",
             )
+    return connection, str(endpoint)
+
+
+def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | None = None) -> StorageConfig:
+    """What JuiceFS is told about a store that an Airflow connection of type `aws` describes.
+
+    Args:
+        conn_id: See aws_connection.
+        storage: JuiceFS' name of the store's kind.
+        bucket: The bucket's name.
+        endpoint: The endpoint as the JuiceFS clients reach it, where that differs from the connection's.
+
+    Raises:
+        PermanentError: The connection lacks a field.
+    """
+    connection, endpoint = aws_connection(conn_id, endpoint)
+    if not ENDPOINT.match(endpoint):
+        raise PermanentError(
+            f"Connection {conn_id!r}: expected an endpoint of the form http(s)://host[:port], found one with a path, "
+            "keys, or no scheme: JuiceFS would read another bucket from it.",
+            next_step="correct extra.endpoint_url in Airflow (Admin → Connections)",
+        )
     return StorageConfig(
         storage,
-        f"{str(endpoint).rstrip('/')}/{bucket}",
+        f"{endpoint.rstrip('/')}/{bucket}",
         SecretStr(connection.login or ""),
         SecretStr(connection.password or ""),
     )

@@ -108,33 +108,20 @@ class S3Store:
     def from_connection(cls, conn_id: str, bucket: str, prefix: str = "") -> S3Store:
         """What an Airflow connection of type `aws` says.
 
-        login = access key, password = secret key; extra: endpoint_url, region_name, aws_session_token, verify (false,
-        or the file of a CA), config_kwargs.s3.addressing_style.
+        Beside what `objects.aws_connection` reads, of extra: region_name, aws_session_token, verify (false, or the file
+        of a CA), config_kwargs.s3.addressing_style.
 
         Raises:
             PermanentError: The connection lacks a field.
         """
-        from airflow.sdk import BaseHook
+        from include.juicefs_storage.adapters.objects import aws_connection
 
-        connection = BaseHook.get_connection(conn_id)
+        connection, endpoint = aws_connection(conn_id)
         extra = connection.extra_dejson
-        service = (extra.get("service_config") or {}).get("s3") or {}
-        endpoint = service.get("endpoint_url") or extra.get("endpoint_url")
-        for what, value in (
-            ("type aws", connection.conn_type == "aws"),
-            ("a login (access key)", connection.login),
-            ("a password (secret key)", connection.password),
-            ("extra.endpoint_url", endpoint),
-        ):
-            if not value:
-                raise PermanentError(
-                    f"Connection {conn_id!r}: expected {what}, found none.",
-                    next_step="correct the connection in Airflow (Admin → Connections)",
-                )
         style = ((extra.get("config_kwargs") or {}).get("s3") or {}).get("addressing_style")
         verify = extra.get("verify", True)
         return cls(
-            endpoint=str(endpoint),
+            endpoint=endpoint,
             bucket=bucket,
             prefix=prefix,
             access_key=connection.login or "",
