@@ -615,10 +615,10 @@ def _parse_uniform(text: str, prefix: str) -> Listing | None:
     if len(rows) != number and len(rows := _objects_like(names).findall(objects)) != number:
         return None
     columns = dict(zip([name for name in names if name in _WANTED], zip(*rows, strict=True), strict=True))
-    keys = list(columns["Key"])
-    if "%" in objects or "+" in objects:
-        # A slash is the one encoded character of plain keys, and a literal "%2F" would be "%252F".
-        keys = [key.replace("%2F", "/") for key in keys]
+    # A slash is the one encoded character of plain keys, and a literal "%2F" would be "%252F".
+    text = "<".join(columns["Key"]).replace("%2F", "/")
+    keys = text.split("<")
+    if "%" in text or "+" in text:
         keys = [unquote_plus(key, errors="strict") if "%" in key or "+" in key else key for key in keys]
     return Listing(
         Page(_relative(keys, prefix), list(map(int, columns["Size"])), list(columns["ETag"])),

@@ -82,14 +82,15 @@ class Totals:
 
     def add_rows(self, rows: Rows) -> None:
         """Count rows."""
-        pairs = set(zip(rows.outcomes, rows.comparisons, strict=True))
-        if len(pairs) == 1:
-            ((outcome, comparison),) = pairs
+        if not rows:
+            return
+        outcome, comparison = rows.outcomes[0], rows.comparisons[0]
+        if rows.outcomes.count(outcome) == rows.comparisons.count(comparison) == len(rows):  # the usual case
             self.add(OUTCOMES[outcome], COMPARISONS[comparison], len(rows), sum(rows.sizes))
             return
-        counts = {pair: [0, 0] for pair in pairs}
+        counts: dict[tuple[int, int], list[int]] = {}
         for outcome, comparison, size in zip(rows.outcomes, rows.comparisons, rows.sizes, strict=True):
-            count = counts[outcome, comparison]
+            count = counts.setdefault((outcome, comparison), [0, 0])
             count[0] += 1
             count[1] += size
         for (outcome, comparison), (objects, size) in counts.items():
