@@ -55,14 +55,16 @@ class Document:
         return Result(case, -1, peer, wall_s, cpu_s, peak_mib)
 
     def ratio(self, case: str, peer: str, of: str) -> float | None:
-        """Ours to the peer's in the same round, median over the rounds; `best`: to the best peer of each round."""
-        ours = {run.round: getattr(run, of) for run in self.results if (run.case, run.peer) == (case, OURS)}
-        theirs: dict[int, float] = {}
+        """Ours to the peer's, of the medians; `best`: to the best peer of each round, the median over the rounds."""
+        if peer != "best":
+            ours, theirs = self.median(case, OURS), self.median(case, peer)
+            return getattr(ours, of) / getattr(theirs, of) if ours and theirs else None
+        best: dict[int, float] = {}
         for run in self.results:
-            if run.case == case and run.peer != OURS and peer in {run.peer, "best"}:
-                theirs[run.round] = min(getattr(run, of), theirs.get(run.round, float("inf")))
-        shared = ours.keys() & theirs.keys()
-        return statistics.median(ours[number] / theirs[number] for number in shared) if shared else None
+            if run.case == case and run.peer != OURS:
+                best[run.round] = min(getattr(run, of), best.get(run.round, float("inf")))
+        runs = [run for run in self.results if (run.case, run.peer) == (case, OURS) and run.round in best]
+        return statistics.median(getattr(run, of) / best[run.round] for run in runs) if runs else None
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -90,7 +92,7 @@ def ratios_table(document: Document) -> str:
             wall, cpu = (document.ratio(case, peer, of) for of in ("wall_s", "cpu_s"))
             row.append(f"{wall:.2f} / {cpu:.2f}" if wall is not None and cpu is not None else "-")
         rows.append(row)
-    return _table([f"{OURS} to …, wall / CPU", *(peers[:-1]), "best of the round"], rows)
+    return _table([f"{OURS} to …, wall / CPU, of the medians", *(peers[:-1]), "best of each round"], rows)
 
 
 def markdown(document: Document) -> str:

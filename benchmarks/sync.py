@@ -55,6 +55,7 @@ class Case:
 
 
 STUB_CASES = (
+    Case("start", "an empty bucket: start and end of the program", "copy", Population(0)),
     Case("4k", "20,000 of 4 KiB", "copy", Population(20_000, 4 * KIB)),
     Case("4m", "512 of 4 MiB", "copy", Population(512, 4 * MIB)),
     Case("mix", "6,000 mixed, 1.4 GiB", "copy", Population(6_000, 0)),
