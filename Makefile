@@ -7,7 +7,7 @@ UV_COMPILE := .venv/uv/bin/uv pip compile -q --universal --python-version 3.11 -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse lint test test-parts test-runs faults demo demo-down bench window lock
+.PHONY: help setup system fuse lint test test-parts test-runs fleet faults demo demo-down bench window lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test-parts:
 
 test-runs:
 	$(BIN)/python -m pytest -m "not slow" tests/faults tests/e2e
+
+fleet: fuse setup ## three volumes moved through Airflow: a canary, then a wave of two
+	$(BIN)/python -m pytest tests/e2e/test_fleet.py
 
 faults: fuse setup ## kill, fail and clear every task in turn; ends with a table of what came of it
 	$(BIN)/python -m pytest tests/faults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow.sdk import Param, dag
 
+from include.juicefs_storage.core.fleet import SIDE_BY_SIDE
 from include.juicefs_storage.tasks import check
 from include.juicefs_storage.tasks.form import flag, seconds, text
 from include.juicefs_storage.tasks.runbook import move_volume
@@ -54,7 +55,8 @@ PARAMS = {
     dag_display_name="JuiceFS: switch storage",
     schedule=None,
     catchup=False,
-    max_active_runs=1,
+    # As many as a wave of a fleet: a Lease per volume keeps two runs on one volume apart.
+    max_active_runs=SIDE_BY_SIDE,
     params=PARAMS,
     doc_md=DOC,
     tags=["juicefs", "storage", "runbook"],

@@ -1,7 +1,8 @@
 """Links from the task instances of the storage DAGs to the plan and the report of their run, and the pages behind them.
 
-Both are the Markdown that the tasks leave in XCom `markdown`, also where they then fail. One page more, in the
-navigation, tells of each registered volume whether it is ready to be switched: the last event of the rehearsal.
+Both are the Markdown that the tasks leave in XCom `markdown`, also where they then fail. A fleet has a third: where
+each of its volumes stands now. One page more, in the navigation, tells of each registered volume whether it is ready
+to be switched: the last event of the rehearsal.
 How a run ended stands in its note, with the link to its report.
 """
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DAG_PREFIX = "juicefs_storage_"
 URL_PREFIX = "/juicefs-storage"
 REHEARSAL = "juicefs_storage_rehearsal"
+FLEET, SWITCH = "juicefs_storage_fleet", "juicefs_storage_switch"
 #: The asset of its events, and how many of them are looked through for the last one of each volume.
 READINESS, LOOK_BACK = "juicefs_storage_readiness", 500
 HEADERS = {
@@ -60,6 +62,23 @@ def _run_page(page: Page, dag_id: str, run_id: str) -> str:
     return f"{URL_PREFIX[1:]}/runs/{quote(dag_id, safe='')}/{quote(run_id, safe='')}/{page}"
 
 
+def fleet_url(ti_key: TaskInstanceKey) -> str:
+    """The URL of the page of a fleet's volumes; empty for the tasks of other DAGs."""
+    if ti_key.dag_id != FLEET:
+        return ""
+    return f"{URL_PREFIX[1:]}/fleets/{quote(ti_key.run_id, safe='')}"
+
+
+class FleetLink(BaseOperatorLink):
+    """The link to where the volumes of a fleet stand."""
+
+    name = "Volumes"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
+        """See fleet_url."""
+        return fleet_url(ti_key)
+
+
 class PlanLink(BaseOperatorLink):
     """The link to the plan."""
 
@@ -88,6 +107,8 @@ def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> s
     current = {page: ' aria-current="page"'}
     tabs = "".join(f'<a href="{name}"{current.get(name, "")}>{name.capitalize()}</a>' for name in WRITERS)
     run = f"../../../../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    # Links of a plan or report are relative to the root of the UI, where its tasks show them too.
+    markdown = re.sub(rf"\]\((?=dags/|{URL_PREFIX[1:]}/)", "](../../../../", markdown)
     return _html(
         f"{page.capitalize()} of {dag_id}",
         nav=f'<a href="{run}">← The run in Airflow</a>{tabs}',
@@ -137,6 +158,34 @@ def render_volumes(events: "Sequence[tuple[Mapping[str, Any], str | None]]") -> 
         lines += ["", "To go back to a backup, give its id to `juicefs_storage_revert`."]
     # No way back to Airflow: the page stands inside of its UI.
     return _html("JuiceFS volumes", nav="", about=REHEARSAL, markdown="\n".join(lines))
+
+
+def render_fleet(run_id: str, planned: "Mapping[str, Any] | None", runs: "Mapping[str, tuple[str, str]]") -> str:
+    """The HTML of the page of a fleet's volumes.
+
+    Args:
+        run_id: Of the fleet's run.
+        planned: What its task `plan` left in XCom (`core/fleet.py` describes it); None where it has not yet.
+        runs: Of each volume's run that exists: id -> its state and its note.
+    """
+    lines = ["## Where the volumes stand"]
+    waves = (planned or {}).get("waves") or []
+    if planned is None:
+        lines.append("There is no plan yet: task `plan` writes it when the dry runs have ended.")
+    elif not waves:
+        lines.append("None is to be moved: see the plan.")
+    else:
+        lines += ["| wave | volume | run | how it ended |", "|---|---|---|---|"]
+    for number, wave in enumerate(waves):
+        for key in wave:
+            state, note = runs.get(f"{run_id}.{key}", ("not started", ""))
+            run = f"../../dags/{SWITCH}/runs/{quote(f'{run_id}.{key}', safe='')}"
+            shown = f"[{state}]({run})" if state != "not started" else state
+            ended = re.search(rf"^{re.escape(OUTCOME)}[^)]*\)\*\*: (.*)$", note, re.MULTILINE)
+            lines.append(f"| {number or 'canary'} | {_cell(key)} | {shown} | {_cell(ended[1]) if ended else ''} |")
+    fleet = f"../../dags/{FLEET}/runs/{quote(run_id, safe='')}"
+    nav = f'<a href="{fleet}">← The run in Airflow</a>'
+    return _html("Volumes of a fleet", nav=nav, about=html.escape(f"{FLEET} · {run_id}"), markdown="\n".join(lines))
 
 
 def _minute(moment: object) -> str:
@@ -198,7 +247,7 @@ def _note_outcome(dag_run: "DagRun") -> None:
 
 
 def make_app() -> "FastAPI":
-    """The web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report, and GET /volumes.
+    """The web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report, /fleets/{run_id}, /volumes.
 
     Who may read the DAG's XComs may read them; 401 or 403 for everybody else, 404 where there is no such page yet.
     This and RunNote are the only places that know Airflow's own tables and API internals.
@@ -207,6 +256,7 @@ def make_app() -> "FastAPI":
     from airflow.api_fastapi.common.db.common import SessionDep
     from airflow.api_fastapi.core_api.security import requires_access_dag
     from airflow.models.asset import AssetEvent, AssetModel
+    from airflow.models.dagrun import DagRun
     from airflow.models.xcom import XComModel
     from fastapi import Depends, FastAPI
     from fastapi.responses import HTMLResponse
@@ -221,6 +271,17 @@ def make_app() -> "FastAPI":
         markdown = str(XComModel.deserialize_value(found)) if found else None
         content = render_page(page, dag_id, run_id, markdown)
         return HTMLResponse(content, status_code=200 if found else 404, headers=HEADERS)
+
+    # What is shown of the volumes' runs, the state and the outcome, is in the fleet's own report at its end.
+    @app.get("/fleets/{run_id}", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM, FLEET))])
+    def fleet(run_id: str, session: SessionDep) -> HTMLResponse:
+        query = XComModel.get_many(run_id=run_id, dag_ids=FLEET, task_ids=WRITERS["plan"], key="planned", limit=1)
+        found = session.scalars(query).first()
+        planned = XComModel.deserialize_value(found) if found else None
+        keys = [f"{run_id}.{key}" for wave in (planned or {}).get("waves", []) for key in wave]
+        rows = session.scalars(select(DagRun).where(DagRun.dag_id == SWITCH, DagRun.run_id.in_(keys)))
+        runs = {row.run_id: (str(row.state), row.note or "") for row in rows}
+        return HTMLResponse(render_fleet(run_id, planned, runs), headers={**HEADERS, "Refresh": "15"})
 
     # What the rehearsal found out is in the XComs of its DAG too: the same people may read it.
     @app.get("/volumes", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM, REHEARSAL))])
@@ -243,7 +304,7 @@ class JuiceFSStoragePlugin(AirflowPlugin):
     name = "juicefs_storage"
     # Global links are worked out by the API server when the UI asks. An operator's own links are stored by the task's
     # process when it ends: too late for an approval that waits, and never where the process was killed.
-    global_operator_extra_links = [PlanLink(), ReportLink()]  # noqa: RUF012  (declared by Airflow)
+    global_operator_extra_links = [PlanLink(), ReportLink(), FleetLink()]  # noqa: RUF012  (declared by Airflow)
 
     listeners = [RunNote()]  # noqa: RUF012  (declared by Airflow)
 

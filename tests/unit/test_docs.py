@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from include.juicefs_storage.core.fleet import FleetParams
 from include.juicefs_storage.core.params import SwitchParams
 from include.juicefs_storage.core.sync.params import SyncParams
 
@@ -54,7 +55,7 @@ def test_every_page_and_picture_can_be_reached() -> None:
     assert files - linked == set()
 
 
-@pytest.mark.parametrize(("name", "model"), [("switch", SwitchParams), ("sync", SyncParams)])
+@pytest.mark.parametrize(("name", "model"), [("switch", SwitchParams), ("sync", SyncParams), ("fleet", FleetParams)])
 def test_the_params_are_listed_as_the_form_shows_them(name: str, model: type[BaseModel]) -> None:
     text = (ROOT / f"docs/{name}.md").read_text()
     table = re.findall(r"^\|([^|]+)\| `(\w+)` \|([^|]+)\|([^|]*)\|", text, re.MULTILINE)

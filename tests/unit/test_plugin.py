@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUN_ID = "manual__2026-11-23T08:00:00+00:00"
 RUN_PATH = "manual__2026-11-23T08%3A00%3A00%2B00%3A00"
-PLANNED = "## Switch of volume `myjfs`\n\n| | now | after |\n|---|---|---|\n| bucket | `old` | `new` |\n"
+PLANNED = (
+    "## Switch of volume `myjfs`\n\n| | now | after |\n|---|---|---|\n| bucket | `old` | `new` |\n"
+    "\n[plan](juicefs-storage/runs/d/r/plan) [run](dags/d/runs/r)\n"
+)
 HOSTILE = (
     "<script>alert(1)</script> [x](javascript:alert(2)) ![y](http://elsewhere/y.png) | <img src=x onerror=alert(3)>"
 )
@@ -74,7 +77,8 @@ print(json.dumps({
     "links": found,
     "foreign": [link.get_link(None, ti_key=key("another_dag", "plan")) for link in links],
     "anonymous": {
-        path: ask(path) for path in ["/runs/d/r/plan", "/runs/d/r/report", "/volumes", "/docs", "/openapi.json"]
+        path: ask(path)
+        for path in ["/runs/d/r/plan", "/runs/d/r/report", "/volumes", "/fleets/r", "/docs", "/openapi.json"]
     },
     "views": [view["href"] for view in plugins_manager._get_ui_plugins()[0]],
     "volumes": plugin.render_volumes([(event, "r 1") for event in json.loads(events)]),
@@ -86,6 +90,16 @@ print(json.dumps({
         plugin.add_outcome("CHG-1\\n\\n**[Outcome](x)**: planned.\\n\\nstarted by Kim", "switched,\\n`a`", "y"),
         plugin.add_outcome("x" * 990, "switched.", "x"),
     ],
+    "fleet_link": links[-1].get_link(None, ti_key=key("juicefs_storage_fleet", "finalize")),
+    "fleet": plugin.render_fleet(
+        run_id,
+        {"waves": [["small"], ["big", "<b>"]]},
+        {
+            run_id + ".small": ("success", "by Kim\\n\\n**[Outcome](x)**: switched, volume `small`."),
+            run_id + ".big": ("running", ""),
+        },
+    ),
+    "no_fleet": [plugin.render_fleet(run_id, planned, {}) for planned in (None, {"waves": []})],
     "none": plugin.render_page("report", dag.dag_id, run_id, None),
 }))
 """
@@ -115,23 +129,23 @@ def test_loads_and_costs_other_processes_no_web_imports(plugin: dict[str, Any]) 
 
 def test_links_to_the_plan_where_it_is_decided_upon_and_to_the_report_at_the_end(plugin: dict[str, Any]) -> None:
     url = f"juicefs-storage/runs/juicefs_storage_switch/{RUN_PATH}"
-    plan = {"Plan": f"{url}/plan", "Report": ""}
+    plan = {"Plan": f"{url}/plan", "Report": "", "Volumes": ""}
     shown = {task: links for task, links in plugin["links"].items() if any(links.values())}
     assert shown == {
         "plan": plan,
         "choose_path": plan,
         "approve": plan,
         "decide": plan,
-        "finalize": {"Plan": f"{url}/plan", "Report": f"{url}/report"},
+        "finalize": {"Plan": f"{url}/plan", "Report": f"{url}/report", "Volumes": ""},
     }
 
 
 def test_tasks_of_other_dags_have_no_link(plugin: dict[str, Any]) -> None:
-    assert plugin["foreign"] == ["", ""]
+    assert plugin["foreign"] == ["", "", ""]
 
 
 def test_pages_are_closed_to_strangers(plugin: dict[str, Any]) -> None:
-    pages = {"/runs/d/r/plan": 401, "/runs/d/r/report": 401, "/volumes": 401}
+    pages = {"/runs/d/r/plan": 401, "/runs/d/r/report": 401, "/volumes": 401, "/fleets/r": 401}
     assert plugin["anonymous"] == pages | {"/docs": 404, "/openapi.json": 404}
 
 
@@ -141,6 +155,12 @@ def test_page_shows_the_markdown_and_the_way_back(plugin: dict[str, Any]) -> Non
     assert "<td><code>new</code></td>" in page
     assert f'href="../../../../dags/juicefs_storage_switch/runs/{RUN_PATH}"' in page
     assert '<a href="plan" aria-current="page">Plan</a><a href="report">Report</a>' in page
+
+
+def test_links_of_a_plan_lead_to_the_same_place_on_its_page(plugin: dict[str, Any]) -> None:
+    page = plugin["planned"]
+    assert '<a href="../../../../juicefs-storage/runs/d/r/plan">plan</a>' in page
+    assert '<a href="../../../../dags/d/runs/r">run</a>' in page
 
 
 def test_nothing_in_a_page_is_executed_or_fetched(plugin: dict[str, Any]) -> None:
@@ -183,3 +203,19 @@ def test_volumes_are_listed_with_what_blocks_them_and_since_when(plugin: dict[st
 def test_the_page_of_the_volumes_is_in_the_navigation_and_says_when_it_is_empty(plugin: dict[str, Any]) -> None:
     assert plugin["views"] == ["juicefs-storage/volumes"]
     assert "None was rehearsed yet" in plugin["no_volumes"]
+
+
+def test_a_fleet_shows_where_each_volume_stands_with_a_link_to_its_run(plugin: dict[str, Any]) -> None:
+    page = plugin["fleet"]
+    assert plugin["fleet_link"] == f"juicefs-storage/fleets/{RUN_PATH}"
+    rows = [row.split("</td>") for row in page.split("<tr>")[2:]]
+    cells = [[cell.split("<td>")[1] for cell in row[:-1]] for row in rows]
+    run = f"../../dags/juicefs_storage_switch/runs/{RUN_PATH}"
+    assert cells == [
+        ["canary", "small", f'<a href="{run}.small">success</a>', "switched, volume <code>small</code>."],
+        ["1", "big", f'<a href="{run}.big">running</a>', ""],
+        ["1", "&lt;b&gt;", "not started", ""],
+    ]
+    assert f'href="../../dags/juicefs_storage_fleet/runs/{RUN_PATH}"' in page
+    assert "There is no plan yet" in plugin["no_fleet"][0]
+    assert "None is to be moved" in plugin["no_fleet"][1]

@@ -15,6 +15,8 @@ from include.juicefs_storage.core.setting import Setting, StorageConfig
 
 #: What is kept beside a backup, under its id, a dot and this name.
 KEPT_BESIDE = ("switched", "rolled-back", "diagnostics")
+#: Begins the names of what fleets keep in the same folder; no volume's name can.
+FLEET_PREFIX = "_fleet."
 _EXAMPLES = 5
 
 
@@ -77,7 +79,8 @@ def backup_ids(vault: Vault, volume: str | None = None) -> list[str]:
     """
     names = set(vault.ids())
     beside = {f"{name}.{what}" for name in names for what in KEPT_BESIDE}
-    return sorted(name for name in names - beside if volume is None or name.startswith(f"{volume}."))
+    own = {name for name in names - beside if not name.startswith(FLEET_PREFIX)}
+    return sorted(name for name in own if volume is None or name.startswith(f"{volume}."))
 
 
 def read_backup(vault: Vault, backup_id: str) -> Backup:

@@ -62,6 +62,12 @@ class StorageConfig:
         )
 
 
+def normal_endpoint(endpoint: str) -> str:
+    """An endpoint in one form: lower case, no default port, no `/` at the end."""
+    scheme, _, host = endpoint.lower().rstrip("/").partition("://")
+    return f"{scheme}://{host.removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
+
+
 def masked(value: SecretStr) -> str:
     """An access key as plans and reports show it: enough to tell two keys apart, not enough to use one."""
     text = value.get_secret_value()

@@ -291,12 +291,15 @@ class PlanApproval(ApprovalOperator):
     second try asks again.
     """
 
+    #: What a rejection means.
+    rejected = "The plan was rejected: nothing was changed."
+
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Take the answer."""
         try:
             return super().execute_complete(context, event)
         except HITLRejectException as error:
-            raise AirflowFailException("The plan was rejected: nothing was changed.") from error
+            raise AirflowFailException(self.rejected) from error
 
 
 def approve() -> ApprovalOperator:

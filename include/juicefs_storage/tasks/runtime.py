@@ -67,16 +67,8 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         start = monotonic()
-        try:
-            with missing_connections_explained():
-                result = function(*args, **kwargs)
-        except StillAwayError as error:
-            push(_WAITED, datetime.now(UTC).isoformat())
-            raise AirflowFailException(str(error)) from error
-        except TransientError:
-            raise
-        except StorageSwitchError as error:
-            raise AirflowFailException(str(error)) from error
+        with errors_for_airflow():
+            result = function(*args, **kwargs)
         push("timing", {"applied_at": datetime.now(UTC).isoformat(), "took_s": round(monotonic() - start, 1)})
         log.info("Done: %s", result)
         return result
@@ -84,6 +76,21 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
     kind = options.pop("kind", None)
     decorator = getattr(task, kind) if kind else task
     return decorator(doc_md=inspect.getdoc(function), **options)(run)
+
+
+@contextmanager
+def errors_for_airflow() -> Iterator[None]:
+    """Our own errors that will not go away by themselves fail the task at once; the others are tried again."""
+    try:
+        with missing_connections_explained():
+            yield
+    except StillAwayError as error:
+        push(_WAITED, datetime.now(UTC).isoformat())
+        raise AirflowFailException(str(error)) from error
+    except TransientError:
+        raise
+    except StorageSwitchError as error:
+        raise AirflowFailException(str(error)) from error
 
 
 @contextmanager

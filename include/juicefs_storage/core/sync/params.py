@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.params import BUCKET_NAME, refused
+from include.juicefs_storage.core.setting import normal_endpoint
 from include.juicefs_storage.core.sync.model import Compare, KeyRange
 
 Mode = Literal["copy", "verify", "copy+verify"]
@@ -127,12 +128,7 @@ def check_places(params: SyncParams, source_endpoint: str, target_endpoint: str)
     """
     try:
         refuse_overlap(
-            params.source_place(_same_form(source_endpoint)), params.target_place(_same_form(target_endpoint))
+            params.source_place(normal_endpoint(source_endpoint)), params.target_place(normal_endpoint(target_endpoint))
         )
     except ValueError as error:
         raise PermanentError(f"Params refused: {error}.", next_step="correct the target") from None
-
-
-def _same_form(endpoint: str) -> str:
-    scheme, _, host = endpoint.lower().rstrip("/").partition("://")
-    return f"{scheme}://{host.removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
