@@ -32,7 +32,7 @@ PARAMS = {
     "backup_id": text(None, "Backup", "Empty: choose among those that are there, in the task `choose_backup`.", "Backup"),
     "dry_run": flag(True, "Dry run", "Stop after the plan. Nothing is changed.", "Safety"),
     "require_approval": flag(True, "Require approval", "Wait for a human who has read the plan.", "Safety"),
-    "consistency": text("listing", "Compare the stores", "How the store of the backup is compared with the current one before the revert.", "Safety", enum=["off", "sample", "listing", "content"]),
+    "consistency": text("listing", "Compare the stores", "How the store of the backup is compared with the current one before the revert.", "Safety", enum=["off", "sample", "listing", "metadata", "content"]),
     "catch_up": flag(True, "Catch up", "Copy back what clients wrote since.", "Safety"),
     "restart_csi": flag(True, "Restart CSI", "Restart the CSI controller and node components.", "Safety"),
     "on_failure": text("rollback", "On failure", "Roll back to the current store, or hold for a human.", "Safety", enum=["rollback", "hold"]),

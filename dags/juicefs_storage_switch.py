@@ -40,7 +40,7 @@ PARAMS = {
     "source_conn_id": text(None, "Old store's connection", "Empty: the endpoint and keys in the setting.", "New storage"),
     "dry_run": flag(True, "Dry run", "Stop after the plan. Nothing is changed.", "Safety"),
     "require_approval": flag(True, "Require approval", "Wait for a human who has read the plan.", "Safety"),
-    "consistency": text("listing", "Compare the stores", "How the new store is compared with the old one before the switch: not at all, some blocks by content, all by key and size, all by content.", "Safety", enum=["off", "sample", "listing", "content"]),
+    "consistency": text("listing", "Compare the stores", "How the new store is compared with the old one before the switch: not at all, some blocks by content, all by key and size, both with the blocks that files refer to, all by content.", "Safety", enum=["off", "sample", "listing", "metadata", "content"]),
     "catch_up": flag(True, "Catch up", "Copy what clients write to the old store until they have moved.", "Safety"),
     "restart_csi": flag(True, "Restart CSI", "Restart the CSI controller and node components.", "Safety"),
     "on_failure": text("rollback", "On failure", "Roll back, or hold for a human.", "Safety", enum=["rollback", "hold"]),

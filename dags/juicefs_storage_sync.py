@@ -18,7 +18,7 @@ volume, or for any other bucket or prefix.
 
 ### What it changes
 The target: what it lacks is added. An object that is there already is never replaced unless `overwrite` is on, and nothing
-is ever deleted. The source is only read.
+is ever deleted. The source is only read. With `plan=metadata`, blocks of a volume that no file refers to are left alone.
 
 ### How it ends
 Green only where every partition is accounted for and no object is missing or different. Otherwise red, with the
@@ -32,6 +32,10 @@ PARAMS = {
     "target_conn_id": Param(type="string", title="Target's connection", description_md="As for the source.", section="Target", minLength=1, examples=["minio_new"]),
     "target_bucket": Param(type="string", title="Target bucket", description_md="It must exist.", section="Target", minLength=3, examples=["juicefs-data"]),
     "target_prefix": text("", "Target prefix", "Where the keys go: it takes the place of the source's prefix.", "Target"),
+    "plan": text("listing", "Plan by", "A listing of the source; or a JuiceFS volume's metadata: the blocks that files refer to, each proven to be there.", "What", enum=["listing", "metadata"]),
+    "volume": text(None, "Volume", "With `plan=metadata`: its name in `include/volumes.yaml`.", "What"),
+    "meta_conn_id": text(None, "Metadata's connection", "With `plan=metadata`: type `mysql`; empty: what the registry says of the volume, else its Secret's `metaurl`.", "What"),
+    "since_id": number(0, "From slice id", "With `plan=metadata`: only blocks of slices from this id on; every report names the next.", "What", 0, 9_000_000_000_000_000),
     "mode": text("copy+verify", "What to do", "Copy, compare the two sides, or both.", "What", enum=["copy", "verify", "copy+verify"]),
     "compare": text("etag", "Compare by", "Size; size and ETag, from the listings; or contents, both sides read in full.", "What", enum=["size", "etag", "content"]),
     "include": texts("Include", "Patterns such as `chunks/*`, one a line; empty: every key.", "What"),

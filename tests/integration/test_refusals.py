@@ -520,7 +520,7 @@ def test_blocks_of_deleted_files_are_harmless(lab: Lab, look: Look) -> None:
     assert (refusals(findings), warnings(findings)) == ([], [])
 
 
-@pytest.mark.parametrize("mode", ["sample", "listing", "content"])
+@pytest.mark.parametrize("mode", ["sample", "listing", "metadata", "content"])
 def test_a_missing_block(lab: Lab, look: Look, mode: str) -> None:
     key = some_block(lab)
     with new_object(lab, key, None):
@@ -532,7 +532,7 @@ def test_a_missing_block(lab: Lab, look: Look, mode: str) -> None:
     assert "copy the volume" in refused
 
 
-@pytest.mark.parametrize("mode", ["sample", "listing", "content"])
+@pytest.mark.parametrize("mode", ["sample", "listing", "metadata", "content"])
 def test_a_block_with_another_length(lab: Lab, look: Look, mode: str) -> None:
     key = some_block(lab)
     with new_object(lab, key, b"cut"):

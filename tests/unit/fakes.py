@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -63,6 +63,12 @@ class FakeMetadata:
     def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
         rows = sorted(row for row in self.rows if row[0] >= first_id and (end_id is None or row[0] < end_id))
         return iter(rows)
+
+    def still_needed(self, slice_ids: Collection[int]) -> set[int]:
+        return set(slice_ids) & {slice_id for slice_id, _ in self.rows}
+
+    def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
+        return iter([(slice_id, f"/file-{slice_id}") for slice_id in sorted(slice_ids)])
 
     def next_slice(self) -> int:
         return 1 + max((slice_id for slice_id, _ in self.rows), default=0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -24,6 +25,12 @@ _METAURL = re.compile(
 _FETCH_ROWS = 10_000
 #: Above every `chunkid`, whether the column is signed or not.
 _NO_SLICE = 2**63 - 1
+_ASKED_AT_ONCE = 1_000
+#: A record of `jfs_chunk.slices` is pos, id, size, off, len; one of `jfs_delslices.slices` is id, size (marshalSlice
+#: and encodeDelayedSlice of pkg/meta in JuiceFS 1.4).
+_SLICE, _DELAYED_SLICE = struct.Struct(">IQIII"), struct.Struct(">QI")
+#: rootInode and TrashInode of pkg/meta.
+_ROOT_INODE, _TRASH_INODE = 1, 0x7FFFFFFF10000000
 #: The client waits for ever unless told otherwise, and the hook tells it nothing. Seconds; a connection's extra wins.
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 30}
 #: How long a query that changes nothing is tried again while the server is away, in seconds: a restart of it, or a
@@ -183,6 +190,63 @@ class MySqlMetadata:
             if len(rows) < _FETCH_ROWS:
                 return
             first_id = int(rows[-1][0]) + 1
+
+    def still_needed(self, slice_ids: Collection[int]) -> set[int]:
+        """Look them up in `jfs_chunk_ref`."""
+        ids = sorted(slice_ids)
+        return {
+            int(row[0])
+            for first in range(0, len(ids), _ASKED_AT_ONCE)
+            for row in self._query(
+                "SELECT chunkid FROM jfs_chunk_ref WHERE refs > 0 AND chunkid IN %s",
+                ids[first : first + _ASKED_AT_ONCE],
+            )
+        }
+
+    def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
+        """Read `jfs_chunk` in ranges of its primary key, then `jfs_edge` for the files that were found."""
+        wanted, found = frozenset(slice_ids), set[tuple[int, int]]()
+        if not wanted:
+            return
+        folders: dict[int, str] = {_ROOT_INODE: "", _TRASH_INODE: "/.trash"}
+        for inode, slices in self._ranges("SELECT id, inode, slices FROM jfs_chunk WHERE id > %s ORDER BY id LIMIT %s"):
+            for record in _SLICE.iter_unpack(slices):
+                if record[1] in wanted and (record[1], inode) not in found:
+                    found.add((record[1], inode))
+                    for path in self._paths(inode, folders):
+                        yield record[1], path
+        rest = wanted - {slice_id for slice_id, _ in found}
+        if rest and self._query("SHOW TABLES LIKE 'jfs_delslices'"):
+            sql = "SELECT chunkid, 0, slices FROM jfs_delslices WHERE chunkid > %s ORDER BY chunkid LIMIT %s"
+            delayed = {record[0] for _, slices in self._ranges(sql) for record in _DELAYED_SLICE.iter_unpack(slices)}
+            for slice_id in sorted(rest & delayed):
+                yield slice_id, "(replaced by a compaction, kept until the trash is emptied)"
+            rest -= delayed
+        for slice_id in sorted(rest):
+            yield slice_id, "(counted as in use, but no file refers to it)"
+
+    def _ranges(self, sql: str) -> Iterator[tuple[int, bytes]]:
+        last = 0
+        while rows := self._query(sql, last, _FETCH_ROWS):
+            yield from ((int(inode), bytes(slices)) for _, inode, slices in rows)
+            last = int(rows[-1][0])
+
+    def _paths(self, inode: int, folders: dict[int, str]) -> list[str]:
+        """Every path of a file; `folders` keeps the paths of folders from one call to the next."""
+
+        def folder(inode: int) -> str:
+            if inode not in folders:
+                rows = self._query("SELECT parent, name FROM jfs_edge WHERE inode = %s LIMIT 1", inode)
+                folders[inode] = f"{folder(int(rows[0][0]))}/{_text(rows[0][1])}" if rows else f"(inode {inode})"
+            return folders[inode]
+
+        rows = self._query("SELECT parent, name FROM jfs_edge WHERE inode = %s ORDER BY parent, name", inode)
+        return [f"{folder(int(parent))}/{_text(name)}" for parent, name in rows] or [f"(deleted file, inode {inode})"]
+
+
+def _text(name: bytes | str) -> str:
+    """A file's name, which need not be UTF-8."""
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else name
 
 
 def _hook(**options: Any) -> MySqlHook:

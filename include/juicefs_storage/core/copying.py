@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,15 +11,16 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
-from include.juicefs_storage.core.blocks import block_objects
+from include.juicefs_storage.core.blocks import block_objects, slice_of
 from include.juicefs_storage.core.needed import needed_objects
 from include.juicefs_storage.core.ports import MetadataStore, ObjectStore, StoredObject
 from include.juicefs_storage.core.setting import Setting
 
+Kind = Literal["missing", "different", "lost"]
+
 EXAMPLES = 5
 _PARALLEL_READS = 8
 _LOOKED_UP_AT_ONCE = 1_000
-_SLICE_ID = re.compile(r"/(\d+)_\d+_\d+$")
 
 
 @dataclass
@@ -30,7 +30,8 @@ class Difference:
     Attributes:
         extra: Objects that are only in the other set.
         newest_extra: The one of them whose slice has the highest id.
-        examples: `missing: …` and `different: …`, a few of each.
+        lost: Objects that files refer to and no set has whole; only where the metadata was asked.
+        examples: `missing: …`, `different: …` and `lost: …`, a few of each.
     """
 
     expected: int = 0
@@ -39,13 +40,14 @@ class Difference:
     different: int = 0
     extra: int = 0
     newest_extra: tuple[int, str] = (-1, "")
+    lost: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def examples_of(self, kind: Literal["missing", "different"]) -> list[str]:
+    def examples_of(self, kind: Kind) -> list[str]:
         """The examples of one kind."""
         return [example for example in self.examples if example.startswith(kind)]
 
-    def note(self, kind: Literal["missing", "different"], text: str) -> None:
+    def note(self, kind: Kind, text: str) -> None:
         """Keep an example."""
         if len(self.examples_of(kind)) < EXAMPLES:
             self.examples.append(f"{kind}: {text}")
@@ -151,12 +153,6 @@ def compare_sample(
             else:
                 result.present += 1
     return result
-
-
-def slice_of(key: str) -> int:
-    """The id of the slice that a block belongs to; -1 where the key is not a block's."""
-    found = _SLICE_ID.search(key)
-    return int(found[1]) if found else -1
 
 
 def volume_objects(store: ObjectStore, setting: Setting) -> Iterator[StoredObject]:

@@ -13,7 +13,7 @@ from include.juicefs_storage.core.setting import ENDPOINT
 
 BUCKET_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
-Consistency = Literal["off", "sample", "listing", "content"]
+Consistency = Literal["off", "sample", "listing", "metadata", "content"]
 Runner = Literal["controller", "worker"]
 OnFailure = Literal["rollback", "hold"]
 

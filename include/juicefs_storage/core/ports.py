@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -51,6 +51,15 @@ class MetadataStore(Protocol):
         Args:
             first_id: The lowest id wanted.
             end_id: No id as high as this one or higher; None: no bound.
+        """
+
+    def still_needed(self, slice_ids: Collection[int]) -> set[int]:
+        """Those of the slices that some file refers to."""
+
+    def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
+        """Slices of these and the path of each file that refers to one; what has no path is described in brackets.
+
+        Reads every chunk of the volume once.
         """
 
     def next_slice(self) -> int:

@@ -96,7 +96,7 @@ class Setting:
             ) from None
         return fields
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The volume's name: the first part of every object key."""
         return str(self._fields["Name"])
@@ -116,12 +116,12 @@ class Setting:
         """The URL of endpoint and bucket."""
         return str(self._fields["Bucket"])
 
-    @property
+    @cached_property
     def block_bytes(self) -> int:
         """The length of a full block in bytes (`BlockSize` is in KiB)."""
         return int(self._fields["BlockSize"]) * 1024
 
-    @property
+    @cached_property
     def hash_prefix(self) -> bool:
         """Whether keys are spread over 256 prefixes."""
         return bool(self._fields.get("HashPrefix"))
@@ -132,9 +132,19 @@ class Setting:
         return int(self._fields.get("Shards") or 0)
 
     @property
+    def compression(self) -> str:
+        """How blocks are compressed: `lz4`, `zstd`; empty: not at all."""
+        return str(self._fields.get("Compression") or "").lower().removeprefix("none")
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether blocks are encrypted."""
+        return bool(self._fields.get("EncryptKey"))
+
+    @property
     def objects_have_plain_length(self) -> bool:
         """Whether an object is as long as the block in it: neither compressed nor encrypted."""
-        return self._fields.get("Compression", "none") in ("", "none") and not self._fields.get("EncryptKey")
+        return not self.compression and not self.encrypted
 
     @cached_property
     def config(self) -> StorageConfig:

@@ -6,18 +6,24 @@ import os
 import re
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from airflow.sdk import TriggerRule, get_current_context
 
+from include.juicefs_storage.core.blocks import ObjectSizes
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.core.needed import needed_objects
+from include.juicefs_storage.core.params import resolve_params
 from include.juicefs_storage.core.sync import partitions as cutting
 from include.juicefs_storage.core.sync.compare import key_filter
 from include.juicefs_storage.core.sync.model import Mirrored, Outcome
+from include.juicefs_storage.core.sync.needed import Needed, below_prefix, still_needed, to_pages, watermark
 from include.juicefs_storage.core.sync.params import SyncParams, check_places, resolve_sync_params
-from include.juicefs_storage.core.sync.plan import SyncPlan
+from include.juicefs_storage.core.sync.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.core.sync.reconcile import MEANING, SyncReport, about
 from include.juicefs_storage.core.sync.reconcile import reconcile as join
 from include.juicefs_storage.core.sync.run import (
@@ -29,11 +35,22 @@ from include.juicefs_storage.core.sync.run import (
     verify_partition,
 )
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runtime import COPY_POOL, log, mask, pull, push, run_id, runbook_task
+from include.juicefs_storage.tasks.runtime import (
+    COPY_POOL,
+    Runtime,
+    log,
+    mask,
+    pull,
+    push,
+    read_registry,
+    run_id,
+    runbook_task,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from include.juicefs_storage.adapters.metadata import MySqlMetadata
     from include.juicefs_storage.adapters.sync.manifests import ManifestReader
     from include.juicefs_storage.adapters.sync.s3 import S3Store
     from include.juicefs_storage.core.sync.model import Engine, MirrorTool
@@ -42,6 +59,8 @@ if TYPE_CHECKING:
 MANIFESTS_ENV = "JUICEFS_STORAGE_MANIFESTS"
 #: How many partitions of a run are worked on at once, for the DAG processor's environment; the pool limits all runs.
 TASKS = int(os.environ.get("JUICEFS_STORAGE_SYNC_TASKS") or 8)
+#: Compressed blocks that a task reads and decompresses at once: each is held in memory, 16 MiB at most.
+_BLOCKS_AT_ONCE = 8
 #: A store that is down for some minutes is no reason to have a person clear the task.
 _RETRIES = {"retries": 3, "retry_exponential_backoff": True}
 
@@ -105,6 +124,32 @@ class SyncRuntime:
         total = self.params.bandwidth_mib_s
         return total * 2**20 / max(1, min(tasks, TASKS)) if total else None
 
+    @cached_property
+    def metadata(self) -> MySqlMetadata:
+        """The metadata database of the volume whose blocks are copied (plan=metadata)."""
+        params = self.params
+        named = {"volume": params.volume, "meta_conn_id": params.meta_conn_id}
+        places = {"target_conn_id": params.target_conn_id, "target_bucket": params.target_bucket}
+        return Runtime(resolve_params({**named, **places}, read_registry())).metadata
+
+    def check_volume(self, source: S3Store) -> None:
+        """The metadata is that of the volume whose objects lie at the source.
+
+        Raises:
+            PermanentError: It is another volume's, or the prefix is not where it keeps its blocks.
+        """
+        from include.juicefs_storage.adapters.objects import S3Bucket
+
+        setting = self.metadata.read_setting()
+        below_prefix(setting, self.params.source_prefix)
+        key = f"{setting.name}/juicefs_uuid"
+        found = S3Bucket.from_connection(self.params.source_conn_id, source.bucket).read(key)
+        if found is not None and found.decode(errors="replace").strip() != setting.uuid:
+            raise PermanentError(
+                f"{key} on the source names another volume than the metadata, which is that of {setting.uuid}.",
+                next_step="correct `volume` or `meta_conn_id`, or the source",
+            )
+
     @property
     def options(self) -> Options:
         """How partitions are compared."""
@@ -133,6 +178,7 @@ def manifests_folder(run: str) -> ObjectStoragePath:
 def check() -> dict[str, Any]:
     """Validate the params; both buckets can be listed; the engine and a place for the manifests are there.
 
+    With plan=metadata: the metadata is that of the volume at the source.
     **Changes** nothing on either store; writes and removes one file in the folder of the manifests.
     **Safe to clear**: yes, with Downstream.
     """
@@ -146,6 +192,8 @@ def check() -> dict[str, Any]:
         S3Side(store).check()
     if "copy" in params.mode:
         runtime.find_tool()
+    if params.plan == "metadata":
+        runtime.check_volume(source)
     folder = manifests_folder(run_id())
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / "writable"
@@ -160,6 +208,7 @@ def check() -> dict[str, Any]:
 def plan_partitions() -> list[dict[str, Any]]:
     """Count the source's objects and bytes, and cut its keys into partitions of about the same work.
 
+    With plan=metadata: the blocks that files refer to, which are written down beside the manifests for all tasks.
     The plan is in XCom `markdown` and, with every range, in `plan.json` beside the manifests.
     **Changes** nothing on either store. **Safe to clear**: yes, with Downstream: a source that is the same gives the
     same plan.
@@ -167,7 +216,11 @@ def plan_partitions() -> list[dict[str, Any]]:
     params = SyncParams.model_validate(pull("check"))
     runtime = SyncRuntime(params)
     source, target = runtime.stores()
-    if params.recut_from:
+    needed = None
+    if params.plan == "metadata":
+        needed, segments = _list_needed(runtime)
+        cut_by, requests = "the metadata", 0
+    elif params.recut_from:
         segments, cut_by, requests = _recut(params.recut_from), f"the manifests of {params.recut_from}", 0
     else:
         from include.juicefs_storage.adapters.sync.s3 import S3Side
@@ -182,13 +235,61 @@ def plan_partitions() -> list[dict[str, Any]]:
         partitions=tuple(cutting.cut(segments, params.keys, 1 if params.engine == "mc" else params.partitions)),
         cut_by=cut_by,
         requests=requests,
+        needed=needed,
     )
     file = manifests_folder(run_id()) / "plan.json"
     file.write_text(plan.model_dump_json())
     push("markdown", plan.to_markdown())
     push("summary", {"objects": plan.objects, "bytes": plan.bytes, "partitions": len(plan.partitions),
-                     "requests": requests, "plan_id": plan.id})  # fmt: skip
+                     "requests": requests, "plan_id": plan.id,
+                     "next_since_id": needed.next_since_id if needed else None})  # fmt: skip
     return [] if params.dry_run or "copy" not in plan.phases else _shards(plan)
+
+
+def _list_needed(runtime: SyncRuntime) -> tuple[NeededPlan, list[cutting.Segment]]:
+    """Write down which blocks the volume needs, and count them."""
+    from include.juicefs_storage.adapters.sync.needed import NeededFiles
+
+    params, metadata = runtime.params, runtime.metadata
+    setting, next_since_id = metadata.read_setting(), watermark(metadata)
+    chunks = below_prefix(setting, params.source_prefix)
+    # Its own: a plan that is made again may find other blocks, and tasks of this one still read.
+    name = f"needed-{uuid4().hex[:12]}"
+    blocks = needed_objects(metadata, setting, params.since_id)
+    pages = to_pages(blocks, params.source_prefix, params.keys, key_filter(params.include, params.exclude))
+    ruler = cutting.Ruler()
+    track = ruler.track()
+    for page in NeededFiles(manifests_folder(run_id()) / name).write(pages):
+        ruler.add_page(track, page)
+    plan = NeededPlan(
+        volume=f"{setting.name} ({setting.uuid})",
+        folder=name,
+        chunks=chunks,
+        sizes=ObjectSizes.of(setting),
+        next_since_id=next_since_id,
+    )
+    return plan, ruler.segments()
+
+
+def _needed(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> Needed | None:
+    """What the volume needs, as the plan wrote it down; None where the plan is a listing's."""
+    from include.juicefs_storage.adapters.sync.blocks import CODECS, CompressedBlocks
+    from include.juicefs_storage.adapters.sync.needed import NeededFiles
+
+    if plan.needed is None:
+        return None
+    sizes, params = plan.needed.sizes, plan.params
+    # A size proves what is stored as it is, and nothing reads what is encrypted.
+    read = params.compare == "content" and sizes.compression in CODECS and not sizes.encrypted
+    blocks = CompressedBlocks(source, sizes.compression, min(params.concurrency, _BLOCKS_AT_ONCE)) if read else None
+    return Needed(
+        chunks=plan.needed.chunks,
+        sizes=sizes,
+        pages=NeededFiles(manifests_folder(run_id()) / plan.needed.folder).pages,
+        still=still_needed(runtime.metadata),
+        problems=blocks.problems if blocks else None,
+        delta=bool(params.since_id),
+    )
 
 
 def _shards(plan: SyncPlan) -> list[dict[str, Any]]:
@@ -260,7 +361,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
     source, target = runtime.stores()
     tasks = len(cutting.shards(plan.partitions))
     engine, tool = runtime.engine(source, target, tasks), runtime.tool(source, target, tasks)
-    sides = S3Side(source), S3Side(target)
+    sides, needed = (S3Side(source), S3Side(target)), _needed(plan, runtime, source)
     folder = manifests_folder(run_id()) / plan.id / phase
     totals = Totals()
     said: list[Mirrored] = []
@@ -273,7 +374,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
             said += [word] if word else []
         else:
             work = copy_partition if phase == "copy" else verify_partition
-            counted = work(*sides, engine, partition.keys, manifest, runtime.options, status)
+            counted = work(*sides, engine, partition.keys, manifest, runtime.options, status, needed)
         log.info("%s: %s", partition.label, counted.as_json())
         totals.merge(counted)
     result = {
@@ -324,7 +425,11 @@ def reconcile() -> dict[str, Any]:
             return cast("IO[str]", (folder / name).open("w", newline="", encoding="utf-8"))  # type: ignore[no-untyped-call]
 
         said = [word for result in _results("copy") for word in result.get("said", ())]
-        report = join(plan, run_id(), read, create, spans, said)
+
+        def files_of(slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
+            return SyncRuntime(plan.params).metadata.files_of(slice_ids)
+
+        report = join(plan, run_id(), read, create, spans, said, files_of if plan.needed else None)
         report = report.model_copy(update={"files": tuple(str(folder / name) for name in report.files)})
     (folder / "report.json").write_text(report.model_dump_json(indent=1))
     (folder / "report.md").write_text(report.to_markdown())
@@ -343,6 +448,7 @@ def _planned(plan: SyncPlan) -> SyncReport:
         bytes=plan.bytes,
         partitions=len(plan.partitions),
         notes=tuple(partition.label for partition in plan.partitions[:100]),
+        next_since_id=plan.needed.next_since_id if plan.needed else None,
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ABOUT, _TOTALS, _LAST = b"juicefs_storage.about", b"juicefs_storage.totals", b"juicefs_storage.last_key"
 #: Keys differ from their neighbours in little: half of the size, and no slower than any other way that was measured.
-_WRITING: dict[str, Any] = {
+WRITING: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 1,
     "use_dictionary": ["outcome", "comparison"],
@@ -92,23 +92,23 @@ class ParquetManifest:
 
     def append(self, rows: Rows) -> None:
         """See run.Manifest."""
-        pq = _parquet()
+        pq = parquet()
         if self._parts is None:
             self.resume()
         parts = cast("list[Folder]", self._parts)
         totals = Totals()
         totals.add_rows(rows)
         content = io.BytesIO()
-        pq.write_table(self._described(_table(rows), totals, rows.keys[-1]), content, **_WRITING)
+        pq.write_table(self._described(_table(rows), totals, rows.keys[-1]), content, **WRITING)
         folder = self.folder / self.name
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{len(parts) + 1:08}.parquet"
-        _write(part, content.getvalue())
+        write(part, content.getvalue())
         parts.append(part)
 
     def finish(self) -> None:
         """See run.Manifest: one row group a checkpoint, in order."""
-        pq = _parquet()
+        pq = parquet()
         parts, self._parts = self._parts or [], None
         self.folder.mkdir(parents=True, exist_ok=True)
         if len(parts) == 1:
@@ -121,7 +121,7 @@ class ParquetManifest:
         schema = self._described(_table(Rows()), totals, last).schema
         # Under another name first: a manifest that is there is whole.
         unfinished = self.folder / f"{self.name}.unfinished"
-        with unfinished.open("wb") as file, pq.ParquetWriter(file, schema, **_WRITING) as writer:
+        with unfinished.open("wb") as file, pq.ParquetWriter(file, schema, **WRITING) as writer:
             for part in parts:
                 writer.write_table(pq.read_table(io.BytesIO(part.read_bytes())).cast(schema))
         unfinished.replace(self.file)
@@ -145,14 +145,14 @@ class ParquetManifest:
         )
 
 
-def _write(file: Folder, content: bytes) -> None:
+def write(file: Folder, content: bytes) -> None:
     """Write a file that is either whole or not there."""
     unfinished = file.parent / f"{file.name}.unfinished"
     unfinished.write_bytes(content)
     unfinished.replace(file)
 
 
-def _parquet() -> Any:
+def parquet() -> Any:
     """`pyarrow.parquet`, which gives memory back: with its own allocator a task holds 50 MiB more."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from include.juicefs_storage.core.blocks import slice_of
 from include.juicefs_storage.core.checks.findings import ok, refusal, warning
 from include.juicefs_storage.core.copying import (
     Difference,
+    Kind,
     compare_listings,
     compare_sample,
     same_contents,
@@ -16,12 +16,14 @@ from include.juicefs_storage.core.params import Consistency
 from include.juicefs_storage.core.plan import Finding
 from include.juicefs_storage.core.ports import MetadataStore, ObjectStore
 from include.juicefs_storage.core.setting import Setting
+from include.juicefs_storage.core.sync.needed import compare_needed
 
 CHECK = "consistency"
 SAMPLE_BLOCKS = 200
 _HOW = {
     "sample": f"{SAMPLE_BLOCKS} blocks drawn at random, by content",
     "listing": "every block, by key and size",
+    "metadata": "every block that files refer to, by key and size",
     "content": "every block, by content",
 }
 
@@ -45,18 +47,41 @@ def check_consistency(
         target: The new bucket.
         setting: The volume's setting.
         metadata: Which blocks files refer to, and which slices the volume has given out.
-        mode: `sample`: some blocks, by content. `listing`: all, by key and size. `content`: all, read on both sides.
+        mode: `sample`: some blocks, by content. `listing`: all, by key and size. `metadata`: those that files refer to,
+            by key and size; it sees what the old store has lost already. `content`: all, read on both sides.
         catch_up: Whether what is missing will be copied.
     """
     if mode == "off":
         return [warning(CHECK, "The stores were not compared.", "set consistency=listing")], Difference()
     if mode == "sample":
         difference = compare_sample(metadata, setting, source, target, SAMPLE_BLOCKS)
+    elif mode == "metadata":
+        difference = compare_needed(metadata, setting, source, target)
     else:
         contents = same_contents(source, target) if mode == "content" else None
         difference = compare_listings(volume_objects(source, setting), volume_objects(target, setting), contents)
-    findings = [*_different(difference), *_missing(difference, catch_up=catch_up), *_foreign(difference, metadata)]
+    findings = [
+        *_lost(difference, metadata),
+        *_different(difference),
+        *_missing(difference, catch_up=catch_up),
+        *_foreign(difference, metadata),
+    ]
     return findings or [ok(CHECK, f"{_HOW[mode]}: all {difference.expected} are the same on both stores")], difference
+
+
+def _lost(difference: Difference, metadata: MetadataStore) -> list[Finding]:
+    if not difference.lost:
+        return []
+    keys = [example.removeprefix("lost: ") for example in difference.examples_of("lost")]
+    files = sorted({path for _, path in metadata.files_of({slice_of(key.partition(" ")[0]) for key in keys})})
+    return [
+        refusal(
+            CHECK,
+            f"{difference.lost} of {difference.expected} blocks that files refer to are not whole on the old store, "
+            f"such as {'; '.join(keys)}. Files of these: {', '.join(files)}.",
+            "restore these files from elsewhere, or delete them; plan=metadata of juicefs_storage_sync names all",
+        )
+    ]
 
 
 def _different(difference: Difference) -> list[Finding]:
@@ -83,7 +108,7 @@ def _missing(difference: Difference, *, catch_up: bool) -> list[Finding]:
     return [refusal(CHECK, f"{message}, such as {examples}.", "copy the volume (see docs/switch.md), then start again")]
 
 
-def _examples(difference: Difference, kind: Literal["missing", "different"]) -> str:
+def _examples(difference: Difference, kind: Kind) -> str:
     return "; ".join(example.removeprefix(f"{kind}: ") for example in difference.examples_of(kind))
 
 

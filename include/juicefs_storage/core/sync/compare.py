@@ -22,7 +22,7 @@ OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 COMPARISON_CODES = {comparison: code for code, comparison in enumerate(COMPARISONS)}
 
 _MD5_HEX = 32
-_EMPTY = Page([], [], [])
+EMPTY = Page([], [], [])
 
 
 @dataclass(slots=True)
@@ -119,31 +119,33 @@ def filtered(pages: Iterator[Page], taken: Callable[[str], object] | None) -> It
 
 def aligned(source: Iterator[Page], target: Iterator[Page]) -> Iterator[tuple[Page, Page]]:
     """Cut two listings into stretches of the same range of keys; one of the two may be empty in a stretch."""
-    left, right = next(source, _EMPTY), next(target, _EMPTY)
+    left, right = next(source, EMPTY), next(target, EMPTY)
     while left.keys or right.keys:
         if not right.keys or (left.keys and left.keys[-1] < right.keys[0]):
-            yield left, _EMPTY
-            left = next(source, _EMPTY)
+            yield left, EMPTY
+            left = next(source, EMPTY)
         elif not left.keys or right.keys[-1] < left.keys[0]:
-            yield _EMPTY, right
-            right = next(target, _EMPTY)
+            yield EMPTY, right
+            right = next(target, EMPTY)
         else:
             last = min(left.keys[-1], right.keys[-1])
-            one, left = _cut(left, last)
-            other, right = _cut(right, last)
+            one, left = cut_page(left, last)
+            other, right = cut_page(right, last)
             yield one, other
-            left = left if left.keys else next(source, _EMPTY)
-            right = right if right.keys else next(target, _EMPTY)
+            left = left if left.keys else next(source, EMPTY)
+            right = right if right.keys else next(target, EMPTY)
 
 
-def _cut(page: Page, last: str) -> tuple[Page, Page]:
+def cut_page(page: Page, last: str) -> tuple[Page, Page]:
+    """What a page holds up to a key, and what is left of it."""
     at = bisect_right(page.keys, last)
     if at == len(page.keys):
-        return page, _EMPTY
-    return _slice(page, 0, at), _slice(page, at, len(page.keys))
+        return page, EMPTY
+    return slice_page(page, 0, at), slice_page(page, at, len(page.keys))
 
 
-def _slice(page: Page, first: int, end: int) -> Page:
+def slice_page(page: Page, first: int, end: int) -> Page:
+    """Some rows of a page."""
     keys, sizes, etags = page
     return Page(keys[first:end], sizes[first:end], etags[first:end])
 
@@ -168,6 +170,7 @@ class Classifier:
         rows: Filled by `add`.
         missing: Places of rows that the target lacks (MISSING so far).
         unsure: Places of rows whose contents are to be compared.
+        lost: Places of rows that no side has, though the metadata says that one must (LOST so far).
     """
 
     by_size: bool
@@ -175,6 +178,7 @@ class Classifier:
     rows: Rows = field(default_factory=Rows)
     missing: list[int] = field(default_factory=list)
     unsure: list[int] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
 
     def add(self, source: Page, target: Page) -> None:
         """Add a stretch.
@@ -227,8 +231,8 @@ class Classifier:
         for kind, run in groupby(sorted(ours | theirs), lambda key: (key in ours, key in theirs)):
             size = sum(1 for _ in run)
             self.add(
-                _slice(source, left, left + size) if kind[0] else _EMPTY,
-                _slice(target, right, right + size) if kind[1] else _EMPTY,
+                slice_page(source, left, left + size) if kind[0] else EMPTY,
+                slice_page(target, right, right + size) if kind[1] else EMPTY,
             )
             left += size * kind[0]
             right += size * kind[1]

@@ -29,6 +29,9 @@ class Outcome(StrEnum):
     VANISHED = "vanished"  # the source lost it between the listing and the copy
     CHANGED = "changed"  # the source replaced it between the listing and the copy
     FAILED = "failed"
+    SKIPPED = "skipped"  # only with plan=metadata, as the two below: no file refers to this block; left alone
+    LOST = "lost"  # a file refers to it, and neither side has it
+    DAMAGED = "damaged"  # a file refers to it, and what the source has cannot hold it; never copied
 
 
 class Comparison(StrEnum):

@@ -12,6 +12,7 @@ from include.juicefs_storage.core.setting import normal_endpoint
 from include.juicefs_storage.core.sync.model import Compare, KeyRange
 
 Mode = Literal["copy", "verify", "copy+verify"]
+PlanBy = Literal["listing", "metadata"]
 EngineName = Literal["native", "juicefs", "mc"]
 
 
@@ -26,6 +27,10 @@ class SyncParams(BaseModel):
     target_conn_id: str = Field(min_length=1, examples=["minio_new"])
     target_bucket: str = Field(examples=["juicefs-data"])
     target_prefix: str = ""
+    plan: PlanBy = "listing"
+    volume: str | None = Field(default=None, examples=["myjfs"])
+    meta_conn_id: str | None = Field(default=None, examples=["juicefs_meta"])
+    since_id: Annotated[int, Field(ge=0)] = 0
     mode: Mode = "copy+verify"
     compare: Compare = "etag"
     dry_run: bool = True
@@ -71,6 +76,13 @@ class SyncParams(BaseModel):
         if self.engine == "mc" and (ranged or self.recut_from or (self.partitions or 1) > 1):
             raise ValueError("`engine`: mc mirrors everything below a prefix, so `include`, `after`, `until`, "
                              "`recut_from` and more than one of `partitions` do not go with it")  # fmt: skip
+        if self.plan == "listing" and (self.volume or self.meta_conn_id or self.since_id):
+            raise ValueError("`plan`: `volume`, `meta_conn_id` and `since_id` go with plan=metadata alone")
+        if self.plan == "metadata" and not (self.volume or self.meta_conn_id):
+            raise ValueError("`plan`: metadata needs `meta_conn_id`, or a `volume` of the registry")
+        if self.plan == "metadata" and (self.engine != "native" or self.recut_from):
+            raise ValueError("`plan`: metadata does not go with `recut_from`, nor with another engine than native, "
+                             "which would copy what no file refers to")  # fmt: skip
         if self.source_conn_id == self.target_conn_id:
             refuse_overlap(self.source_place("one endpoint"), self.target_place("one endpoint"))
         return self

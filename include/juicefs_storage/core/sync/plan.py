@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 
+from include.juicefs_storage.core.blocks import ObjectSizes
 from include.juicefs_storage.core.plan import Frozen
 from include.juicefs_storage.core.sync.params import SyncParams
 from include.juicefs_storage.core.sync.partitions import Partition, amount
@@ -16,6 +17,24 @@ _STEPS = {
 }
 
 
+class NeededPlan(Frozen):
+    """What the metadata said that a volume needs.
+
+    Attributes:
+        volume: Its name and UUID.
+        folder: Where the blocks are written down, beside the manifests.
+        chunks: Where they lie below the source's prefix.
+        sizes: How long their objects may be.
+        next_since_id: Where the next delta begins.
+    """
+
+    volume: str
+    folder: str
+    chunks: str
+    sizes: ObjectSizes
+    next_since_id: int
+
+
 class SyncPlan(Frozen):
     """What a run does, cut into partitions.
 
@@ -24,6 +43,7 @@ class SyncPlan(Frozen):
         target: Its name for people.
         cut_by: What the partitions were counted by.
         requests: LIST requests that this took.
+        needed: Only with plan=metadata.
     """
 
     source: str
@@ -32,6 +52,7 @@ class SyncPlan(Frozen):
     partitions: tuple[Partition, ...]
     cut_by: str
     requests: int = 0
+    needed: NeededPlan | None = None
 
     @cached_property
     def id(self) -> str:
@@ -69,6 +90,7 @@ class SyncPlan(Frozen):
             f"| objects that differ | {different if 'copy' in self.phases else 'are reported'} |",
             "| objects that the target alone has | are reported, never deleted |",
             f"| partitions | {len(self.partitions)}, cut by {self.cut_by} |",
+            *self._needed_lines(),
             "",
             "### Steps, in this order",
             *(f"{number}. {_STEPS[phase]}" for number, phase in enumerate(self.phases, 1)),
@@ -84,6 +106,16 @@ class SyncPlan(Frozen):
         if len(self.partitions) > _SHOWN:
             lines.append(f"\n… and {len(self.partitions) - _SHOWN} more, in `plan.json` beside the manifests.")
         return "\n".join(lines)
+
+    def _needed_lines(self) -> list[str]:
+        if self.needed is None:
+            return []
+        which = f"of slices from id {self.params.since_id} on" if self.params.since_id else "all of them"
+        return [
+            f"| blocks that files of {self.needed.volume} refer to | {which} |",
+            "| blocks that no file refers to | are left alone, and counted |",
+            f"| the next delta | `since_id={self.needed.next_since_id}` |",
+        ]
 
 
 def _cell(key: str | None) -> str:

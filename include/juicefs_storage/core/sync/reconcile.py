@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import IO, Any, Literal, Protocol
 
+from include.juicefs_storage.core.blocks import slice_of
 from include.juicefs_storage.core.plan import Frozen, bullets
 from include.juicefs_storage.core.sync.model import Comparison, Outcome
 from include.juicefs_storage.core.sync.partitions import Partition, amount
@@ -22,20 +23,27 @@ MEANING: dict[Result, str] = {
     "Nothing was deleted.",
     "failed": "The run ended before there was a result: see the failed task. Nothing was deleted.",
 }
+_PROVEN_BY_METADATA = (
+    "Every block that files referred to when the plan was made{since} is on the target, compared as the table says."
+)
 #: What a person has to do something about, and what.
 _REMEDIES: dict[Outcome, str] = {
     Outcome.MISSING: "clear `copy` of these partitions with Downstream",
     Outcome.DIFFERENT: "find out which side is right; overwrite=true replaces the target's",
     Outcome.CHANGED: "clear `copy` of these partitions with Downstream: it copies what is there now",
     Outcome.FAILED: "see the column detail; clear `copy` (or `verify`) of these partitions with Downstream",
+    Outcome.LOST: "neither side has what files refer to: restore these files from elsewhere, or delete them",
+    Outcome.DAMAGED: "see the column detail: where the target's may be whole, leave it; else restore the files",
 }
 #: What is listed for people in a file of its own.
 LISTED = (
     Outcome.MISSING, Outcome.DIFFERENT, Outcome.CHANGED, Outcome.FAILED, Outcome.VANISHED, Outcome.EXTRA,
-    Outcome.OVERWRITTEN,
+    Outcome.OVERWRITTEN, Outcome.LOST, Outcome.DAMAGED,
 )  # fmt: skip
 #: Missing on the target, but written to the source after `copy` had listed it.
 NEW = "new"
+#: Lost and damaged slices that are traced to files, and the files that are named in the report.
+_TRACED_SLICES, _SHOWN_FILES = 10_000, 5
 _COLUMNS = ("phase", "partition", "key", "size", "source_etag", "target_etag", "comparison", "detail")
 
 
@@ -118,6 +126,7 @@ class SyncReport(Frozen):
     notes: tuple[str, ...] = ()
     phases: tuple[PhaseReport, ...] = ()
     files: tuple[str, ...] = ()
+    next_since_id: int | None = None
 
     @property
     def headline(self) -> str:
@@ -164,6 +173,7 @@ def reconcile(
     create: Callable[[str], IO[str]],
     spans: dict[str, list[tuple[float, float]]] | None = None,
     said: Iterable[str] = (),
+    files_of: Callable[[Collection[int]], Iterable[tuple[int, str]]] | None = None,
 ) -> SyncReport:
     """Join the plan with the manifests: streaming, no more than a row group in memory.
 
@@ -174,6 +184,7 @@ def reconcile(
         create: Opens a new file for people beside the manifests, by its name.
         spans: Phase -> start and end of its tasks in Unix time, where known.
         said: What the tools of another engine say that they did, for the report alone.
+        files_of: Which files refer to some slices (see ports.MetadataStore); None: there is no metadata to ask.
 
     Raises:
         PermanentError: A manifest cannot be read.
@@ -185,9 +196,11 @@ def reconcile(
         phases = [
             _phase(plan, phase, read, files, problems, notes, (spans or {}).get(phase, [])) for phase in plan.phases
         ]
+        if files_of:
+            _trace(plan, read, files, problems, files_of)
     return SyncReport(
         outcome="not proven" if problems else "proven",
-        meaning=MEANING["not proven" if problems else "proven"],
+        meaning=_meaning(plan, problems),
         run_id=run_id,
         source=plan.source,
         target=plan.target,
@@ -196,10 +209,49 @@ def reconcile(
         bytes=plan.bytes,
         partitions=len(plan.partitions),
         problems=tuple(problems),
-        notes=(*notes, *said),
+        notes=(*notes, *said, *_next_delta(plan)),
         phases=tuple(phases),
         files=tuple(files.names),
+        next_since_id=plan.needed.next_since_id if plan.needed else None,
     )
+
+
+def _meaning(plan: SyncPlan, problems: list[str]) -> str:
+    if problems or plan.needed is None:
+        return MEANING["not proven" if problems else "proven"]
+    since_id = plan.params.since_id
+    return _PROVEN_BY_METADATA.format(since=f", of slices from id {since_id} on," if since_id else "")
+
+
+def _next_delta(plan: SyncPlan) -> list[str]:
+    if plan.needed is None:
+        return []
+    return [f"The blocks of what is written from now on: a run with `since_id={plan.needed.next_since_id}`."]
+
+
+def _trace(
+    plan: SyncPlan,
+    read: Callable[[str, Partition], Reader | None],
+    files: _Files,
+    problems: list[str],
+    files_of: Callable[[Collection[int]], Iterable[tuple[int, str]]],
+) -> None:
+    """Name the files whose blocks are lost or damaged, by the last phase."""
+    keys: dict[int, list[str]] = {}
+    for partition in plan.partitions:
+        manifest = read(plan.phases[-1], partition)
+        for row in manifest.rows((Outcome.LOST, Outcome.DAMAGED)) if manifest else ():
+            if len(keys) < _TRACED_SLICES:
+                keys.setdefault(slice_of(row.key), []).append(row.key)
+    if not keys:
+        return
+    paths: dict[str, None] = {}
+    for slice_id, path in files_of(keys):
+        paths[path] = None
+        for key in keys[slice_id]:
+            files.write("lost_files", (path, key), ("file", "key"))
+    shown = ", ".join(f"`{path}`" for path in list(paths)[:_SHOWN_FILES])
+    problems.append(f"{len(paths):,} files have lost or damaged blocks (`lost_files.csv`), such as {shown}.")
 
 
 def _phase(
@@ -222,7 +274,8 @@ def _phase(
             absent.append(partition.index)
             continue
         counted = manifest.count()
-        found = counted.objects() - counted.objects(Outcome.EXTRA)
+        # With metadata, what the target alone has is something that the plan had counted.
+        found = counted.objects() - counted.objects(Outcome.SKIPPED if plan.needed else Outcome.EXTRA)
         grew += max(0, found - partition.objects)
         shrank += max(0, partition.objects - found)
         if partition.objects and not found:
@@ -277,6 +330,7 @@ def _notes(phase: str, totals: Totals, new: int, grew: int, shrank: int, plan: S
         (totals.objects(Outcome.VANISHED), "objects left the source between its listing and the copy (`vanished.csv`)"),
         (totals.objects(Outcome.EXTRA), "objects are on the target alone (`extra.csv`); they were left alone"),
         (totals.objects(Outcome.OVERWRITTEN), "objects were different and were overwritten (`overwritten.csv`)"),
+        (totals.objects(Outcome.SKIPPED), "objects are blocks that no file refers to; they were left alone"),
         (new, "objects were written to the source after `copy` had listed it (`new.csv`): a new run copies them"),
         (grew, "objects more than the plan had counted were found on the source"),
         (shrank, "objects fewer than the plan had counted were found on the source"),
@@ -335,11 +389,11 @@ class _Files:
     def names(self) -> list[str]:
         return [f"{name}.csv" for name in self._writers]
 
-    def write(self, name: str, row: list[object]) -> None:
+    def write(self, name: str, row: Sequence[object], columns: Sequence[str] = _COLUMNS) -> None:
         if name not in self._writers:
             file = self._stack.enter_context(self._create(f"{name}.csv"))
             self._writers[name] = csv.writer(file)
-            self._writers[name].writerow(_COLUMNS)
+            self._writers[name].writerow(columns)
         self._writers[name].writerow(row)
 
 

@@ -32,6 +32,7 @@ from include.juicefs_storage.core.sync.model import (
     Page,
     Side,
 )
+from include.juicefs_storage.core.sync.needed import Needed, beside, classify, read_blocks, settle_lost
 
 #: A batch ends after so many keys; the engine is given so many bytes of it at once, between two looks at the status.
 BATCH_KEYS, CALL_BYTES = 10_000, 4 * 2**30
@@ -174,6 +175,7 @@ def copy_partition(
     manifest: Manifest,
     options: Options,
     status: Status | None = None,
+    needed: Needed | None = None,
 ) -> Totals:
     """Copy what the target lacks within a range of keys, compare what it has, write a row for each key.
 
@@ -185,7 +187,7 @@ def copy_partition(
         PermanentError: The stores refuse what is asked (keys, bucket).
         TransientError: A store failed for longer than the retries last.
     """
-    return _Partition(source, target, engine, manifest, options, status or Status(), copies=True).run(keys)
+    return _Partition(source, target, engine, manifest, options, status or Status(), True, needed).run(keys)
 
 
 def verify_partition(
@@ -196,6 +198,7 @@ def verify_partition(
     manifest: Manifest,
     options: Options,
     status: Status | None = None,
+    needed: Needed | None = None,
 ) -> Totals:
     """Compare a range of keys, write a row for each. Neither side is changed.
 
@@ -203,7 +206,7 @@ def verify_partition(
         PermanentError: The stores refuse what is asked (keys, bucket).
         TransientError: A store failed for longer than the retries last.
     """
-    return _Partition(source, target, engine, manifest, options, status or Status(), copies=False).run(keys)
+    return _Partition(source, target, engine, manifest, options, status or Status(), False, needed).run(keys)
 
 
 def mirror_partition(
@@ -274,6 +277,7 @@ class _Partition:
     options: Options
     status: Status
     copies: bool
+    needed: Needed | None = None
     totals: Totals = field(default_factory=Totals)
     _md5: bool | None = None
 
@@ -285,11 +289,15 @@ class _Partition:
             keys = KeyRange(last, keys.until)
         taken = key_filter(self.options.include, self.options.exclude)
         self.status.update(self.totals, "listing")
-        left = filtered(_ahead(self.source.pages(keys)), taken)
-        right = filtered(_ahead(self.target.pages(keys)), taken)
+        needed = self.needed
+        left, right = (
+            filtered(_ahead(needed.listing(side, keys) if needed else side.pages(keys)), taken)
+            for side in (self.source, self.target)
+        )
+        stretches = beside(needed.pages(keys), left, right) if needed else aligned(left, right)
         waiting: Rows | None = None
-        for batch in self._batches(aligned(left, right)):
-            idle = not batch.missing and not batch.unsure
+        for batch in self._batches(stretches):
+            idle = not batch.missing and not batch.unsure and not batch.lost
             self._treat(batch)
             if waiting is not None:
                 waiting.extend(batch.rows)
@@ -305,10 +313,13 @@ class _Partition:
         self.totals.seconds += time.monotonic() - start
         return self.totals
 
-    def _batches(self, stretches: Iterator[tuple[Page, Page]]) -> Iterator[Classifier]:
+    def _batches(self, stretches: Iterator[tuple[Page, ...]]) -> Iterator[Classifier]:
         batch = self._classifier()
-        for source, target in stretches:
-            batch.add(source, target)
+        for stretch in stretches:
+            if self.needed:
+                classify(batch, self.needed, *stretch)
+            else:
+                batch.add(*stretch)
             if len(batch.rows) >= BATCH_KEYS:
                 yield batch
                 batch = self._classifier()
@@ -345,6 +356,9 @@ class _Partition:
 
     def _treat(self, batch: Classifier) -> None:
         """Compare what listings did not settle, then copy what is missing, and different where that is wanted."""
+        if self.needed:
+            settle_lost(batch, self.needed, self.source, self.target)
+            read_blocks(batch, self.needed)
         rows, missing = batch.rows, batch.missing
         for places in self._calls(rows, batch.unsure, "comparing contents"):
             for row, found in zip(places, self.engine.compare([rows.listed(row) for row in places]), strict=True):
