@@ -46,6 +46,7 @@ PARAMS = {
     "client_timeout_s": seconds(None, "Client timeout (s)", f"How long the clients may take to follow. {_SAME}", 5, 3600),
     "rollout_timeout_s": seconds(None, "Rollout timeout (s)", f"How long the CSI restarts may take. {_SAME}", 10, 7200),
     "settle_s": seconds(None, "Settle (s)", f"How long the setting is guarded; at least three heartbeats. {_SAME}", 0, 3600),
+    "late_commit_s": seconds(None, "Late commits (s)", f"How long after the last client moved a slice may still be committed; then it is copied and proven once more. 0: not at all. {_SAME}", 0, 1800),
 }  # fmt: skip
 
 

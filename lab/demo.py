@@ -112,6 +112,8 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
                 "dry_run": False,
                 "require_approval": False,
                 "settle_s": 15,
+                # Six minutes by default, which nobody wants to watch.
+                "late_commit_s": 5,
                 "kubernetes_conn_id": "kubernetes_default",
             },
         )

@@ -11,7 +11,7 @@ from lab.environment import Lab
 
 RUN_S = 600
 #: The lab's clients look for a new setting every three seconds: three heartbeats are ten.
-SHORT = {"settle_s": 10, "client_timeout_s": 30, "require_approval": False}
+SHORT = {"settle_s": 10, "client_timeout_s": 30, "late_commit_s": 3, "require_approval": False}
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_a_fleet_moves_a_canary_then_a_wave_and_every_volume_keeps_its_files(
             {
                 "source_endpoint": lab.old_store.endpoint_url, "target_conn_id": "minio_new",
                 "target_bucket": lab.new_store.bucket, "dry_run": False, "wave_size": 2, "soak_s": 10,
-                "settle_s": 10, "client_timeout_s": 30,
+                "settle_s": 10, "client_timeout_s": 30, "late_commit_s": 3,
             },
         )  # fmt: skip
         shown = answer(airflow, run_id, "approve")

@@ -171,6 +171,8 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
 
     assert (state, report["outcome"]) == ("failed", "rolled back"), report["states"]
     assert report["states"]["prove_clients"] == "failed"
+    assert report["results"]["restore_setting"] == {"restored": True, "followed": True}
+    assert report["results"]["copy_back_late"]["waited_s"] == SHORT["late_commit_s"]
     assert buckets(lab) == before == {lab.old_store.bucket_url}
     assert lab.mariadb.query("SELECT value FROM jfs_setting") == row
     assert lab.mount_processes() == processes
@@ -230,6 +232,10 @@ def test_a_live_volume_moves_and_nothing_is_lost(lab: Lab, airflow: Airflow) -> 
     assert len(report["results"]["prove_clients"]["clients"]) == len(lab.mounts()) == 2
     assert during.written > 0
     assert during.write_errors == []
+    results = report["results"]
+    assert results["write_setting"]["followed"] is True
+    assert results["follow_writes"]["problem"] == ""
+    assert (results["catch_up_late"]["waited_s"], results["catch_up_late"]["copied"]) == (SHORT["late_commit_s"], 0)
     # Nothing of ours was removed from the old store or written over there.
     assert {key: lab.old_store.objects().get(key) for key in old_objects if "/chunks/" not in key} == {
         key: value for key, value in old_objects.items() if "/chunks/" not in key

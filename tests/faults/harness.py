@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -37,9 +38,14 @@ _PROCESSES.set_forkserver_preload(
     ]
 )  # fmt: skip
 _TASK_S, _ROLLOUT_POLL_S = 240.0, 0.3
+#: They work while others do, until these have ended.
+_BESIDE = ("follow_writes", "follow_writes_back")
 _KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 #: The lab's heartbeat is one second.
-SHORT = {"settle_s": 2, "client_timeout_s": 20, "rollout_timeout_s": 60, "require_approval": False, "dry_run": False}
+SHORT = {
+    "settle_s": 2, "client_timeout_s": 20, "rollout_timeout_s": 60, "late_commit_s": 2, "require_approval": False,
+    "dry_run": False,
+}  # fmt: skip
 
 
 @cache
@@ -106,12 +112,22 @@ class Run:
     def go(self) -> str:
         """Run whatever can run; returns the run's outcome as `finalize` reported it."""
         progress = True
-        while progress:
-            progress = False
-            for task in graph(self.dag_id).topological_sort():
-                if task.task_id not in self.states and self._may_start(task):
-                    self._step(task)
-                    progress = True
+        with ThreadPoolExecutor(len(_BESIDE)) as pool:
+            beside: list[Future[None]] = []
+            while progress or beside:
+                if not progress:  # nothing can go on before one of them ends
+                    beside.pop(0).result()
+                progress = False
+                for task in graph(self.dag_id).topological_sort():
+                    for other in map(graph(self.dag_id).get_task, _BESIDE):
+                        if other.task_id not in self.states and self._may_start(other):
+                            self.states[other.task_id] = "running"
+                            beside.append(pool.submit(self._step, other))
+                            progress = True
+                    if task.task_id not in self.states and self._may_start(task):
+                        self._step(task)
+                        progress = True
+                    self._show_states()
         return str((self.xcom("finalize", "report") or {}).get("outcome"))
 
     def clear(self, *task_ids: str, downstream: bool = False, only_failed: bool = False) -> None:
@@ -138,7 +154,7 @@ class Run:
     def _may_start(self, task: Any) -> bool:
         """Whether a task may run now; where its trigger rule says that it never will, its state is set."""
         found = [self.states.get(up) for up in task.upstream_task_ids]
-        if None in found:
+        if {None, "running"} & set(found):
             return False
         if any(task.task_id not in self._kept(up) for up in task.upstream_task_ids):
             self.states[task.task_id] = "skipped"  # as it was by the branch, also when it is cleared alone
@@ -177,6 +193,12 @@ class Run:
         if end["state"] == "success":
             self.states |= dict.fromkeys(task.downstream_task_ids - self._kept(task.task_id), "skipped")
 
+    def _show_states(self) -> None:
+        """Tell the tasks that run how the others are."""
+        shown = self.folder / "states.json.new"
+        shown.write_text(json.dumps(self.states))
+        shown.replace(self.folder / "states.json")
+
     def _kept(self, task_id: str) -> set[str]:
         """The tasks below this one that it has not skipped: all of them, where it is no branch that has chosen."""
         task = graph(self.dag_id).get_task(task_id)
@@ -187,9 +209,11 @@ class Run:
 
     def _try(self, task: Any) -> dict[str, Any]:
         fault = next(self._due(task.task_id), None)
+        if task.task_id not in _BESIDE:
+            self._show_states()
         job = Job(
             self.folder, self.dag_id, task.task_id, self.run_id, self.tries[task.task_id],
-            {**graph(self.dag_id).params.dump(), **self.params}, dict(self.states), self.environment, fault,
+            {**graph(self.dag_id).params.dump(), **self.params}, self.environment, fault,
         )  # fmt: skip
         job.result.unlink(missing_ok=True)
         process = _PROCESSES.Process(target=work, args=(job,))

@@ -14,6 +14,7 @@ _ADAPTERS = "include.juicefs_storage.adapters"
 VAULT = f"{_ADAPTERS}.vault:FileVault.save"
 CONFIG = f"{_ADAPTERS}.juicefs:JuiceFSCommand.write_storage"
 SYNC = f"{_ADAPTERS}.juicefs:JuiceFSCommand.copy_missing"
+COPY = f"{_ADAPTERS}.sync.native:NativeEngine.copy"
 MOUNT = f"{_ADAPTERS}.juicefs:JuiceFSCommand.mount_fresh"
 UNMOUNT = f"{_ADAPTERS}.juicefs:JuiceFSCommand.unmount_fresh"
 SECRET = f"{_ADAPTERS}.cluster:KubernetesCluster.patch_secret"
@@ -39,6 +40,8 @@ FORWARD = [
     *_ends("plan", "choose_path"),
     *_points("backup", VAULT),
     *_points("copy_ahead", SYNC),
+    *_ends("follow_writes"),
+    Fault("follow_writes", "after", COPY),
     *_points("write_setting", CONFIG),
     *_points("patch_secret", SECRET),
     *_points("patch_secret", SECRET, nth=2),
@@ -51,7 +54,8 @@ FORWARD = [
     *_ends("prove_blocks"),
     *_points("prove_fresh_mount", MOUNT),
     *_points("prove_fresh_mount", UNMOUNT),
-    *_ends("prove_no_restarts", "decide"),
+    *_ends("prove_no_restarts"),
+    *_ends("catch_up_late", "decide"),
     *_points("finalize", VAULT),
 ]
 BACK = [
@@ -59,6 +63,7 @@ BACK = [
     *_points("collect_diagnostics", VAULT),
     *_points("collect_diagnostics", VAULT, nth=2),
     *_points("copy_back", SYNC),
+    *_ends("follow_writes_back"),
     *_points("restore_secret", SECRET),
     *_points("restore_secret", SECRET, nth=2),
     *_points("restore_setting", UPDATE),
@@ -68,7 +73,7 @@ BACK = [
     *_ends("wait_for_rollouts_again"),
     *_points("prove_clients_on_old", EXEC, having=CANARY),
     *_points("copy_back_again", SYNC),
-    *_ends("prove_blocks_on_old"),
+    *_ends("prove_blocks_on_old", "copy_back_late"),
 ]
 #: Where juicefs runs on the worker.
 WORKER = [

@@ -79,7 +79,7 @@ def test_nothing_of_an_old_run_moves_a_volume_that_another_run_moved_since(rolle
     assert_all_on(fault_lab, sides.target)
 
     # In the run that did move it the proofs may be made again; a step alone is refused, with Downstream it is done.
-    for task in ("catch_up", "prove_blocks", "finalize"):
+    for task in ("follow_writes", "catch_up", "prove_blocks", "catch_up_late", "finalize"):
         later.clear(task)
         later.go()
         assert later.states[task] == "success", later.errors[task]
@@ -114,7 +114,7 @@ CHANGING = {"backup", "write_setting", "patch_secret", "settle", "restart_csi"}
 REFUSED = {
     "switched": CHANGING,
     # Those behind prove_blocks do not start: it has failed.
-    "rolled back": set(APPLY) - {"prove_fresh_mount", "prove_no_restarts"} | {"prove_clients_on_old"},
+    "rolled back": set(APPLY) - {"prove_fresh_mount", "prove_no_restarts", "catch_up_late"} | {"prove_clients_on_old"},
     "held": CHANGING,
 }
 

@@ -56,14 +56,13 @@ class Job:
     run_id: str
     try_number: int
     params: dict[str, Any]
-    states: dict[str, str]
     environment: dict[str, str]
     fault: Fault | None
 
     @property
     def result(self) -> Path:
         """Where the process leaves how it ended; absent where it was killed."""
-        return self.folder / "result.json"
+        return self.folder / f"{self.task_id}.result.json"
 
     def xcom(self, task_id: str, key: str) -> Path:
         """The file of an XCom."""
@@ -85,7 +84,8 @@ class TaskInstance:
         self._job.xcom(self.task_id, key).write_text(json.dumps(value))
 
     def get_task_states(self, *, task_ids: list[str], run_ids: list[str], **_: str) -> dict[str, dict[str, str]]:
-        return {run_ids[0]: {task: state for task, state in self._job.states.items() if task in task_ids}}
+        states = json.loads((self._job.folder / "states.json").read_text())
+        return {run_ids[0]: {task: state for task, state in states.items() if task in task_ids}}
 
 
 def find_dag(dag_id: str) -> Any:
@@ -97,7 +97,7 @@ def work(job: Job) -> None:
     """Run the task; leave its XComs and how it ended in files."""
     os.environ.update(job.environment)
     from airflow.sdk import PokeReturnValue
-    from airflow.sdk.exceptions import AirflowFailException
+    from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
     from airflow.sdk.execution_time.context import set_current_context
 
     dag = find_dag(job.dag_id)
@@ -116,6 +116,8 @@ def work(job: Job) -> None:
         if value is not None:
             instance.xcom_push("return_value", value)
         end = {"state": state, "value": value, "error": ""}
+    except AirflowRescheduleException:
+        end = {"state": "up_for_reschedule", "error": ""}
     except AirflowFailException as error:
         end = {"state": "failed", "final": True, "error": str(error)}
     except Exception as error:  # noqa: BLE001  as Airflow does: whatever it is, the task failed

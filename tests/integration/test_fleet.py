@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: The lab's heartbeat is one second.
-SHORT = {"settle_s": 2, "client_timeout_s": 20, "rollout_timeout_s": 60}
+SHORT = {"settle_s": 2, "client_timeout_s": 20, "rollout_timeout_s": 60, "late_commit_s": 2}
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,26 @@ def test_back_to_the_backup_of_a_switch(lab: Lab, runs: Any) -> None:
     first_row = row(lab)
     target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
     switch = runs("same-id", "juicefs_storage_switch", **target, **SHORT)
+    late = "myjfs/chunks/0/3/3999_0_5"
+
+    def commit_late() -> None:
+        """As a slice that goes into the metadata minutes after its block went to the old store."""
+        assert switch.states["prove_blocks"] == "success"
+        lab.old_store.client().put_object(Bucket=lab.old_store.bucket, Key=late, Body=b"later")
+        lab.mariadb.query("INSERT INTO jfs_chunk_ref (chunkid, size, refs) VALUES (3999, 5, 1)")
+
+    switch.before["catch_up_late"] = commit_late
     with writing(lab, "reverted") as writer:
         assert switch.go() == "switched", failures(switch)
         assert_all_on(lab, lab.new_store)
+        assert lab.new_store.objects()[late] == lab.old_store.objects()[late]
+        lab.mariadb.query("DELETE FROM jfs_chunk_ref WHERE chunkid = 3999")
+        report = switch.xcom("finalize", "report")
+        assert switch.xcom("write_setting")["followed"] is True
+        assert report["results"]["follow_writes"]["problem"] == ""
+        assert report["results"]["catch_up_late"]["waited_s"] == SHORT["late_commit_s"]
+        assert report["results"]["catch_up_late"]["copied"] >= 1
+        assert [line for line in report["proofs"] if line.startswith("2 s after the last client had moved ")]
         moved_row, backup_id = row(lab), switch.xcom("finalize", "report")["backup_id"]
 
         rehearsed = revert(runs, "rehearsed", backup_id, dry_run=True)

@@ -98,6 +98,9 @@ class FakeStore:
             if key.startswith(prefix):
                 yield StoredObject(key, self.objects[key], "")
 
+    def head(self, key: str) -> StoredObject | None:
+        return StoredObject(key, self.objects[key], "") if key in self.objects else None
+
     def exists(self, key: str) -> bool:
         return key in self.objects
 

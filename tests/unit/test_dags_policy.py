@@ -196,7 +196,8 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "choose_path": ["approve", "backup", "finalize"],
         "approve": ["backup"],
         "backup": ["copy_ahead"],
-        "copy_ahead": ["write_setting"],
+        "copy_ahead": ["follow_writes", "write_setting"],
+        "follow_writes": ["decide"],
         "write_setting": ["patch_secret"],
         "patch_secret": ["restart_csi", "settle"],
         # A rollback must not begin while settle still guards the new setting, or a copy still runs.
@@ -207,16 +208,19 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "catch_up": ["prove_blocks"],
         "prove_blocks": ["decide", "prove_fresh_mount"],
         "prove_fresh_mount": ["prove_no_restarts"],
-        "prove_no_restarts": ["decide"],
+        "prove_no_restarts": ["catch_up_late"],
+        "catch_up_late": ["decide"],
         "decide": ["collect_diagnostics", "finalize"],
         "collect_diagnostics": ["copy_back"],
         # The Secrets first: no pod starts with the new values once the setting is back.
-        "copy_back": ["restore_secret"],
+        "copy_back": ["follow_writes_back", "restore_secret"],
+        "follow_writes_back": ["copy_back_late"],
         "restore_secret": ["restore_setting"],
         "restore_setting": ["restart_csi_again", "settle_again"],
         "settle_again": ["prove_blocks_on_old"],
         **{task: [following] for task, following in pairwise(undo)},
-        "prove_blocks_on_old": ["finalize"],
+        "prove_blocks_on_old": ["copy_back_late"],
+        "copy_back_late": ["finalize"],
         "finalize": [],
     }
     assert switch["rules"] == {
@@ -225,7 +229,16 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "decide": "all_done",
         # The undo goes on after a failed undo, and is skipped with its group.
         **dict.fromkeys(
-            ["collect_diagnostics", "copy_back", "restore_secret", "restore_setting", "settle_again", *undo],
+            [
+                "collect_diagnostics",
+                "copy_back",
+                "follow_writes_back",
+                "restore_secret",
+                "restore_setting",
+                "settle_again",
+                *undo,
+                "copy_back_late",
+            ],
             "none_skipped",
         ),
         "finalize": "all_done",

@@ -43,6 +43,17 @@ def test_restoring_keeps_what_else_changed_meanwhile():
     assert (fields["TrashDays"], fields["FieldOfTomorrow"]) == (7, {"a": 1})
 
 
+def test_a_setting_sealed_anew_has_other_bytes_and_says_the_same():
+    row = setting(OLD, TrashDays=7)
+    again = row.sealed_anew()
+    assert again.raw != row.raw
+    assert json.loads(again.raw).keys() == json.loads(row.raw).keys()
+    assert {key for key, value in json.loads(again.raw).items() if json.loads(row.raw)[key] != value} == {"SecretKey"}
+    assert again.uses(OLD)
+    with pytest.raises(PermanentError, match="--encrypt-secret"):
+        setting(OLD, encrypted=False).sealed_anew()
+
+
 def test_a_plain_row_restored_over_an_encrypted_one_stays_readable():
     before = setting(OLD, encrypted=False)
     assert setting(NEW, TrashDays=7).with_storage_of(before).uses(OLD)

@@ -75,6 +75,17 @@ def test_a_row_that_somebody_else_changed_is_left_alone(write, verb):
     assert write.juicefs.calls == 0
 
 
+def test_a_rewrite_changes_the_bytes_alone_and_only_where_the_target_stands(write):
+    write.rewrite()
+    assert write.metadata.row == write.before
+    write.apply()
+    row = write.metadata.row
+    write.rewrite()
+    assert write.metadata.row.raw != row.raw
+    assert write.metadata.row.uses(NEW)
+    assert write.juicefs.calls == 1
+
+
 def test_undo_gives_the_exact_bytes_back_and_then_has_nothing_to_do(write):
     write.apply()
     assert write.undo() is True

@@ -453,7 +453,9 @@ class KubernetesCluster:
             action = f"read the log of Pod {self.namespace}/{pod}"
             more = {"container": container} if container else {}
             read = self._core.read_namespaced_pod_log
-            return str(self._read(action, read, pod, self.namespace, tail_lines=lines, **more))
+            # As bytes: the client's own reading of a text is the `repr` of them, in which a line never ends.
+            answer = self._read(action, read, pod, self.namespace, tail_lines=lines, _preload_content=False, **more)
+            return str(answer.data.decode(errors="replace"))
         except (PermanentError, TransientError) as error:
             return f"(no log: {error.problem})"
 

@@ -210,15 +210,19 @@ class S3Bucket:
                 sha256.update(chunk)
         return sha256.hexdigest()
 
-    def exists(self, key: str) -> bool:
-        """HEAD one object."""
+    def head(self, key: str) -> StoredObject | None:
+        """HEAD one object; None where there is none."""
         from botocore.exceptions import ClientError
 
         with self._explained(f"HEAD {key}"):
             try:
-                self._client.head_object(Bucket=self._bucket, Key=key)
+                found = self._client.head_object(Bucket=self._bucket, Key=key)
             except ClientError as error:
                 if error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey"}:
-                    return False
+                    return None
                 raise
-        return True
+        return StoredObject(key, found["ContentLength"], found.get("ETag", "").strip('"'))
+
+    def exists(self, key: str) -> bool:
+        """HEAD one object."""
+        return self.head(key) is not None

@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-from include.juicefs_storage.core.errors import PermanentError, TransientError
+from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.core.ports import Cluster, ExecResult, ObjectStore, PersistentVolume, Pod, Session
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 
@@ -46,6 +47,9 @@ fi
 exit 69
 """
 _CANNOT_ASK = 69
+_RELOAD_FAILURE = re.compile(r"<WARNING>: object storage: ([^\n]*)")
+_LOG_LINES = 300
+_REQUEST_ERRORS = "juicefs_object_request_errors"
 
 
 class MountPod(BaseModel):
@@ -71,6 +75,18 @@ class MountPod(BaseModel):
     upload_delayed: bool = False
     #: `bucket=…`, `storage=…` among the options of the mount command.
     overrides: tuple[str, ...] = ()
+
+
+class Standing(NamedTuple):
+    """How a client stands to a storage.
+
+    Attributes:
+        problem: What was found instead of the proof; empty when proven.
+        stuck: It has read the setting and does not use what it says: it tries again only when the setting changes.
+    """
+
+    problem: str = ""
+    stuck: bool = False
 
 
 class PodIdentity(BaseModel):
@@ -128,9 +144,17 @@ def _read_stats(cluster: Cluster, pod: Pod) -> Mapping[str, float]:
     return {row[0]: float(row[1]) for row in rows if len(row) == 2}
 
 
-def read_request_errors(cluster: Cluster, pod: Pod) -> float:
-    """How many object requests of this client failed since it started."""
-    return _read_stats(cluster, pod).get("juicefs_object_request_errors", 0.0)
+def request_errors(cluster: Cluster, mounts: Sequence[MountPod]) -> dict[str, int]:
+    """How many object requests failed in each client since it started; each try counts, whatever the request was for.
+
+    Returns:
+        Name of the mount pod to number; those that are not the same pods any more are left out.
+    """
+    uids = {mount.uid for mount in mounts}
+    pods = [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if pod.uid in uids]
+    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+        found = pool.map(lambda pod: _read_stats(cluster, pod).get(_REQUEST_ERRORS, 0.0), pods)
+        return {pod.name: int(errors) for pod, errors in zip(pods, found, strict=True)}
 
 
 def storage_overrides(options: str) -> tuple[str, ...]:
@@ -191,7 +215,7 @@ def _mount_pod(cluster: Cluster, pod: Pod, setting: Setting) -> MountPod | None:
         writeback=bool(chunk.get("Writeback")),
         read_only=bool(meta.get("ReadOnly")),
         version=str(config.get("Version", "")),
-        request_errors=stats.get("juicefs_object_request_errors", 0.0),
+        request_errors=stats.get(_REQUEST_ERRORS, 0.0),
         staged_blocks=int(stats.get("juicefs_staging_blocks", 0)),
         upload_delayed=bool(chunk.get("UploadDelay") or chunk.get("UploadHours")),
         overrides=storage_overrides(_mount_options(pod)),
@@ -244,31 +268,47 @@ def unknown_sessions(sessions: Sequence[Session], mounts: Sequence[MountPod]) ->
     return [session for session in sessions if PurePosixPath(session.mount_point).name not in known]
 
 
+def reload_warning(client_log: str) -> str:
+    """Why a client could not use the setting that it found last; empty where its log tells of no failure.
+
+    `found new configuration: …`, then `object storage: …` where that failed (NewReloadableStorage in cmd/mount.go of
+    JuiceFS 1.4): it keeps the storage that it has, and does not try again before the setting changes.
+    """
+    _, found, since = client_log.rpartition("found new configuration:")
+    failure = _RELOAD_FAILURE.search(since) if found else None
+    return failure[1][:200] if failure else ""
+
+
 def prove_client(
     cluster: Cluster, pod: Pod, config: StorageConfig, store: ObjectStore, canary: str, *, timeout_s: float
-) -> str:
+) -> Standing:
     """Prove that one client uses a storage: by its `.config`, then by a block written through its very mount.
 
     The file `canary` in the volume's root is removed again.
 
     Only the block is conclusive: a client may show the new bucket and still write to the old one.
-
-    Returns:
-        The empty string when proven, else what was found instead.
     """
     form = read_config(cluster, pod).get("Format") or {}
     if form.get("Storage") != config.storage or form.get("Bucket") != config.bucket:
-        return f"its .config shows bucket {form.get('Bucket')!r}"
+        options = ", ".join(storage_overrides(_mount_options(pod)))
+        remedy = f": its mount options say {options}; remove them and start it anew" if options else ""
+        return Standing(f"its .config shows bucket {form.get('Bucket')!r}{remedy}")
     if form.get("AccessKey") != config.access_key.get_secret_value():
-        return "its .config shows another access key"
+        return Standing("its .config shows another access key")
     path = mount_path(pod)
     result = _in_pod(cluster, pod.name, _WRITE_CANARY, path, canary, timeout_s=timeout_s)
     try:
         keys = OBJECT_KEY.findall(result.stdout)
-        if result.returncode != 0 or not keys:
-            return f"a file cannot be written through its mount (exit code {result.returncode}): {result.stderr[-300:]}"
-        missing = [key for key in keys if not store.exists(key)]
-        return f"a block written through its mount is not in {config.bucket}: {missing[0]}" if missing else ""
+        written = result.returncode == 0 and bool(keys)
+        missing = [key for key in keys if not store.exists(key)] if written else []
+        if written and not missing:
+            return Standing()
+        failure = f"a file cannot be written through its mount (exit code {result.returncode}): {result.stderr[-300:]}"
+        problem = f"a block written through its mount is not in {config.bucket}: {missing[0]}" if written else failure
+        with suppress(StorageSwitchError):  # it is told without the reason then
+            if warning := reload_warning(cluster.log_tail(pod.name, _LOG_LINES, MOUNT_CONTAINER)):
+                return Standing(f"it could not use the setting that it had read ({warning}); {problem}", stuck=True)
+        return Standing(problem, stuck=written)
     finally:
         # Only now: a volume without trash deletes the block together with the file.
         _in_pod(cluster, pod.name, _REMOVE_CANARY, path, canary)

@@ -69,6 +69,7 @@ class FleetParams(BaseModel):
     client_timeout_s: Annotated[int, Field(ge=5, le=3600)] = 60
     rollout_timeout_s: Annotated[int, Field(ge=10, le=7200)] = 300
     settle_s: Annotated[int, Field(ge=0, le=3600)] = 40
+    late_commit_s: Annotated[int, Field(ge=0, le=1800)] = 360
 
     @field_validator("source_endpoint")
     @classmethod
@@ -97,6 +98,7 @@ class FleetParams(BaseModel):
 _PASSED_ON = (
     "kubernetes_conn_id", "namespace", "target_conn_id", "target_bucket", "target_endpoint", "source_conn_id",
     "consistency", "catch_up", "restart_csi", "juicefs_runner", "client_timeout_s", "rollout_timeout_s", "settle_s",
+    "late_commit_s",
 )  # fmt: skip
 
 

@@ -42,6 +42,7 @@ class SwitchParams(BaseModel):
     client_timeout_s: Annotated[int, Field(ge=5, le=3600)] = 60
     rollout_timeout_s: Annotated[int, Field(ge=10, le=7200)] = 300
     settle_s: Annotated[int, Field(ge=0, le=3600)] = 40
+    late_commit_s: Annotated[int, Field(ge=0, le=1800)] = 360
 
     @field_validator("target_bucket")
     @classmethod
@@ -143,6 +144,7 @@ class RevertForm(BaseModel):
     client_timeout_s: int | None = None
     rollout_timeout_s: int | None = None
     settle_s: int | None = None
+    late_commit_s: int | None = None
 
 
 class RevertParams(SwitchParams):
@@ -172,7 +174,7 @@ def check_revert_form(given: dict[str, Any]) -> RevertForm:
 #: What a revert takes from the run that made the backup, where it is not given.
 _FROM_BACKUP = (
     "kubernetes_conn_id", "namespace", "secret_name", "meta_conn_id", "juicefs_runner",
-    "client_timeout_s", "rollout_timeout_s", "settle_s",
+    "client_timeout_s", "rollout_timeout_s", "settle_s", "late_commit_s",
 )  # fmt: skip
 
 

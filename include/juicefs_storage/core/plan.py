@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from include.juicefs_storage.core.clients import MountPod, PodIdentity
+from include.juicefs_storage.core.forecast import forecast_lines
 from include.juicefs_storage.core.setting import StorageConfig, masked
 
 
@@ -66,6 +67,8 @@ class Plan(Frozen):
     findings: tuple[Finding, ...]
     #: The backup that the run goes back to; None in a switch.
     backup_id: str | None = None
+    #: Blocks a second, as Airflow read the old store; None: not measured.
+    blocks_s: float | None = None
 
     @property
     def title(self) -> str:
@@ -104,6 +107,9 @@ class Plan(Frozen):
             "",
             "### Steps, in this order",
             *(f"{number}. {step}" for number, step in enumerate(self.steps, 1)),
+            "",
+            "### What is left, and how long it takes",
+            *bullets(forecast_lines(self.missing_objects, self.blocks_s, [pod.heartbeat_s for pod in self.mount_pods])),
             "",
             "### Secrets that will be patched",
             *bullets(secrets),

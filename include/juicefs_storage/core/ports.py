@@ -90,6 +90,9 @@ class ObjectStore(Protocol):
     def read(self, key: str) -> bytes | None:
         """A small object's content; None where there is none."""
 
+    def head(self, key: str) -> StoredObject | None:
+        """HEAD one object; None where there is none."""
+
     def exists(self, key: str) -> bool:
         """HEAD one object."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ from include.juicefs_storage.core.clients import (
     MOUNT_POD_SELECTOR,
     MountPod,
     PodIdentity,
+    Standing,
     business_pods,
     prove_client,
     read_config,
@@ -23,6 +25,8 @@ _PARALLEL_PODS = 8
 _CANARY_TIMEOUT_S = 30.0
 _COPY_PASSES = 5
 
+log = logging.getLogger(__name__)
+
 
 class ClientProof(Frozen):
     """One mount pod that was proven to use a storage."""
@@ -30,6 +34,8 @@ class ClientProof(Frozen):
     pod: str
     node: str
     after_s: float
+    #: It followed only when the setting was written once more.
+    was_stuck: bool = False
 
 
 def prove_clients(
@@ -42,6 +48,7 @@ def prove_clients(
     timeout_s: float,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
+    unstick: Callable[[], None] | None = None,
 ) -> list[ClientProof]:
     """Prove every mount pod of the volume, waiting for those that have not followed yet.
 
@@ -50,48 +57,68 @@ def prove_clients(
         setting: Tells which mount pods serve this volume.
         config: The storage that the clients must use.
         store: The bucket behind it.
-        canary: Name of the files that are written through the mounts and removed again.
+        canary: How the names of the files begin that are written through the mounts and removed again.
         timeout_s: How long the clients may take altogether, in seconds.
         clock: A monotonic clock.
         sleep: Waits the given seconds.
+        unstick: Makes every client try again; called once, where some show the storage in two looks on end and do not
+            use it. They have the whole time again then.
 
     Raises:
         PermanentError: Some client did not follow in time; each is named with what was found.
     """
-    start = clock()
+    start = since = clock()
     proven: dict[str, ClientProof] = {}
+    seen_stuck: set[str] = set()
+    unstuck: set[str] = set()
+    refused = ""
     while True:
         pods = [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if pod.uid not in proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-            problems = list(pool.map(lambda pod: _problem(cluster, pod, setting, config, store, canary), pods))
-        waiting = {}
-        for pod, problem in zip(pods, problems, strict=True):
-            if problem == "":
-                proven[pod.uid] = ClientProof(pod=pod.name, node=pod.node, after_s=round(clock() - start, 1))
-            elif problem is not None:
-                waiting[pod.name] = problem
+            found = list(pool.map(lambda pod: _standing(cluster, pod, setting, config, store, canary), pods))
+        waiting, stuck = {}, set()
+        for pod, standing in zip(pods, found, strict=True):
+            if standing is None:
+                continue
+            if standing.problem:
+                waiting[pod.name] = standing.problem
+                stuck |= {pod.uid} if standing.stuck else set()
+            else:
+                proven[pod.uid] = ClientProof(
+                    pod=pod.name, node=pod.node, after_s=round(clock() - start, 1), was_stuck=pod.uid in unstuck
+                )
         if not waiting:
             return sorted(proven.values(), key=lambda proof: proof.pod)
-        if clock() - start >= timeout_s:
+        if unstick and not unstuck and (unstuck := stuck & seen_stuck):
+            log.warning("Clients do not use the setting that they have read; it is written once more: %s", waiting)
+            try:
+                unstick()
+            except StorageSwitchError as error:
+                refused = f"\nThe setting was not written once more: {error.problem} {error.next_step}"
+            since = clock()
+        seen_stuck = stuck
+        if clock() - since >= timeout_s:
             listed = "\n".join(f"- {name}: {problem}" for name, problem in waiting.items())
             raise PermanentError(
                 f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {config.bucket} "
-                f"after {timeout_s:g} s:\n{listed}",
-                next_step=f"kubectl -n {cluster.namespace} logs <mount pod>, look for 'object storage:'",
+                f"after {clock() - start:.0f} s:\n{listed}{refused}",
+                next_step=f"kubectl -n {cluster.namespace} logs <mount pod>, look for 'object storage:'; a client that "
+                "cannot follow tries again when the setting changes, or when its pod starts anew",
             )
         sleep(1)
 
 
-def _problem(
+def _standing(
     cluster: Cluster, pod: Pod, setting: Setting, config: StorageConfig, store: ObjectStore, canary: str
-) -> str | None:
-    """The empty string when proven, None for another volume's client, else what is wrong."""
+) -> Standing | None:
+    """None for another volume's client."""
     try:
         if (read_config(cluster, pod).get("Format") or {}).get("UUID") != setting.uuid:
             return None
-        return prove_client(cluster, pod, config, store, canary, timeout_s=_CANARY_TIMEOUT_S)
+        # A file of its own: of one that several clients write, each shows the block that another wrote last.
+        return prove_client(cluster, pod, config, store, f"{canary}-{pod.uid}", timeout_s=_CANARY_TIMEOUT_S)
     except StorageSwitchError as error:
-        return error.problem
+        return Standing(error.problem)
 
 
 def catch_up(

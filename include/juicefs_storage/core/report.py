@@ -99,12 +99,56 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines += [
             f"client `{client['pod']}` on {client['node']} wrote a block to the {side} store "
             f"{client['after_s']} s into `{task}`"
+            f"{_WAS_STUCK if client.get('was_stuck') else ''}"
             for client in results.get(task, {}).get("clients", ())
         ]
     for task, text in _SENTENCES.items():
         if task in results:
             lines.append(text.format(**results[task]))
+    for task, side in (("follow_writes", "old"), ("follow_writes_back", "new")):
+        lines += _follow_lines(results.get(task, {}), side)
+    for task in ("prove_no_restarts", "prove_blocks_on_old"):
+        lines += _failed_lines(results.get(task, {}))
+    for task in ("catch_up_late", "copy_back_late"):
+        lines += _late_lines(results.get(task, {}))
     return [*lines, *_settle_lines(results.get("settle", {}))]
+
+
+def _follow_lines(result: Mapping[str, Any], side: str) -> list[str]:
+    """What clients still wrote to the store that they were leaving."""
+    lines = []
+    if "slowest_s" in result:
+        slowest = f", the slowest {result['slowest_s']} s after it was seen" if result["copied"] else ""
+        lines.append(
+            f"{result['copied']} blocks that clients still wrote to the {side} store while they moved were copied at "
+            f"once{slowest}"
+        )
+    if problem := result.get("problem"):
+        lines.append(
+            f"at its end the following of the clients' writes failed, the later copies made up for it: {problem}"
+        )
+    return lines
+
+
+def _failed_lines(result: Mapping[str, Any]) -> list[str]:
+    """What the clients could not read or write at once, by their own count."""
+    if "failed_requests" not in result:
+        return []
+    failed = [f"{number} in `{pod}`" for pod, number in result.get("failed_in", {}).items()]
+    where = f": {', '.join(failed)}; each try counts" if failed else ""
+    return [f"{result['failed_requests']} object requests failed in the clients while they moved{where}"]
+
+
+def _late_lines(result: Mapping[str, Any]) -> list[str]:
+    """What was committed minutes after it was written."""
+    if not result:
+        return []
+    if not result["waited_s"]:
+        return ["late commits were not waited for: late_commit_s=0"]
+    found = (
+        f"{result['waited_s']} s after the last client had moved {result['copied']} more blocks were found and copied"
+    )
+    return [f"{found}; all {result['blocks']} blocks that files then referred to were there"]
 
 
 def _settle_lines(result: Mapping[str, Any]) -> list[str]:
@@ -122,13 +166,13 @@ def _settle_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+_WAS_STUCK = ", when the setting had been written once more: it could not use it before"
 _SENTENCES: Mapping[str, str] = {
     "copy_ahead": "{copied} blocks were copied before the setting was written",
-    "catch_up": "{copied} blocks that clients wrote to the old store while they moved were copied to the new one",
+    "catch_up": "{copied} more blocks that clients wrote to the old store while they moved were copied to the new one",
     "prove_blocks": "all {blocks} blocks that files refer to are on the new store",
     "prove_fresh_mount": "a fresh mount with an empty cache read, wrote and listed on the new store",
-    "prove_no_restarts": "{mount_pods} mount pods and {business_pods} business pods: same UIDs, {restarts} restarts; "
-    "{failed_requests} object requests failed in the clients meanwhile",
+    "prove_no_restarts": "{mount_pods} mount pods and {business_pods} business pods: same UIDs, {restarts} restarts",
     "collect_diagnostics": "diagnostics of the failure are kept as `{diagnostics_id}`, "
     "see docs/rollback.md for how to read them",
     "copy_back": "{copied} blocks were copied back before the setting was restored",

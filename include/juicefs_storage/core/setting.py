@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,8 +160,7 @@ class Setting:
         if secret and self._fields.get("KeyEncrypted"):
             try:
                 sealed = base64.b64decode(secret, validate=True)
-                key = hashlib.md5(self.uuid.encode(), usedforsecurity=False).digest()
-                secret = AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None).decode()
+                secret = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None).decode()
             except (ValueError, InvalidTag):
                 raise PermanentError(
                     f"The secret key in the setting of volume {self.name} cannot be decrypted.",
@@ -168,6 +168,26 @@ class Setting:
                 ) from None
         access_key = SecretStr(str(self._fields.get("AccessKey", "")))
         return StorageConfig(self.storage, self.bucket, access_key, SecretStr(secret))
+
+    @property
+    def _cipher(self) -> AESGCM:
+        return AESGCM(hashlib.md5(self.uuid.encode(), usedforsecurity=False).digest())
+
+    def sealed_anew(self) -> Setting:
+        """The same setting with its secret key encrypted anew: other bytes, which say the same.
+
+        Raises:
+            PermanentError: The secret key stands in it in plain, and cannot be said in another way.
+        """
+        if not self._fields.get("KeyEncrypted") or not self._fields.get("SecretKey"):
+            raise PermanentError(
+                f"The secret key in the setting of volume {self.name} is not encrypted: it cannot be encrypted anew.",
+                next_step="juicefs config METAURL --encrypt-secret, which every client reads as a change",
+            )
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = nonce + self._cipher.encrypt(nonce, self.config.secret_key.get_secret_value().encode(), None)
+        fields = self._fields | {"SecretKey": base64.b64encode(sealed).decode()}
+        return Setting(json.dumps(fields, indent=0, ensure_ascii=False).encode())
 
     def uses(self, config: StorageConfig) -> bool:
         """Whether the volume's clients are told to use exactly this storage and these keys."""

@@ -151,11 +151,14 @@ class WriteSetting:
     def _replace(self, now: Setting, storage_of: Setting) -> None:
         """Give the row the storage of another setting by compare-and-set; its other fields stay as they are."""
         if not self.metadata.replace_setting(expected=now, new=now.with_storage_of(storage_of)):
-            raise TransientError(
-                "The setting changed between reading it and putting other values into it.",
-                state="the setting is as somebody else wrote it",
-                next_step="the task tries again by itself",
-            )
+            raise self._changed()
+
+    def _changed(self) -> TransientError:
+        return TransientError(
+            "The setting changed between reading it and putting other values into it.",
+            state="the setting is as somebody else wrote it",
+            next_step="the task tries again by itself",
+        )
 
     def verify(self) -> None:
         """Compare the row with the target, field by field.
@@ -170,6 +173,19 @@ class WriteSetting:
                 state="the clients stay on the old store, or go back to it on their next heartbeat",
                 next_step="the task tries again; if it goes on, look for mount pods that start with old values",
             )
+
+    def rewrite(self) -> None:
+        """Write the target once more, in other bytes: a client that could not build the new storage tries again then.
+
+        Raises:
+            PermanentError: The setting has no secret that could be encrypted anew.
+            TransientError: Somebody else wrote it meanwhile.
+        """
+        now = self.observe()
+        if now.uses(self.target):
+            self.fence()
+            if not self.metadata.replace_setting(expected=now, new=now.sealed_anew()):
+                raise self._changed()
 
     @property
     def back(self) -> WriteSetting:

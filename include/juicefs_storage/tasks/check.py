@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from include.juicefs_storage.core import checks
 from include.juicefs_storage.core.clients import business_pods, find_mount_pods
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.core.forecast import reading_rate
 from include.juicefs_storage.core.lock import check_lock
 from include.juicefs_storage.core.params import resolve_params as validate_params
 from include.juicefs_storage.core.plan import (
@@ -118,6 +120,7 @@ def check_volume(runtime: Runtime) -> list[Finding]:
         "volume",
         lambda: checks.check_volume(setting, mounts, volumes, runtime.metadata, timeout_s),
         lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
+        lambda: checks.check_late_commits(runtime.params.late_commit_s),
     )
 
 
@@ -181,7 +184,10 @@ def check_consistency(runtime: Runtime) -> list[Finding]:
         mode=runtime.params.consistency,
         catch_up=runtime.params.catch_up,
     )
-    push("missing_objects", difference.missing if runtime.params.consistency != "off" else None)
+    counted = runtime.params.consistency not in {"off", "sample"}
+    push("missing_objects", difference.missing if counted else None)
+    if counted and difference.missing and difference.present:
+        push("blocks_s", reading_rate(runtime.metadata, setting, source, time.monotonic))
     return findings
 
 
@@ -216,13 +222,16 @@ def plan() -> dict[str, Any]:
         lines = "\n".join(f"- {finding.check}: {finding.message} Remedy: {finding.remedy}" for finding in refused)
         push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
         raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
-    planned = make_plan(Runtime.of_run(), findings, pull("check_consistency", "missing_objects"))
+    missing, blocks_s = (pull("check_consistency", key) for key in ("missing_objects", "blocks_s"))
+    planned = make_plan(Runtime.of_run(), findings, missing, blocks_s)
     push("markdown", planned.to_markdown())
     push("subject", f"{planned.title}?")
     return planned.model_dump(mode="json")
 
 
-def make_plan(runtime: Runtime, findings: list[Finding], missing_objects: int | None) -> Plan:
+def make_plan(
+    runtime: Runtime, findings: list[Finding], missing_objects: int | None, blocks_s: float | None = None
+) -> Plan:
     """Write down what a run with these params would change, and what must not change. Reads only."""
     params, setting, recorded = runtime.params, runtime.setting(), runtime.recorded
     before, after = runtime.source(setting), runtime.target(setting)
@@ -244,6 +253,7 @@ def make_plan(runtime: Runtime, findings: list[Finding], missing_objects: int | 
         mount_pods=tuple(find_mount_pods(runtime.cluster, setting)),
         business_pods=tuple(business_pods(runtime.cluster, runtime.cluster.persistent_volumes())),
         missing_objects=missing_objects,
+        blocks_s=blocks_s,
         steps=_steps(runtime, setting, after, workloads, [change.name for change in secrets]),
         findings=tuple(findings),
     )
@@ -256,17 +266,25 @@ def _steps(
     write = WriteSetting(
         runtime.metadata, runtime.juicefs, setting, after, recorded=recorded.setting if recorded else None
     )
+    again = "copy and " if params.catch_up else ""
     steps = [
         "back up the setting, the Secrets, the workloads' templates and the pods' identities, encrypted",
         "copy what the new store still lacks" if params.catch_up else "",
+        "from here until every client has moved, copy within 2 s what clients still write to the old store"
+        if params.catch_up
+        else "",
         write.plan(),
         f"patch Secrets {', '.join(secrets)}" if secrets else "no Secret needs a patch",
         f"watch the setting for {params.settle_s} s and put it right if a starting pod writes old values back",
         f"restart {', '.join(workloads)} and wait up to {params.rollout_timeout_s} s" if workloads else "",
         f"prove every client on the new store, for up to {params.client_timeout_s} s",
-        "copy what clients wrote to the old store while they moved" if params.catch_up else "",
+        "copy what is left of what clients wrote to the old store while they moved" if params.catch_up else "",
         "prove by the metadata that no block is missing",
         "prove a fresh mount with an empty cache, and that no pod restarted",
+        f"{params.late_commit_s} s after the last client moved: {again}prove the blocks once more, for slices that are "
+        "committed late"
+        if params.late_commit_s
+        else "",
         "if a step fails: roll back" if params.on_failure == "rollback" else "if a step fails: hold, for a human",
     ]
     return tuple(step for step in steps if step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from airflow.sdk import TriggerRule
@@ -72,7 +73,7 @@ def finalize() -> dict[str, Any]:
         findings=tuple(all_findings()),
         states=states,
         took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
-        proofs=tuple(proof_lines(results)),
+        proofs=(*proof_lines(results), *_window()),
         results=results,
     )
     push("report", report.model_dump(mode="json"))
@@ -84,6 +85,15 @@ def finalize() -> dict[str, Any]:
         failed = ", ".join(task_id for task_id, state in states.items() if state == "failed") or "none"
         raise PermanentError(f"{report.outcome}: {report.meaning}\nFailed tasks: {failed}.")
     return {"outcome": outcome}
+
+
+def _window() -> list[str]:
+    """How long the clients took, to hold against the plan's forecast."""
+    written, proven = (pull(task, "timing") for task in ("write_setting", "prove_clients"))
+    if not (written and proven):
+        return []
+    took = datetime.fromisoformat(proven["applied_at"]) - datetime.fromisoformat(written["applied_at"])
+    return [f"the last client was proven {took.total_seconds():.0f} s after the setting was written"]
 
 
 def _release_lock() -> None:

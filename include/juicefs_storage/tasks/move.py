@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import PokeReturnValue, get_current_context
+from airflow.sdk.exceptions import AirflowRescheduleException
 
 from include.juicefs_storage.adapters.objects import S3Bucket
 from include.juicefs_storage.core.backup import Backup, backup_id
-from include.juicefs_storage.core.clients import stale_mount_pods
-from include.juicefs_storage.core.copying import missing_blocks
-from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.core.clients import request_errors, stale_mount_pods
+from include.juicefs_storage.core.copying import Difference, missing_blocks
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.core.following import Follower
 from include.juicefs_storage.core.lock import VolumeLock, lease_name
 from include.juicefs_storage.core.plan import Plan, fingerprint
 from include.juicefs_storage.core.ports import LeaseStore
@@ -25,12 +28,28 @@ from include.juicefs_storage.core.secrets import written_by_format
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 from include.juicefs_storage.core.steps import PatchSecrets, RestartCsi, WriteSetting
 from include.juicefs_storage.core.steps import settle as guard_setting
-from include.juicefs_storage.tasks.runtime import Runtime, log, mask_keys, pull, run_id, task_states
+from include.juicefs_storage.tasks.runtime import (
+    ENDED,
+    FOLLOWING,
+    Runtime,
+    log,
+    mask_keys,
+    pull,
+    push,
+    run_id,
+    task_states,
+)
+
+if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.sync.s3 import S3Store
 
 #: Clients wait for these copies: what they wrote elsewhere in some seconds is copied in minutes, or something is wrong.
 CATCH_UP_TIMEOUT_S = 600
 #: A `juicefs config` whose caller was killed is waited for; by itself it runs no longer than 85 s.
 CONFIG_TIMEOUT_S = 120
+#: How long the run may stand still before what follows it gives its worker slot away: the next task may wait for it.
+_GIVE_WAY_S = 300
+_FAILED_BEFORE = "failed_before"
 
 
 def volume_lock(leases: LeaseStore, uuid: str) -> VolumeLock:
@@ -41,10 +60,11 @@ def volume_lock(leases: LeaseStore, uuid: str) -> VolumeLock:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two storages: what the clients are told, and its bucket as Airflow reaches it."""
+    """One of the two storages: what the clients are told, and its bucket as Airflow and its engine reach it."""
 
     config: StorageConfig
     store: S3Bucket
+    s3: Callable[[], S3Store]
 
 
 class Move:
@@ -188,14 +208,14 @@ class Move:
     def old(self) -> Side:
         """The storage in the backup."""
         config = self.runtime.source(self.before)
-        return Side(config, self.runtime.source_store(config))
+        return Side(config, self.runtime.source_store(config), lambda: self.runtime.source_side(config))
 
     @cached_property
     def new(self) -> Side:
         """The storage that was planned and approved, as the backup recorded it."""
         config = self.backup.new
         mask_keys(config)
-        return Side(config, self.runtime.target_store)
+        return Side(config, self.runtime.target_store, self.runtime.target_side)
 
     def approved_target(self) -> StorageConfig:
         """The storage that the connection describes, for the backup to record.
@@ -267,6 +287,78 @@ class Move:
             )
         return {"copied": copied, "still_missing": difference.missing}
 
+    def follow(self, source: Side, target: Side, *, beside: Sequence[str]) -> dict[str, Any]:
+        """Copy what clients still write to the store that they leave, within two seconds, while other tasks move them.
+
+        A store or a database that fails is no failure here: the next look tries again, and the copy after the clients
+        have moved must succeed.
+
+        Args:
+            source: The store that the clients leave.
+            target: Where they go.
+            beside: The tasks that move them; it ends with the last of these.
+
+        Raises:
+            NeedsHumanError: The run must not write any more.
+        """
+        from include.juicefs_storage.adapters.sync.http import Limits
+        from include.juicefs_storage.adapters.sync.native import NativeEngine
+
+        states: dict[str, str] = {}
+        moved_at = time.monotonic()
+
+        def over() -> bool:
+            nonlocal states, moved_at
+            before, states = states, task_states(*beside)
+            if states != before or "running" in states.values():
+                moved_at = time.monotonic()
+            if stuck := time.monotonic() - moved_at > _GIVE_WAY_S:
+                log.warning("Nothing else of this run has moved for %d s: no worker slot is free?", _GIVE_WAY_S)
+            return stuck or states[beside[-1]] in ENDED
+
+        limits = Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1)
+        with self.kept(), closing(NativeEngine(source.s3(), target.s3(), limits=limits)) as engine:
+            follower = Follower(
+                self.runtime.metadata, self.before, source.store, target.store, engine.copy, self.fence, time.monotonic
+            )
+            follower.follow(over, lambda: push(FOLLOWING, True), time.sleep)
+        return {
+            "copied": follower.copied,
+            "copied_bytes": follower.copied_bytes,
+            "slowest_s": round(follower.slowest_s, 1),
+            "waiting": follower.waiting,
+            "problem": follower.problem,
+        }
+
+    def catch_up_late(
+        self, source: Side, target: Side, *, moved_by: Sequence[str], copies: bool = True
+    ) -> PokeReturnValue:
+        """When slices may no longer be committed late: copy what is missing, and prove that no block is.
+
+        Args:
+            source: The store that the clients left.
+            target: Where they are.
+            moved_by: The tasks that proved the clients there; the time runs from the last of them.
+            copies: Whether what is missing is copied, or only seen.
+
+        Raises:
+            AirflowRescheduleException: It is too early; the worker slot is free until then.
+        """
+        params = self.runtime.params
+        if not params.late_commit_s:
+            return PokeReturnValue(is_done=True, xcom_value={"copied": 0, "waited_s": 0})
+        times = [datetime.fromisoformat(timing["applied_at"]) for task in moved_by if (timing := pull(task, "timing"))]
+        due = max(times, default=datetime.now(UTC)) + timedelta(seconds=params.late_commit_s)
+        if datetime.now(UTC) < due:
+            self.lock.renew()
+            raise AirflowRescheduleException(due)  # type: ignore[no-untyped-call]
+        # Only where something is missing: clients delete on the target alone by now, and a copy would bring that back.
+        copied = {"copied": 0}
+        if copies and self._missing(target).missing:
+            copied = self.copy(source, target, timeout_s=CATCH_UP_TIMEOUT_S)
+        result = {"waited_s": params.late_commit_s, **copied, **self.prove_blocks(target)}
+        return PokeReturnValue(is_done=True, xcom_value=result)
+
     def settle(self, step: WriteSetting, secrets: PatchSecrets, *, source: Side, target: Side) -> dict[str, Any]:
         """Guard the setting and the Secrets for `settle_s`; where something was put right, prove and copy once more.
 
@@ -325,7 +417,8 @@ class Move:
         return f".storage-switch-{hashlib.sha256(run_id().encode()).hexdigest()[:12]}"
 
     def prove_clients(self, side: Side) -> dict[str, Any]:
-        """Prove every mount pod on a storage."""
+        """Prove every mount pod on a storage. Where some are stuck the setting is written once more, in other bytes."""
+        step = self.setting_step if side is self.new else self.setting_step.back
         with self.kept():
             proofs = prove_clients(
                 self.runtime.cluster,
@@ -336,12 +429,35 @@ class Move:
                 timeout_s=self.runtime.params.client_timeout_s,
                 clock=time.monotonic,
                 sleep=time.sleep,
+                unstick=step.rewrite,
             )
         return {"clients": [proof.model_dump() for proof in proofs]}
 
+    def count_failed(self) -> None:
+        """Remember how many object requests have failed in each client, right before the clients begin to move."""
+        try:
+            push(_FAILED_BEFORE, request_errors(self.runtime.cluster, self.backup.plan.mount_pods))
+        except StorageSwitchError as error:
+            log.warning("Failed requests are counted from the plan on: %s", error.problem)
+
+    def failed_since(self, task_id: str) -> dict[str, Any]:
+        """The object requests that failed in the clients since a task counted them; else since the plan was made."""
+        mounts = self.backup.plan.mount_pods
+        before = pull(task_id, _FAILED_BEFORE) or {mount.name: int(mount.request_errors) for mount in mounts}
+        failed = {
+            name: errors - before.get(name, 0) for name, errors in request_errors(self.runtime.cluster, mounts).items()
+        }
+        return {
+            "failed_requests": sum(failed.values()),
+            "failed_in": {name: errors for name, errors in sorted(failed.items()) if errors},
+        }
+
     def prove_blocks(self, side: Side) -> dict[str, Any]:
         """Prove by the metadata that no block is missing on a storage."""
-        with self.kept():
-            difference = missing_blocks(self.runtime.metadata, self.before, side.store)
+        difference = self._missing(side)
         require_all_blocks(difference, side.config.bucket)
         return {"blocks": difference.expected}
+
+    def _missing(self, side: Side) -> Difference:
+        with self.kept():
+            return missing_blocks(self.runtime.metadata, self.before, side.store)

@@ -15,11 +15,16 @@ from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError,
 from include.juicefs_storage.core.secrets import split_password
 from include.juicefs_storage.tasks.apply import APPLY
 from include.juicefs_storage.tasks.move import CATCH_UP_TIMEOUT_S, CONFIG_TIMEOUT_S, Move
-from include.juicefs_storage.tasks.runtime import log, pull, push, run_id, runbook_task, task_states
+from include.juicefs_storage.tasks.runtime import await_follower, log, pull, push, run_id, runbook_task, task_states
 
 ROLLBACK = (
-    "copy_back", "restore_secret", "restore_setting", "settle_again", "restart_csi_again", "wait_for_rollouts_again",
-    "prove_clients_on_old", "copy_back_again", "prove_blocks_on_old",
+    "copy_back", "follow_writes_back", "restore_secret", "restore_setting", "settle_again", "restart_csi_again",
+    "wait_for_rollouts_again", "prove_clients_on_old", "copy_back_again", "prove_blocks_on_old", "copy_back_late",
+)  # fmt: skip
+#: The tasks while which clients may be on either store.
+_MOVING = (
+    "restore_secret", "restore_setting", "settle_again", "restart_csi_again", "wait_for_rollouts_again",
+    "prove_clients_on_old",
 )  # fmt: skip
 #: What the rollback begins with. It is no part of ROLLBACK: a rollback without diagnostics is a whole one.
 DIAGNOSTICS = "collect_diagnostics"
@@ -161,6 +166,16 @@ def copy_back(move: Move) -> dict[str, Any]:
 
 
 @undo_task
+def follow_writes_back(move: Move) -> dict[str, Any]:
+    """Copy back what clients still write to the new store, within two seconds, until every one is proven on the old.
+
+    **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes; it ends with
+    prove_clients_on_old.
+    """
+    return move.follow(move.new, move.old, beside=_MOVING)
+
+
+@undo_task
 def restore_secret(move: Move) -> dict[str, Any]:
     """Put the values of the backup back into the Secrets: before the setting, so that no pod starts with new ones.
 
@@ -191,7 +206,9 @@ def restore_setting(move: Move) -> dict[str, Any]:
     _await_juicefs_config(move)
     if not move.runtime.setting().uses(move.before.config):
         _require_downstream()
-    return {"restored": move.setting_step.undo()}
+        move.count_failed()
+    followed = await_follower("follow_writes_back")
+    return {"restored": move.setting_step.undo(), "followed": followed}
 
 
 @undo_task
@@ -254,6 +271,16 @@ def copy_back_again(move: Move) -> dict[str, Any]:
 def prove_blocks_on_old(move: Move) -> dict[str, Any]:
     """Prove by the metadata that every block that some file refers to is on the old store.
 
+    Counts the object requests that failed in each client since the setting went back.
     **Changes** nothing. **Safe to clear**: yes.
     """
-    return move.prove_blocks(move.old)
+    return {**move.prove_blocks(move.old), **move.failed_since("restore_setting")}
+
+
+@undo_task(kind="sensor", mode="reschedule", timeout=7200)
+def copy_back_late(move: Move) -> PokeReturnValue:
+    """When `late_commit_s` have passed since the last client returned: copy back and prove once more.
+
+    **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
+    """
+    return move.catch_up_late(move.new, move.old, moved_by=("prove_clients_on_old", "settle_again"))

@@ -34,30 +34,36 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
             apply.settle(),
             apply.wait_for_rollouts(),
         )
-        [path, approval] >> backup >> apply.copy_ahead() >> apply.write_setting() >> patched
+        followed, written = apply.follow_writes(), apply.write_setting()
+        [path, approval] >> backup >> apply.copy_ahead() >> [followed, written]
+        written >> patched
         patched >> [settled, restarted := apply.restart_csi()]
         restarted >> rolled
 
         with TaskGroup("verify", prefix_group_id=False, tooltip="Every client moved, no block lost, no pod restarted"):
-            blocks, mounted, unharmed = apply.prove_blocks(), apply.prove_fresh_mount(), apply.prove_no_restarts()
+            blocks, mounted, late = apply.prove_blocks(), apply.prove_fresh_mount(), apply.catch_up_late()
             rolled >> apply.prove_clients() >> apply.catch_up() >> blocks
-            [blocks, settled] >> mounted >> unharmed
+            [blocks, settled] >> mounted >> apply.prove_no_restarts() >> late
 
     # Every run ends with this task, which fails unless all is well: its end is the news.
     told = Notify("ended")
     decide, finalize = rollback.decide(), finish.finalize.override(on_success_callback=told, on_failure_callback=told)()
-    # All of them: the guard of the setting must have ended before a rollback writes it.
-    [settled, blocks, unharmed] >> decide
+    # All of them: the guard of the setting must have ended before a rollback writes it, and so must the copies.
+    [followed, settled, blocks, late] >> decide
 
     with TaskGroup("rollback", prefix_group_id=False, tooltip="Back to the old store, every client proven there"):
-        first, restored, last = (
-            rollback.collect_diagnostics(), rollback.restore_setting(), rollback.prove_blocks_on_old()
+        first, restored, blocks, late = (
+            rollback.collect_diagnostics(), rollback.restore_setting(), rollback.prove_blocks_on_old(),
+            rollback.copy_back_late(),
         )  # fmt: skip
-        first >> rollback.copy_back() >> rollback.restore_secret() >> restored >> rollback.settle_again() >> last
+        followed, secret = rollback.follow_writes_back(), rollback.restore_secret()
+        first >> rollback.copy_back() >> [followed, secret]
+        secret >> restored >> rollback.settle_again() >> blocks
         (
             restored >> rollback.restart_csi_again() >> rollback.wait_for_rollouts_again()
-            >> rollback.prove_clients_on_old() >> rollback.copy_back_again() >> last
+            >> rollback.prove_clients_on_old() >> rollback.copy_back_again() >> blocks
         )  # fmt: skip
+        [followed, blocks] >> late
 
     decide >> [first, finalize]
-    [path, last] >> finalize
+    [path, late] >> finalize

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, overload
 from urllib.parse import quote
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.juicefs import JuiceFSCommand
     from include.juicefs_storage.adapters.metadata import MySqlMetadata
     from include.juicefs_storage.adapters.objects import S3Bucket
+    from include.juicefs_storage.adapters.sync.s3 import S3Store
     from include.juicefs_storage.adapters.vault import FileVault
 
 #: Of every task, where the task does not say otherwise.
@@ -45,6 +46,11 @@ REGISTRY = Path(os.environ.get("JUICEFS_STORAGE_VOLUMES") or Path(__file__).pare
 #: For bulk copies; made by the lab and by deploy/init.sh. The tasks of the runbook take no slot of it: a volume in
 #: mid-move never waits behind a copy.
 COPY_POOL = "juicefs_storage"
+#: The states in which a task has ended.
+ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
+#: The XCom by which a task that follows the clients' writes tells that it has begun, and how long that may take.
+FOLLOWING = "following"
+_FOLLOWER_START_S, _FOLLOWER_POLL_S = 60, 0.3
 #: The XCom of a task that waited for the metadata database in vain, and for how long others need not wait again.
 _WAITED, _WAITED_LATELY = "waited_for_metadata", timedelta(minutes=3)
 
@@ -212,6 +218,22 @@ class Runtime:
             return S3Bucket.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
         return S3Bucket.from_storage(config)
 
+    def target_side(self) -> S3Store:
+        """The new bucket for the copying engine, reached as `target_store` is."""
+        from include.juicefs_storage.adapters.sync.s3 import S3Store
+
+        if self.recorded and not self.params.target_conn_id:
+            return S3Store.from_storage(self.source(self.recorded.setting))
+        return S3Store.from_connection(self.params.target_conn_id, self.params.target_bucket)
+
+    def source_side(self, config: StorageConfig) -> S3Store:
+        """The old bucket for the copying engine, reached as `source_store` is."""
+        from include.juicefs_storage.adapters.sync.s3 import S3Store
+
+        if self.params.source_conn_id:
+            return S3Store.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
+        return S3Store.from_storage(config)
+
 
 def read_registry() -> dict[str, dict[str, Any]]:
     """Volume name -> the params that it fills in.
@@ -260,6 +282,23 @@ def pull(task_id: str, key: str = "return_value") -> Any:
 def push(key: str, value: Any) -> None:
     """Set an XCom of the task that is running; it stays when the task fails afterwards."""
     get_current_context()["ti"].xcom_push(key=key, value=value)
+
+
+def await_follower(task_id: str) -> bool:
+    """Wait until a task that follows the clients' writes is at work, for as long as its start may take.
+
+    Returns:
+        False where it is not: there is no free worker slot, or it has ended, as after a clear that left it out.
+    """
+    deadline = monotonic() + _FOLLOWER_START_S
+    while (state := task_states(task_id)[task_id]) not in ENDED and monotonic() < deadline:
+        if state == "running" and pull(task_id, FOLLOWING):
+            return True
+        sleep(_FOLLOWER_POLL_S)
+    log.warning(
+        "Task %s does not follow (%s): what clients write meanwhile is copied when they have moved.", task_id, state
+    )
+    return False
 
 
 def run_id() -> str:

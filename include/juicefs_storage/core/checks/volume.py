@@ -13,6 +13,8 @@ from include.juicefs_storage.core.ports import MetadataStore, PersistentVolume, 
 from include.juicefs_storage.core.setting import S3_STORAGES, Setting
 
 MINIMUM_VERSION = (1, 1)
+#: A client gives up on a flush after so many seconds (pkg/vfs/writer.go of JuiceFS 1.4, by its default of retries).
+FLUSH_LIMIT_S = 300
 
 
 def _follows(version: str) -> bool:
@@ -131,6 +133,25 @@ def _too_old(sessions: Sequence[Session], mounts: Sequence[MountPod]) -> Iterato
                 "needs 1.1.",
                 "upgrade the client",
             )
+
+
+def check_late_commits(late_commit_s: int) -> list[Finding]:
+    """Slices may be committed long after their blocks were uploaded: a flush gives up after 300 s.
+
+    Args:
+        late_commit_s: After so many seconds the blocks are copied and proven once more; 0: not at all.
+    """
+    if late_commit_s >= FLUSH_LIMIT_S:
+        return []
+    waited = f"only {late_commit_s} s" if late_commit_s else "not"
+    return [
+        warning(
+            "late commits",
+            f"Slices that clients commit late are {waited} waited for: a block may become part of a file up to "
+            f"{FLUSH_LIMIT_S} s after it went to the old store, and would be missing on the new one.",
+            "set late_commit_s=360, or clear prove_blocks without Downstream 6 minutes after the run",
+        )
+    ]
 
 
 def check_runner(version: str, mounts: Sequence[MountPod], sessions: Sequence[Session]) -> list[Finding]:
