@@ -5,6 +5,9 @@ BIN := .venv/bin
 UV_COMPILE := .venv/uv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate
 
+# Of load in `make soak`.
+MINUTES ?= 10
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup system fuse lint test test-parts test-runs fleet faults demo demo-down bench window lock
@@ -33,6 +36,9 @@ fleet: fuse setup ## three volumes moved through Airflow: a canary, then a wave 
 
 faults: fuse setup ## kill, fail and clear every task in turn; ends with a table of what came of it
 	$(BIN)/python -m pytest tests/faults
+
+soak: fuse setup ## move a volume to and fro under load, and read every acknowledged byte back; MINUTES=10
+	$(BIN)/python -m lab.soak --minutes $(MINUTES)
 
 lint: setup ## format, types, layers, shell and compose file
 	$(BIN)/ruff check

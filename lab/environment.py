@@ -178,9 +178,9 @@ class Lab:
         return copy_volume(self.volume.name, self.old_store, self.new_store)
 
     @contextlib.contextmanager
-    def fresh_mount(self, *, read_only: bool = True) -> Iterator[Path]:
+    def fresh_mount(self, *, read_only: bool = True, io_retries: int = 10) -> Iterator[Path]:
         """A mount of its own with an empty cache."""
-        with fresh_mount(self.state, self.mariadb, read_only=read_only) as mount_point:
+        with fresh_mount(self.state, self.mariadb, read_only=read_only, io_retries=io_retries) as mount_point:
             yield mount_point
 
     def check(self, manifest: Path, mount: Path, folder: str) -> Check:

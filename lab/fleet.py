@@ -1,4 +1,4 @@
-"""More volumes in the lab's cluster, for what concerns every volume on a store."""
+"""More volumes in the lab's cluster, for what concerns every volume on a store; and more mounts of the lab's own."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lab.environment import Lab
-from lab.kube.csi import APPS, DRIVER, NAMESPACE
+from lab.kube.csi import APPS, DRIVER, NAMESPACE, SECRET
 from lab.process import wait_for
 from lab.volume import STORAGE, Volume
 
@@ -26,12 +26,32 @@ def add_volume(lab: Lab, name: str, *, heartbeat_s: int = 3) -> Lab:
     """
     mariadb = lab.mariadb.add_database(name)
     own = dataclasses.replace(lab, mariadb=mariadb, volume=Volume.format(name, mariadb, lab.old_store))
+    _create(lab, name, [_secret(own), *_claim(name, secret_name(name), heartbeat_s)])
+    return own
+
+
+def add_mount(lab: Lab, heartbeat_s: int) -> Path:
+    """Add a mount of the lab's own volume, with a heartbeat of its own, to a running lab (about 3 s).
+
+    Args:
+        lab: A lab that is up; `lab.down()` takes the mount down too.
+        heartbeat_s: How often this client looks for a new setting, in seconds; one mount each.
+
+    Returns:
+        The machine's path of the mount.
+    """
+    name = f"heartbeat-{heartbeat_s}s"
+    _create(lab, name, _claim(name, SECRET, heartbeat_s))
+    return mount_of(lab, name)
+
+
+def _create(lab: Lab, name: str, items: list[dict[str, object]]) -> None:
+    """Create objects, and wait until the pod that uses the volume is ready."""
     objects = lab.state / f"{name}.objects.json"
     objects.touch(mode=0o600)
-    objects.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": _objects(own, heartbeat_s)}))
+    objects.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
     lab.kubectl("create", "--validate=false", "-f", str(objects))
     wait_for(f"volume {name} is mounted", partial(_is_ready, lab, name), deadline_s=60, poll_s=0.3)
-    return own
 
 
 def secret_name(name: str) -> str:
@@ -53,8 +73,7 @@ def _is_ready(lab: Lab, name: str) -> bool:
     return any(status["ready"] for status in pod["status"].get("containerStatuses", []))
 
 
-def _objects(lab: Lab, heartbeat_s: int) -> list[dict[str, object]]:
-    """Secret, PersistentVolume, claim and a business pod, as somebody who provisions by hand makes them."""
+def _secret(lab: Lab) -> dict[str, object]:
     name, store = lab.volume.name, lab.old_store
     values = {
         "name": name,
@@ -64,13 +83,18 @@ def _objects(lab: Lab, heartbeat_s: int) -> list[dict[str, object]]:
         "access-key": store.access_key,
         "secret-key": store.secret_key,
     }
+    return _object("Secret", secret_name(name), NAMESPACE, stringData=values, type="Opaque")
+
+
+def _claim(name: str, secret: str, heartbeat_s: int) -> list[dict[str, object]]:
+    """PersistentVolume, claim and a business pod, as somebody who provisions by hand makes them."""
     common = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeMode": "Filesystem"}
     size = {"storage": "1Gi"}
     source = {
         "driver": DRIVER,
         "volumeHandle": _handle(name),
         "fsType": "juicefs",
-        "nodePublishSecretRef": {"name": secret_name(name), "namespace": NAMESPACE},
+        "nodePublishSecretRef": {"name": secret, "namespace": NAMESPACE},
     }
     options = [f"heartbeat={heartbeat_s}", "no-usage-report", "cache-size=512", "metrics=127.0.0.1:0"]
     container = {
@@ -80,7 +104,6 @@ def _objects(lab: Lab, heartbeat_s: int) -> list[dict[str, object]]:
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     }
     return [
-        _object("Secret", secret_name(name), NAMESPACE, stringData=values, type="Opaque"),
         _object(
             "PersistentVolume",
             _handle(name),

@@ -57,13 +57,14 @@ def config_for_csi(volume: Volume, mariadb: MariaDB, store: Store) -> VolumeConf
 
 
 @contextlib.contextmanager
-def fresh_mount(state: Path, mariadb: MariaDB, *, read_only: bool = True) -> Iterator[Path]:
+def fresh_mount(state: Path, mariadb: MariaDB, *, read_only: bool = True, io_retries: int = 10) -> Iterator[Path]:
     """A mount of its own with an empty cache, so that what is read comes from the store; unmounted on leaving.
 
     Args:
         state: the lab's folder: mount point and cache lie below it for as long as the mount lives.
         mariadb: where the volume's metadata is.
         read_only: without it the mount takes part in background jobs too.
+        io_retries: how often what fails is tried again; at JuiceFS's default, a block that is lost costs 13 s.
 
     Raises:
         LabError: it did not come up; the message carries the client's last log lines.
@@ -83,6 +84,7 @@ def fresh_mount(state: Path, mariadb: MariaDB, *, read_only: bool = True) -> Ite
                 "--attr-cache=0",
                 "--entry-cache=0",
                 f"--cache-dir={Path(folder) / 'cache'}",
+                f"--io-retries={io_retries}",
                 *(["--read-only"] if read_only else []),
                 mariadb.meta_url,
                 mount_point,
