@@ -130,3 +130,24 @@ def test_a_difference_ends_the_run_red_and_clearing_the_partition_makes_it_green
     )  # fmt: skip
     state, report = finish(airflow, run_id)
     assert (state, report["outcome"]) == ("success", "proven")
+
+
+def test_a_volume_is_copied_and_proven_by_its_metadata(lab: Lab, airflow: Airflow) -> None:
+    """The registry names the Secret, the Secret the metadata; of the copy a block is missing."""
+    prefix, client = f"{lab.volume.name}/", lab.new_store.client()
+    lost = max(key for key in lab.new_store.objects(f"{prefix}chunks/"))
+    client.delete_object(Bucket=lab.new_store.bucket, Key=lost)
+    written = lab.old_store.objects(prefix)
+    run_id = start(
+        lab, airflow, dry_run=False, source_prefix=prefix, target_prefix=prefix, exclude=["testing/*", "meta/*"],
+        plan="metadata", volume=lab.volume.name, partitions=2,
+    )  # fmt: skip
+    state, report = finish(airflow, run_id)
+    assert (state, report["outcome"], report["problems"]) == ("success", "proven", [])
+    assert report["objects"] >= 30
+    assert report["phases"][0]["totals"]["copied/etag"][0] == 1
+    assert lab.new_store.objects(lost).keys() == {lost}
+    assert written.items() <= lab.old_store.objects(prefix).items()
+    logs = [airflow.task_log(DAG_ID, run_id, "copy", map_index=index) for index in range(2)]
+    logs.append(airflow.task_log(DAG_ID, run_id, "plan_partitions"))
+    assert [text for text in (*logs, str(report)) if lab.mariadb.password in text] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Collection, Iterator, Sequence
@@ -21,6 +22,7 @@ from include.juicefs_storage.core.checks import check_consistency
 from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.ports import Session
 from include.juicefs_storage.core.sync import partitions as cutting
+from include.juicefs_storage.core.sync import run
 from include.juicefs_storage.core.sync.model import KeyRange, Outcome, Page
 from include.juicefs_storage.core.sync.needed import Needed, below_prefix, compare_needed, to_pages, watermark
 from include.juicefs_storage.core.sync.params import SyncParams
@@ -28,7 +30,7 @@ from include.juicefs_storage.core.sync.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.core.sync.reconcile import about, reconcile
 from include.juicefs_storage.core.sync.run import Options, copy_partition, verify_partition
 from tests.unit.fakes import FakeMetadata, FakeStore, setting
-from tests.unit.sync_fakes import MemoryEngine, MemorySide
+from tests.unit.sync_fakes import KilledError, MemoryEngine, MemorySide
 
 ALL = KeyRange()
 EXACT = ObjectSizes()
@@ -197,6 +199,43 @@ def test_the_bounds_hold_for_real_compressors(content: bytes) -> None:
     for codec, name in (("lz4_raw", "lz4"), ("zstd", "zstd")):
         size = pa.compress(content, codec=codec, asbytes=True)
         assert ObjectSizes(name).fit(len(content), len(size))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wanted=SIDE,
+    theirs=SIDE,
+    kills=st.lists(st.integers(0, 6), max_size=4),
+    batch=st.integers(1, 6),
+    delta=st.booleans(),
+)
+def test_a_partition_that_is_killed_goes_on_behind_its_checkpoint(
+    wanted: dict[int, int], theirs: dict[int, int], kills: list[int], batch: int, delta: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    def name(number: int) -> str:
+        return f"chunks/{number // 5}/{number}_0_1"
+
+    blocks = {name(number): 1 for number in wanted}
+    source = MemorySide({name(number): b"1" for number in {*wanted, *theirs}}, page_keys=2)
+    target = MemorySide({name(number): b"1" for number in theirs}, page_keys=3)
+    there, copied = set(target.objects), []
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "BATCH_KEYS", batch)
+        for dies_after in [*kills, None]:
+            engine = MemoryEngine(source, target, dies_after)
+            manifest = ParquetManifest(folder, "00000", {"plan": "plan"})
+            with contextlib.suppress(KilledError):
+                needed = Metadata(blocks, delta=delta).needed()
+                copy_partition(source, target, engine, ALL, manifest, Options(), needed=needed)
+            copied += engine.copied
+            if (folder / "00000.parquet").exists():
+                break
+    rows = list(ManifestReader(folder / "00000.parquet").rows(tuple(Outcome)))
+    assert [row.key for row in rows] == sorted({row.key for row in rows})
+    assert {row.key for row in rows} >= blocks.keys()
+    assert sorted(copied) == sorted(blocks.keys() - there), "each once, and nothing else"
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])

@@ -210,7 +210,7 @@ class MySqlMetadata:
             return
         folders: dict[int, str] = {_ROOT_INODE: "", _TRASH_INODE: "/.trash"}
         for inode, slices in self._ranges("SELECT id, inode, slices FROM jfs_chunk WHERE id > %s ORDER BY id LIMIT %s"):
-            for record in _SLICE.iter_unpack(slices):
+            for record in _records(_SLICE, slices):
                 if record[1] in wanted and (record[1], inode) not in found:
                     found.add((record[1], inode))
                     for path in self._paths(inode, folders):
@@ -218,7 +218,7 @@ class MySqlMetadata:
         rest = wanted - {slice_id for slice_id, _ in found}
         if rest and self._query("SHOW TABLES LIKE 'jfs_delslices'"):
             sql = "SELECT chunkid, 0, slices FROM jfs_delslices WHERE chunkid > %s ORDER BY chunkid LIMIT %s"
-            delayed = {record[0] for _, slices in self._ranges(sql) for record in _DELAYED_SLICE.iter_unpack(slices)}
+            delayed = {record[0] for _, slices in self._ranges(sql) for record in _records(_DELAYED_SLICE, slices)}
             for slice_id in sorted(rest & delayed):
                 yield slice_id, "(replaced by a compaction, kept until the trash is emptied)"
             rest -= delayed
@@ -242,6 +242,11 @@ class MySqlMetadata:
 
         rows = self._query("SELECT parent, name FROM jfs_edge WHERE inode = %s ORDER BY parent, name", inode)
         return [f"{folder(int(parent))}/{_text(name)}" for parent, name in rows] or [f"(deleted file, inode {inode})"]
+
+
+def _records(layout: struct.Struct, slices: bytes) -> Iterator[tuple[Any, ...]]:
+    """The records of a row. One that is damaged may end in the middle of one: the others are named all the same."""
+    return layout.iter_unpack(slices[: len(slices) // layout.size * layout.size])
 
 
 def _text(name: bytes | str) -> str:

@@ -16,7 +16,7 @@ from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.sync.compare import cut_page
 from include.juicefs_storage.core.sync.model import KeyRange, Page
 
-_FILE_KEYS, _GROUP_KEYS = 100_000, 10_000
+_FILE_KEYS, _GROUP_KEYS = 50_000, 10_000
 _INDEX = "index.json"
 
 
