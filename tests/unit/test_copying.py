@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 import pytest
 
 from include.juicefs_storage.adapters.juicefs import sync_urls
 from include.juicefs_storage.core.blocks import block_objects
 from include.juicefs_storage.core.checks import check_consistency
 from include.juicefs_storage.core.copying import compare_listings, compare_sample, missing_blocks, same_contents
-from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, TransientError
 from include.juicefs_storage.core.proofs import require_all_blocks
 from include.juicefs_storage.core.setting import StorageConfig
 from tests.unit.fakes import NEW, OLD, FakeMetadata, FakeStore, setting
@@ -49,14 +51,24 @@ def test_a_lost_and_a_cut_block_are_both_seen():
     store.objects["myjfs/chunks/0/0/2_0_100"] = 3
     difference = missing_blocks(FakeMetadata(row, slices), row, store)
     assert (difference.expected, difference.present, difference.missing, difference.different) == (4, 2, 1, 1)
+    metadata = FakeMetadata(row, slices)
+    with pytest.raises(NeedsHumanError, match=r"1 of 4 blocks.*Files of these: /file-1, /file-2\."):
+        require_all_blocks(difference, "data", metadata)
+
+    def away(slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
+        raise TransientError("gone")
+
+    metadata.files_of = away
     with pytest.raises(NeedsHumanError, match="1 of 4 blocks"):
-        require_all_blocks(difference, "data")
+        require_all_blocks(difference, "data", metadata)
 
 
-def test_compressed_blocks_may_have_another_length():
-    row, slices = setting(Compression="lz4"), [(1, 100)]
-    store = FakeStore({"myjfs/chunks/0/0/1_0_100": 60})
+def test_compressed_blocks_may_have_another_length_but_not_any():
+    row, slices = setting(Compression="lz4"), [(1, 4000)]
+    store = FakeStore({"myjfs/chunks/0/0/1_0_4000": 60})
     assert missing_blocks(FakeMetadata(row, slices), row, store).different == 0
+    store.objects["myjfs/chunks/0/0/1_0_4000"] = 3
+    assert missing_blocks(FakeMetadata(row, slices), row, store).different == 1
 
 
 def test_a_block_deleted_meanwhile_is_not_lost():

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
-from include.juicefs_storage.core.blocks import block_objects, slice_of
+from include.juicefs_storage.core.blocks import ObjectSizes, block_objects, slice_of
+from include.juicefs_storage.core.errors import StorageSwitchError
 from include.juicefs_storage.core.needed import needed_objects
 from include.juicefs_storage.core.ports import MetadataStore, ObjectStore, StoredObject
 from include.juicefs_storage.core.setting import Setting
@@ -155,6 +156,15 @@ def compare_sample(
     return result
 
 
+def files_of_examples(difference: Difference, metadata: MetadataStore) -> list[str]:
+    """The paths of the files that refer to the examples; none where the metadata cannot be asked."""
+    keys = [example.split(" ")[1] for example in difference.examples]
+    try:
+        return sorted({path for _, path in metadata.files_of({slice_of(key) for key in keys})})
+    except StorageSwitchError:  # what is missing is to be told in any case
+        return []
+
+
 def volume_objects(store: ObjectStore, setting: Setting) -> Iterator[StoredObject]:
     """The volume's blocks in a store."""
     return store.list(f"{setting.name}/chunks/")
@@ -166,7 +176,7 @@ def missing_blocks(metadata: MetadataStore, setting: Setting, store: ObjectStore
     Metadata and listing are read side by side, as streams: memory does not grow with the volume. What seems to be
     missing is looked up once more, as a block may be written, or its file deleted, between the two.
     """
-    result = Difference()
+    result, sizes = Difference(), ObjectSizes.of(setting)
     lost: list[str] = []
     for key, length, found in _side_by_side(needed_objects(metadata, setting), volume_objects(store, setting)):
         if length is None:
@@ -175,7 +185,7 @@ def missing_blocks(metadata: MetadataStore, setting: Setting, store: ObjectStore
         result.expected += 1
         if found is None:
             lost.append(key)
-        elif setting.objects_have_plain_length and found != length:
+        elif not sizes.fit(length, found):
             result.different += 1
             result.note("different", f"{key} ({found} bytes instead of {length})")
         else:

@@ -483,7 +483,7 @@ def examine(member: Member, carried_out: Plan, salt: str, *, blocks: bool) -> di
     health: dict[str, Any] = {"clients": len(proofs)}
     if blocks:
         difference = missing_blocks(runtime.metadata, setting, runtime.target_store)
-        require_all_blocks(difference, config.bucket)
+        require_all_blocks(difference, config.bucket, runtime.metadata)
         health["blocks"] = difference.expected
     return health
 

@@ -455,7 +455,7 @@ class Move:
     def prove_blocks(self, side: Side) -> dict[str, Any]:
         """Prove by the metadata that no block is missing on a storage."""
         difference = self._missing(side)
-        require_all_blocks(difference, side.config.bucket)
+        require_all_blocks(difference, side.config.bucket, self.runtime.metadata)
         return {"blocks": difference.expected}
 
     def _missing(self, side: Side) -> Difference:

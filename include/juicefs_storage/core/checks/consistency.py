@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from include.juicefs_storage.core.blocks import slice_of
+from dataclasses import replace
+
 from include.juicefs_storage.core.checks.findings import ok, refusal, warning
 from include.juicefs_storage.core.copying import (
     Difference,
     Kind,
     compare_listings,
     compare_sample,
+    files_of_examples,
     same_contents,
     volume_objects,
 )
@@ -72,13 +74,12 @@ def check_consistency(
 def _lost(difference: Difference, metadata: MetadataStore) -> list[Finding]:
     if not difference.lost:
         return []
-    keys = [example.removeprefix("lost: ") for example in difference.examples_of("lost")]
-    files = sorted({path for _, path in metadata.files_of({slice_of(key.partition(" ")[0]) for key in keys})})
+    files = files_of_examples(replace(difference, examples=difference.examples_of("lost")), metadata)
     return [
         refusal(
             CHECK,
             f"{difference.lost} of {difference.expected} blocks that files refer to are not whole on the old store, "
-            f"such as {'; '.join(keys)}. Files of these: {', '.join(files)}.",
+            f"such as {_examples(difference, 'lost')}. Files of these: {', '.join(files) or 'not known'}.",
             "restore these files from elsewhere, or delete them; plan=metadata of juicefs_storage_sync names all",
         )
     ]
