@@ -10,7 +10,7 @@ MINUTES ?= 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse lint test test-parts test-runs fleet faults demo demo-down bench window lock
+.PHONY: help setup system fuse lint test test-parts test-runs fleet faults demo demo-down bench needed window lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ system fuse:
 
 bench: setup ## the copy beside juicefs sync, rclone and mc, into docs/benchmarks.md; about 25 minutes
 	$(BIN)/python -m benchmarks.sync
+
+needed: setup ## which blocks a volume of a million slices needs, beside juicefs fsck, into docs/benchmarks.md; about 5 minutes
+	$(BIN)/python -m benchmarks.needed --write
 
 window: fuse setup ## measure how long clients take to follow a new setting
 	$(BIN)/python -m benchmarks.window

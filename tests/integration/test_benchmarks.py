@@ -116,3 +116,12 @@ def test_a_quick_race_counts_every_program(tmp_path: Path) -> None:
     assert all(result["cpu_s"] > 0 and 5 < result["peak_mib"] < 1000 for result in document["results"])
     assert "secret" not in file.read_text()
     assert "stub-key" not in json.dumps(document["commands"])
+
+
+def test_what_a_volume_needs_is_what_fsck_uses() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.needed", "--slices=12000", "--rounds=1"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) == 8
