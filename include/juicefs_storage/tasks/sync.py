@@ -351,7 +351,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
     from include.juicefs_storage.adapters.sync.manifests import ParquetManifest
     from include.juicefs_storage.adapters.sync.s3 import S3Side
 
-    started, plan = time.time(), _plan()
+    started, before_mib, plan = time.time(), _peak_mib(), _plan()
     if shard["plan_id"] != plan.id:
         raise PermanentError(
             f"Expected plan {shard['plan_id']}, found {plan.id}: the plan was made again since.",
@@ -381,9 +381,10 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
         "totals": totals.as_json(),
         "span": [started, time.time()],
         "said": [_sentence(word) for word in said],
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": _peak_mib(),
+        "airflow_mib": before_mib,
     }
-    log.info("Most memory that this task held: %d MiB.", result["peak_mib"])
+    log.info("Most memory that this task held: %d MiB; before it began: %d MiB.", result["peak_mib"], before_mib)
     if left := totals.objects(Outcome.FAILED, Outcome.CHANGED):
         push("result", result)
         raise TransientError(
@@ -392,6 +393,11 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
             next_step="the task tries again; then look at the manifest (column detail) and at the stores",
         )
     return result
+
+
+def _peak_mib() -> int:
+    """The most memory that this process held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _sentence(said: Mirrored) -> str:
