@@ -40,7 +40,7 @@ PARAMS = {
     "on_failure": text("stop", "On failure", "Start no other volume, or go on with the next wave. The volume itself is rolled back by its own run.", "Waves", enum=["stop", "continue"]),
     "dry_run": flag(True, "Dry run", "Stop after the plan. Nothing is changed.", "Safety"),
     "require_approval": flag(True, "Require approval", "Wait for a human who has read the plan.", "Safety"),
-    "consistency": text("listing", "Compare the stores", "As in a switch, for each volume.", "Safety", enum=["off", "sample", "listing", "content"]),
+    "consistency": text("listing", "Compare the stores", "As in a switch, for each volume.", "Safety", enum=["off", "sample", "listing", "metadata", "content"]),
     "catch_up": flag(True, "Catch up", "Copy what clients write to the old store until they have moved.", "Safety"),
     "restart_csi": flag(True, "Restart CSI", "Restart the CSI components with the canary, and once at the end.", "Safety"),
     "juicefs_runner": text("controller", "Where juicefs runs", "In the CSI controller pod, or on the Airflow worker.", "Advanced", enum=["controller", "worker"]),
