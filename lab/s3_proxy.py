@@ -5,6 +5,7 @@ Signatures stay valid, since path, Host and headers go through as they came.
 
 import datetime as dt
 import http.client
+import json
 import socket
 import ssl
 import struct
@@ -18,13 +19,14 @@ from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 _CHUNK_BYTES = 65536
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 #: How far S3 lets a client's clock be off.
 _SKEW_LIMIT_S = 900
 _WRITES = {"PUT", "POST", "DELETE"}
+_ADMIN = "/minio/admin/v3/"
 
 
 class Fault(StrEnum):
@@ -55,6 +57,8 @@ class S3Proxy(ThreadingHTTPServer):
         before: Called before a request is passed on, from the thread of its connection.
         delay_s: Waited before each answer.
         read_only: PUT, POST and DELETE are answered 403 AccessDenied.
+        policies: Those of its one user, as MinIO's admin API shows and sets them. While one of them denies something
+            the store is read-only, as to that user.
         refusal: A status and an S3 error code that every request is answered, such as (400, "ExpiredToken").
         skew_s: The store's clock is ahead by this. Requests that are dated otherwise are answered RequestTimeTooSkewed;
             others are signed again with `keys`, (access key, secret key), for the store behind, whose clock is right.
@@ -76,6 +80,8 @@ class S3Proxy(ThreadingHTTPServer):
         self.before: Callable[[Request], None] = lambda _: None
         self.delay_s = 0.0
         self.read_only = False
+        self.policies = ["readwrite"]
+        self.denying: set[str] = set()
         self.refusal: tuple[int, str] | None = None
         self.skew_s = 0.0
         self.requests: Counter[str] = Counter()
@@ -116,6 +122,21 @@ class S3Proxy(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that goes away, or does not trust the certificate, is no error of the proxy's."""
 
+    def administer(self, request: Request, body: bytes) -> bytes:
+        """What MinIO's admin API answers; the rights of who asks are not looked at."""
+        url = urlsplit(request.target)
+        query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
+        match url.path.removeprefix(_ADMIN):
+            case "user-info":
+                return json.dumps({"policyName": ",".join(self.policies), "status": "enabled"}).encode()
+            case "add-canned-policy":
+                effects = {statement["Effect"] for statement in json.loads(body)["Statement"]}
+                self.denying |= {query["name"]} if "Deny" in effects else set()
+            case "set-user-or-group-policy":
+                self.policies = query["policyName"].split(",")
+                self.read_only = bool(self.denying.intersection(self.policies))
+        return b""
+
     def fault(self, request: Request) -> Fault | None:
         """Count a request, and say which fault it meets."""
         with self._lock:
@@ -152,6 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
         proxy = self.server
         # http.server folds the leading slashes of `self.path`.
         request = Request(self.command, self.requestline.split(" ")[1])
+        if request.target.startswith(_ADMIN):
+            self._say(proxy.administer(request, self._take(int(self.headers.get("Content-Length") or 0))))
+            return
         fault = proxy.fault(request)
         if proxy.delay_s:
             time.sleep(proxy.delay_s)
@@ -193,6 +217,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body.encode())
+
+    def _say(self, body: bytes) -> None:
+        self.send_response_only(http.HTTPStatus.OK)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _take(self, size: int) -> bytes:
         if size and self.headers.get("Expect", "").lower() == "100-continue":

@@ -189,6 +189,11 @@ def _format_bucket(pod: Pod) -> str | None:
     return next((found[1] for command in commands if (found := _FORMAT_BUCKET.search(command))), None)
 
 
+def mount_pods_naming(cluster: Cluster, bucket: str) -> list[str]:
+    """Names of the mount pods whose command names a bucket: started anew, such a pod writes it into the setting."""
+    return sorted(pod.name for pod in cluster.pods(MOUNT_POD_SELECTOR) if _format_bucket(pod) == bucket)
+
+
 def find_mount_pods(cluster: Cluster, setting: Setting) -> list[MountPod]:
     """Every mount pod that serves this volume, told by the UUID in its `.config`."""
     with ThreadPoolExecutor(_PARALLEL_PODS) as pool:

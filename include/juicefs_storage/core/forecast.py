@@ -50,7 +50,7 @@ def forecast_lines(blocks_left: int | None, blocks_s: float | None, heartbeats_s
         heartbeats_s: Of the clients.
     """
     if blocks_left is None:
-        lines = ["what is left to copy was not counted: `consistency` is neither `listing` nor `content`"]
+        lines = ["what is left to copy was not counted: `consistency` is `off` or `sample`"]
     elif not blocks_left:
         lines = ["no block is left to copy now"]
     elif blocks_s:

@@ -43,6 +43,7 @@ class SwitchParams(BaseModel):
     rollout_timeout_s: Annotated[int, Field(ge=10, le=7200)] = 300
     settle_s: Annotated[int, Field(ge=0, le=3600)] = 40
     late_commit_s: Annotated[int, Field(ge=0, le=1800)] = 360
+    fence_conn_id: str | None = None
 
     @field_validator("target_bucket")
     @classmethod

@@ -347,6 +347,19 @@ class JuiceFS(Protocol):
         """`juicefs sync`: copy what the target lacks; overwrites nothing, deletes nothing."""
 
 
+class WriteFence(Protocol):
+    """Keeps the volume's clients from writing to a store that can refuse one key. Each call may be made again."""
+
+    def is_up(self) -> bool:
+        """Whether the store refuses their writes."""
+
+    def up(self) -> None:
+        """Refuse from now on what would change the volume's objects with the clients' key; reads go on."""
+
+    def down(self) -> None:
+        """Allow it again."""
+
+
 class Vault(Protocol):
     """Where backups lie, encrypted."""
 

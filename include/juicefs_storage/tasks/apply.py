@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.core.backup import Backup
-from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.core.plan import StorageView
 from include.juicefs_storage.core.proofs import prove_fresh_mount as use_fresh_mount
 from include.juicefs_storage.core.proofs import prove_no_restarts as compare_pods
@@ -112,6 +112,7 @@ def follow_writes() -> dict[str, Any]:
 def write_setting() -> dict[str, Any]:
     """`juicefs config`: point the setting at the new store. This is the cut-over; clients follow within a heartbeat.
 
+    Where `fence_conn_id` is given, the old store refuses the clients' writes from right before.
     **Changes** the row `format` of `jfs_setting`. **Safe to clear**: yes; "already written" is an answer.
     **Undo**: restore_setting.
     """
@@ -119,10 +120,18 @@ def write_setting() -> dict[str, Any]:
     # One that a killed try left behind may write later than this one, even when the volume is elsewhere again.
     move.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
     step = move.setting_step
+    followed = move.runtime.params.catch_up and await_follower("follow_writes")
+    fenced = False
     if not step.observe().uses(step.target):
         move.count_failed()
-    followed = move.runtime.params.catch_up and await_follower("follow_writes")
-    return {"written": step.apply(), "bucket": step.target.bucket, "followed": followed}
+        fenced = followed and move.raise_fence()
+    try:
+        written = step.apply()
+    except StorageSwitchError:
+        if fenced and not move.runtime.setting().uses(step.target):
+            move.lower_fence()
+        raise
+    return {"written": written, "bucket": step.target.bucket, "followed": followed, "fenced": fenced}
 
 
 @runbook_task
@@ -169,7 +178,9 @@ def wait_for_rollouts() -> PokeReturnValue:
 def prove_clients() -> dict[str, Any]:
     """Prove every mount pod on the new store: its `.config`, then a block written through its very mount.
 
-    **Changes** nothing; a small file is written through each mount and removed. **Safe to clear**: yes.
+    **Changes** nothing; a small file is written through each mount and removed. Where a client shows the new bucket and
+    does not use it, the secret key in the setting is encrypted anew, once: every client tries again then.
+    **Safe to clear**: yes.
     """
     move = Move.forward(take_lock=False)
     return move.prove_clients(move.new)

@@ -121,6 +121,12 @@ def check_volume(runtime: Runtime) -> list[Finding]:
         lambda: checks.check_volume(setting, mounts, volumes, runtime.metadata, timeout_s),
         lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
         lambda: checks.check_late_commits(runtime.params.late_commit_s),
+        # A run that has switched the volume before, and is cleared, keeps its fence.
+        lambda: (
+            []
+            if setting.uses(runtime.target(setting))
+            else checks.check_fence(runtime.fence(setting), catch_up=runtime.params.catch_up)
+        ),
     )
 
 
@@ -272,6 +278,9 @@ def _steps(
         "copy what the new store still lacks" if params.catch_up else "",
         "from here until every client has moved, copy within 2 s what clients still write to the old store"
         if params.catch_up
+        else "",
+        "have the old store refuse the clients' writes until no mount pod carries its values"
+        if params.fence_conn_id
         else "",
         write.plan(),
         f"patch Secrets {', '.join(secrets)}" if secrets else "no Secret needs a patch",

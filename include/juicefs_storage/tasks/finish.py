@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk import TriggerRule
 
+from include.juicefs_storage.core.clients import mount_pods_naming
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.core.plan import Plan
 from include.juicefs_storage.core.report import MEANING, Outcome, Report, proof_lines
@@ -41,7 +42,8 @@ def _outcome(states: dict[str, str], move: Move | None, *, dry_run: bool) -> Out
 def finalize() -> dict[str, Any]:
     """Write the report and tell the truth: the run is green only when every check was made and passed.
 
-    **Changes** nothing; gives the volume's Lease back. **Safe to clear**: yes.
+    **Changes** nothing; gives the volume's Lease back, and takes the write fence on the old store down where no mount
+    pod carries its values any more. **Safe to clear**: yes.
     The report stands in XCom `report`, as Markdown in `markdown`, in a line in `note`.
     """
     states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", DIAGNOSTICS, *ROLLBACK)
@@ -73,7 +75,7 @@ def finalize() -> dict[str, Any]:
         findings=tuple(all_findings()),
         states=states,
         took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
-        proofs=(*proof_lines(results), *_window()),
+        proofs=(*proof_lines(results), *_window(), *(_fence(move) if move and outcome == "switched" else [])),
         results=results,
     )
     push("report", report.model_dump(mode="json"))
@@ -85,6 +87,20 @@ def finalize() -> dict[str, Any]:
         failed = ", ".join(task_id for task_id, state in states.items() if state == "failed") or "none"
         raise PermanentError(f"{report.outcome}: {report.meaning}\nFailed tasks: {failed}.")
     return {"outcome": outcome}
+
+
+def _fence(move: Move) -> list[str]:
+    """Take the write fence down where nothing can write old values any more; else say what can."""
+    try:
+        if not move.write_fence or not move.write_fence.is_up():
+            return []
+        if pods := mount_pods_naming(move.runtime.cluster, move.before.bucket):
+            listed = ", ".join(f"`{pod}`" for pod in pods)
+            return [f"the write fence on the old store stays up, since mount pods carry its values: {listed}"]
+        move.write_fence.down()
+    except StorageSwitchError as error:
+        return [f"the write fence on the old store may still be up: {error.problem}"]
+    return ["the write fence on the old store was taken down: no mount pod carries its values"]
 
 
 def _window() -> list[str]:

@@ -16,13 +16,13 @@ from airflow.sdk.exceptions import AirflowRescheduleException
 
 from include.juicefs_storage.adapters.objects import S3Bucket
 from include.juicefs_storage.core.backup import Backup, backup_id
-from include.juicefs_storage.core.clients import request_errors, stale_mount_pods
+from include.juicefs_storage.core.clients import find_mount_pods, request_errors, stale_mount_pods
 from include.juicefs_storage.core.copying import Difference, missing_blocks
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.core.following import Follower
 from include.juicefs_storage.core.lock import VolumeLock, lease_name
 from include.juicefs_storage.core.plan import Plan, fingerprint
-from include.juicefs_storage.core.ports import LeaseStore
+from include.juicefs_storage.core.ports import LeaseStore, WriteFence
 from include.juicefs_storage.core.proofs import catch_up, prove_clients, require_all_blocks
 from include.juicefs_storage.core.secrets import written_by_format
 from include.juicefs_storage.core.setting import Setting, StorageConfig
@@ -50,6 +50,9 @@ CONFIG_TIMEOUT_S = 120
 #: How long the run may stand still before what follows it gives its worker slot away: the next task may wait for it.
 _GIVE_WAY_S = 300
 _FAILED_BEFORE = "failed_before"
+#: How long the old store may refuse the writes of a client that has not moved, in seconds: after 300 it gives up.
+_FENCED_FOR_S, _FENCED_BLINDLY_S = 200, 250
+_FENCED_AT = "fenced_at"
 
 
 def volume_lock(leases: LeaseStore, uuid: str) -> VolumeLock:
@@ -73,6 +76,7 @@ class Move:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self._forward = False
+        self._all_moved = False
 
     @classmethod
     def of_run(cls) -> Move:
@@ -309,6 +313,8 @@ class Move:
 
         def over() -> bool:
             nonlocal states, moved_at
+            if self._forward:
+                self._mind_fence()
             before, states = states, task_states(*beside)
             if states != before or "running" in states.values():
                 moved_at = time.monotonic()
@@ -322,6 +328,9 @@ class Move:
                 self.runtime.metadata, self.before, source.store, target.store, engine.copy, self.fence, time.monotonic
             )
             follower.follow(over, lambda: push(FOLLOWING, True), time.sleep)
+        if self._forward and states[beside[-1]] != "success":
+            # Some client may not have moved, and nobody minds the fence from here on, least of all a run that holds.
+            self.lower_fence()
         return {
             "copied": follower.copied,
             "copied_bytes": follower.copied_bytes,
@@ -432,6 +441,60 @@ class Move:
                 unstick=step.rewrite,
             )
         return {"clients": [proof.model_dump() for proof in proofs]}
+
+    @cached_property
+    def write_fence(self) -> WriteFence | None:
+        """What can refuse the clients' writes on the old store; None where none is wanted."""
+        return self.runtime.fence(self.before)
+
+    def raise_fence(self) -> bool:
+        """Have the old store refuse the clients' writes from now on; False where that is not wanted.
+
+        Where no follower is at work it stays down: nobody would take it down in time.
+        """
+        if not self.write_fence:
+            return False
+        self.fence()
+        push(_FENCED_AT, datetime.now(UTC).isoformat())
+        self.write_fence.up()
+        return True
+
+    def _mind_fence(self) -> None:
+        """Take the fence down while clients that have not moved still try to write.
+
+        Raises:
+            NeedsHumanError: They have not moved in time, or that cannot be seen.
+        """
+        at = pull("write_setting", _FENCED_AT) if self.write_fence and not self._all_moved else None
+        if not (self.write_fence and at):
+            return
+        fenced_s = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
+        if fenced_s < _FENCED_FOR_S:
+            return
+        try:
+            mounts = find_mount_pods(self.runtime.cluster, self.before)
+            behind = [mount.name for mount in mounts if mount.bucket != self.new.config.bucket]
+        except StorageSwitchError as error:
+            if fenced_s < _FENCED_BLINDLY_S:
+                return
+            behind = [error.problem]
+        self._all_moved = not behind
+        if behind:
+            self.write_fence.down()
+            raise NeedsHumanError(
+                f"Clients have not moved {fenced_s:.0f} s after the old store began to refuse their writes: "
+                f"{', '.join(behind)}.",
+                state="the write fence is down again",
+                next_step="the run rolls back; look at the logs of these mount pods",
+            )
+
+    def lower_fence(self) -> None:
+        """Let the clients write to the old store again, before they are sent back there."""
+        try:
+            if self.write_fence:
+                self.write_fence.down()
+        except StorageSwitchError as error:
+            log.warning("The write fence on the old store may still be up: %s", error.problem)
 
     def count_failed(self) -> None:
         """Remember how many object requests have failed in each client, right before the clients begin to move."""

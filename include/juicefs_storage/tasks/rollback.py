@@ -83,9 +83,13 @@ def _await_juicefs_config(move: Move) -> None:
 
 
 def touched(move: Move) -> bool:
-    """Whether the setting or a Secret differs from the backup. The world decides, not what the run remembers."""
+    """Whether the setting or a Secret differs from the backup, or the old store refuses the clients' writes.
+
+    The world decides, not what the run remembers.
+    """
     try:
-        return not move.runtime.setting().uses(move.before.config) or bool(move.secrets_back.plan())
+        moved = not move.runtime.setting().uses(move.before.config) or bool(move.secrets_back.plan())
+        return moved or bool(move.write_fence and move.write_fence.is_up())
     except StorageSwitchError:
         log.exception("What was touched cannot be seen; rolling back will look again.")
         return True
@@ -113,6 +117,7 @@ def undo_task(function: Callable[[Move], Any] | None = None, /, **options: Any) 
             )
         move = Move.back()
         move.mark("rolled-back")
+        move.lower_fence()
         return function(move)
 
     # The signature that Airflow sees: no argument is left to be filled in.

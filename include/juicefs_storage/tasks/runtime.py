@@ -22,6 +22,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 from include.juicefs_storage.core.backup import Backup, read_backup
 from include.juicefs_storage.core.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
 from include.juicefs_storage.core.params import RevertParams, SwitchParams
+from include.juicefs_storage.core.ports import WriteFence
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 
 if TYPE_CHECKING:
@@ -217,6 +218,17 @@ class Runtime:
         if self.params.source_conn_id:
             return S3Bucket.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
         return S3Bucket.from_storage(config)
+
+    def fence(self, setting: Setting) -> WriteFence | None:
+        """The write fence on the store that a setting names; None where none is wanted."""
+        from include.juicefs_storage.adapters.fence import MinioFence
+        from include.juicefs_storage.adapters.sync.s3 import S3Store
+
+        if not self.params.fence_conn_id:
+            return None
+        config = self.source(setting)
+        admin = S3Store.from_connection(self.params.fence_conn_id, config.endpoint_and_bucket[1])
+        return MinioFence(admin, config.access_key, setting.name)
 
     def target_side(self) -> S3Store:
         """The new bucket for the copying engine, reached as `target_store` is."""

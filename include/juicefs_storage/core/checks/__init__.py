@@ -5,11 +5,12 @@ from include.juicefs_storage.core.checks.consistency import check_consistency
 from include.juicefs_storage.core.checks.findings import gather, ok, refusal, warning
 from include.juicefs_storage.core.checks.secrets import check_secrets
 from include.juicefs_storage.core.checks.target import check_reach, check_target
-from include.juicefs_storage.core.checks.volume import check_late_commits, check_runner, check_volume
+from include.juicefs_storage.core.checks.volume import check_fence, check_late_commits, check_runner, check_volume
 
 __all__ = [
     "check_consistency",
     "check_csi",
+    "check_fence",
     "check_late_commits",
     "check_reach",
     "check_rights",

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from include.juicefs_storage.core.checks.findings import ok, refusal, warning
 from include.juicefs_storage.core.clients import MountPod, storage_overrides, unknown_sessions
 from include.juicefs_storage.core.plan import Finding
-from include.juicefs_storage.core.ports import MetadataStore, PersistentVolume, Session
+from include.juicefs_storage.core.ports import MetadataStore, PersistentVolume, Session, WriteFence
 from include.juicefs_storage.core.setting import S3_STORAGES, Setting
 
 MINIMUM_VERSION = (1, 1)
@@ -152,6 +152,31 @@ def check_late_commits(late_commit_s: int) -> list[Finding]:
             "set late_commit_s=360, or clear prove_blocks without Downstream 6 minutes after the run",
         )
     ]
+
+
+def check_fence(fence: WriteFence | None, *, catch_up: bool) -> list[Finding]:
+    """The write fence on the old store can be put up, and is not up yet.
+
+    Args:
+        fence: None: none is wanted.
+        catch_up: Whether a task follows the clients' writes, which also takes the fence down in time.
+    """
+    check = "write fence"
+    if fence is None:
+        return []
+    if not catch_up:
+        return [
+            refusal(check, "A write fence needs catch_up: nothing else takes it down in time.", "set catch_up=true")
+        ]
+    if fence.is_up():
+        return [
+            refusal(
+                check,
+                "A write fence is up on the store that the volume is on: its clients cannot write.",
+                "take its policy juicefs-storage-fence-… from the clients' user",
+            )
+        ]
+    return [ok(check, "it can be put up on the old store")]
 
 
 def check_runner(version: str, mounts: Sequence[MountPod], sessions: Sequence[Session]) -> list[Finding]:

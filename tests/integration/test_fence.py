@@ -1,0 +1,189 @@
+"""The write fence on the old store: the policy on a real MinIO front end, and a switch behind a fence."""
+# ruff: noqa: TID253  a test may import its client at once
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import pytest
+from botocore.exceptions import ClientError
+from pydantic import SecretStr
+
+from include.juicefs_storage.adapters.fence import MinioFence
+from include.juicefs_storage.adapters.metadata import MySqlMetadata
+from include.juicefs_storage.adapters.sync.mc import find
+from include.juicefs_storage.adapters.sync.s3 import S3Store
+from include.juicefs_storage.core.errors import PermanentError
+from include.juicefs_storage.core.setting import Setting
+from lab.environment import Lab
+from lab.process import LabUnavailableError, Server, binary, free_ports, run, wait_for
+from lab.s3_proxy import S3Proxy
+from tests.faults.harness import SHORT, Run
+from tests.faults.worker import Fault
+from tests.faults.world import assert_nothing_lost, writing
+
+USER, USER_KEY = "volumeuser", "volume-user-secret"
+
+
+@pytest.fixture(scope="module")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store]:
+    """MinIO's own S3 and admin API, which `juicefs gateway` embeds; with the keys of its root user."""
+    folder = tmp_path_factory.mktemp("gateway")
+    try:
+        juicefs = binary("juicefs")
+    except LabUnavailableError as error:
+        pytest.skip(str(error))
+    meta = f"sqlite3://{folder}/meta.db"
+    run([juicefs, "format", meta, "gateway", "--storage", "file", "--bucket", f"{folder}/data/"])
+    (port,) = free_ports(1)
+    store = S3Store(f"http://127.0.0.1:{port}", "vol", access_key="rootuser", secret_key="root-user-secret")
+    environment = {"MINIO_ROOT_USER": store.access_key, "MINIO_ROOT_PASSWORD": store.secret_key}
+    command = [juicefs, "gateway", "--multi-buckets", meta, f"127.0.0.1:{port}"]
+    server = Server.start(folder, "gateway", command, env=environment)
+
+    def serves() -> bool:
+        try:
+            return httpx.get(f"{store.endpoint}/minio/health/live").is_success
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_for("the gateway serves", serves, deadline_s=60, server=server)
+        s3(store, store.access_key, store.secret_key).create_bucket(Bucket=store.bucket)
+        yield store
+    finally:
+        server.stop()
+
+
+def s3(store: S3Store, access_key: str, secret_key: str) -> Any:
+    return boto3.client(
+        "s3", endpoint_url=store.endpoint, region_name="us-east-1", aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def user(minio: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A client of an ordinary user who may read and write."""
+    try:
+        mc = find()
+    except PermanentError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("MC_HOST_lab", minio.endpoint.replace("://", f"://{minio.access_key}:{minio.secret_key}@"))
+    monkeypatch.setenv("MC_CONFIG_DIR", str(tmp_path))
+    run([mc, "admin", "user", "add", "lab", USER, USER_KEY])
+    fence = MinioFence(minio, SecretStr(USER), "myjfs")
+    fence._set(["readwrite"])
+    return s3(minio, USER, USER_KEY)
+
+
+def denied(call: Any, **what: Any) -> bool:
+    try:
+        call(**what)
+    except ClientError as error:
+        return bool(error.response["Error"]["Code"] == "AccessDenied")
+    return False
+
+
+def test_the_fence_denies_one_user_the_writes_below_one_volume(minio: S3Store, user: Any) -> None:
+    fence = MinioFence(minio, SecretStr(USER), "myjfs")
+    mine = {"Bucket": minio.bucket, "Key": "myjfs/chunks/0/0/1_0_1"}
+    assert not fence.is_up()
+    assert not denied(user.put_object, Body=b"x", **mine)
+    for _ in range(2):
+        fence.up()
+        assert fence.is_up()
+        assert denied(user.put_object, Body=b"y", **mine)
+        assert denied(user.delete_object, **mine)
+        assert user.get_object(**mine)["Body"].read() == b"x"
+        assert not denied(user.put_object, Bucket=minio.bucket, Key="another/volume", Body=b"z")
+    for _ in range(2):
+        fence.down()
+        assert not fence.is_up()
+        assert not denied(user.put_object, Body=b"y", **mine)
+    assert fence._policies() == ["readwrite"]
+
+
+def test_who_cannot_be_fenced_off_is_told(minio: S3Store) -> None:
+    with pytest.raises(PermanentError, match="no user there"):
+        MinioFence(minio, SecretStr(minio.access_key), "myjfs").is_up()
+    with pytest.raises(PermanentError, match="answered 403"):
+        MinioFence(replace(minio, secret_key="of-another"), SecretStr(USER), "myjfs").is_up()
+
+
+@pytest.fixture
+def proxied(lab: Lab) -> Iterator[S3Proxy]:
+    """The volume's clients reach the old store through a proxy that can refuse their writes."""
+    before = MySqlMetadata.from_metaurl(lab.mariadb.meta_url_with_password).read_setting()
+    lab.seed(5)
+    lab.copy_to_new_store()
+    with S3Proxy(lab.old_store.endpoint_url) as proxy:
+        through = f"{proxy.url}/{lab.old_store.bucket}"
+
+        def point(setting: Setting, bucket: str) -> None:
+            lab.mariadb.query("UPDATE jfs_setting SET value = %s WHERE name = 'format'", [setting.raw.decode()])
+            wait_for("the mounts follow", lambda: used(lab) == {bucket}, deadline_s=30)
+
+        secrets = [
+            item["metadata"]["name"]
+            for item in json.loads(lab.kubectl("get", "secret", "-n", "juicefs", "-o", "json"))["items"]
+            if "bucket" in (item.get("data") or {})
+        ]
+
+        def patch(bucket: str) -> None:
+            for name in secrets:
+                patched = json.dumps({"stringData": {"bucket": bucket}})
+                lab.kubectl("patch", "secret", name, "-n", "juicefs", "--type=merge", "-p", patched)
+
+        patch(through)
+        point(Setting(before.raw.replace(before.bucket.encode(), through.encode())), through)
+        try:
+            yield proxy
+        finally:
+            proxy.read_only = False
+            patch(before.bucket)
+            point(before, before.bucket)
+
+
+def used(lab: Lab) -> set[str]:
+    return {json.loads((mount / ".config").read_text())["Format"]["Bucket"] for mount in lab.mounts()}
+
+
+def switch(lab: Lab, proxy: S3Proxy, folder: Path, *faults: Fault) -> Run:
+    params = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket, "fence_conn_id": "minio_admin"}
+    made = Run(lab, folder, folder.name, params | SHORT, faults)
+    admin = {"conn_type": "aws", "login": "admin", "password": "admin-key", "extra": {"endpoint_url": proxy.url}}
+    made.environment["AIRFLOW_CONN_MINIO_ADMIN"] = json.dumps(admin)
+    return made
+
+
+@pytest.mark.timeout(900)
+def test_behind_a_fence_no_block_lands_on_the_old_store_and_no_write_fails(
+    lab: Lab, proxied: S3Proxy, tmp_path: Path
+) -> None:
+    seen: list[set[str]] = []
+
+    def look() -> None:
+        seen.append({key for key in lab.old_store.objects() if "/chunks/" in key})
+
+    with writing(lab, "fenced") as writer:
+        made = switch(lab, proxied, tmp_path / "fenced", Fault("prove_blocks", "after", error="ordered", tries=9))
+        raised: list[bool] = []
+        made.before |= {"patch_secret": look, "decide": look, "prove_clients": lambda: raised.append(proxied.read_only)}
+        assert made.go() == "rolled back", made.errors
+        acknowledged = writer.summary().written
+        wait_for("the writer goes on", lambda: writer.summary().written > acknowledged + 3, deadline_s=60)
+    assert raised == [True]
+    fenced, judged = seen
+    assert judged - fenced == set()
+    # Down before the clients came back, and nothing else of the user's rights has changed.
+    assert proxied.policies == ["readwrite"]
+    assert made.xcom("write_setting")["fenced"] is True
+    assert writer.summary().write_errors == []
+    assert_nothing_lost(lab, writer)
