@@ -155,7 +155,9 @@ def move(
     return Move(name, report, tasks, time.monotonic() - begun)
 
 
-def run_soak(lab: Lab, airflow: Airflow, *, minutes: float, heartbeats_s: Sequence[int] = HEARTBEATS_S) -> list[str]:
+def run_soak(
+    lab: Lab, airflow: Airflow, *, minutes: float, heartbeats_s: Sequence[int] = HEARTBEATS_S, late_commit_s: int = 30
+) -> list[str]:
     """Move the volume four times under load, read everything back, print the account; returns what did not hold.
 
     Args:
@@ -163,7 +165,10 @@ def run_soak(lab: Lab, airflow: Airflow, *, minutes: float, heartbeats_s: Sequen
         airflow: the lab's.
         minutes: how long the load goes on at least, from the first move on; the moves are spread over that time.
         heartbeats_s: of the mounts with the load.
+        late_commit_s: a param of the runs. The writers fsync: no slice of theirs is committed minutes after its blocks.
     """
+    timing = {"settle_s": 3 * max(heartbeats_s), "client_timeout_s": 2 * max(heartbeats_s) + 5}
+    timing |= {"late_commit_s": late_commit_s}
     mounts = [lab.mounts()[0], *(add_mount(lab, heartbeat_s) for heartbeat_s in heartbeats_s[1:])]
     processes = lab.mount_processes()
     load = Load.start(lab, mounts)
@@ -172,7 +177,7 @@ def run_soak(lab: Lab, airflow: Airflow, *, minutes: float, heartbeats_s: Sequen
         say(f"{copy_to_new_store(lab, airflow)} objects were copied to the new store")
         begun = time.time()
         moves: list[Move] = []
-        for number, make in enumerate(_moves(lab, airflow, load, mounts[0], max(heartbeats_s), moves)):
+        for number, make in enumerate(_moves(lab, airflow, load, mounts[0], timing, moves)):
             _wait_until(begun + number * minutes * 15, load)
             moves.append(make())
             wait_for("every writer goes on", partial(_all_write, load, time.time()), deadline_s=120, poll_s=0.5)
@@ -199,10 +204,9 @@ def run_soak(lab: Lab, airflow: Airflow, *, minutes: float, heartbeats_s: Sequen
 
 
 def _moves(
-    lab: Lab, airflow: Airflow, load: Load, first_mount: Path, heartbeat_s: int, done: list[Move]
+    lab: Lab, airflow: Airflow, load: Load, first_mount: Path, timing: dict[str, int], done: list[Move]
 ) -> list[Callable[[], Move]]:
     """What is done with the volume, each once the ones before are `done`: it ends on the new store."""
-    timing = {"settle_s": 3 * heartbeat_s, "client_timeout_s": 2 * heartbeat_s + 5}
     there = timing | {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
     back = timing | {"target_conn_id": "minio_old", "target_bucket": lab.old_store.bucket}
 
@@ -334,7 +338,7 @@ def run_control(lab: Lab, airflow: Airflow, *, heartbeat_s: int = CONTROL_HEARTB
         copied = time.time()
         target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
         unsafe = {"catch_up": False, "consistency": "off", "on_failure": "hold"}
-        timing = {"settle_s": 0, "client_timeout_s": 2 * heartbeat_s + 5}
+        timing = {"settle_s": 0, "client_timeout_s": 2 * heartbeat_s + 5, "late_commit_s": 0}
         done = move(airflow, "without catch-up", SWITCH, target | unsafe | timing, expected="held")
     finally:
         load.stop()
