@@ -11,7 +11,7 @@ from lab.soak import in_a_lab, run_control, run_soak
 
 HEARTBEATS_S = (1, 3, 6)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
