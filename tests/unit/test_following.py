@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import pytest
 
 from include.juicefs_storage.core.blocks import block_objects
 from include.juicefs_storage.core.errors import NeedsHumanError, TransientError
-from include.juicefs_storage.core.following import ID_BATCH, Follower
+from include.juicefs_storage.core.following import Follower
+from include.juicefs_storage.core.needed import ID_BATCH
+from include.juicefs_storage.core.ports import Session
 from include.juicefs_storage.core.sync.model import Copied, Listed, Outcome
 from tests.unit.fakes import FakeMetadata, FakeStore, setting
 
@@ -21,7 +24,8 @@ class World:
     """Two stores and a volume whose clients write to the first."""
 
     def __init__(self, last_id: int = 1) -> None:
-        self.metadata, self.source, self.target = FakeMetadata(ROW), FakeStore(), FakeStore()
+        client = Session(1, "1.4.2", "h", "/m", datetime.now(UTC))
+        self.metadata, self.source, self.target = FakeMetadata(ROW, live=[client]), FakeStore(), FakeStore()
         self.fenced = 0
         self.asked: list[int] = []
         ticks = itertools.count(step=0.001)

@@ -20,11 +20,12 @@ from include.juicefs_storage.adapters.sync.needed import NeededFiles
 from include.juicefs_storage.core.blocks import ObjectSizes
 from include.juicefs_storage.core.checks import check_consistency
 from include.juicefs_storage.core.errors import PermanentError
+from include.juicefs_storage.core.needed import watermark
 from include.juicefs_storage.core.ports import Session
 from include.juicefs_storage.core.sync import partitions as cutting
 from include.juicefs_storage.core.sync import run
 from include.juicefs_storage.core.sync.model import KeyRange, Outcome, Page
-from include.juicefs_storage.core.sync.needed import Needed, below_prefix, compare_needed, to_pages, watermark
+from include.juicefs_storage.core.sync.needed import Needed, below_prefix, compare_needed, to_pages
 from include.juicefs_storage.core.sync.params import SyncParams
 from include.juicefs_storage.core.sync.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.core.sync.reconcile import about, reconcile

@@ -17,12 +17,11 @@ from itertools import islice
 
 from include.juicefs_storage.core.blocks import block_objects
 from include.juicefs_storage.core.errors import NeedsHumanError, StorageSwitchError
+from include.juicefs_storage.core.needed import watermark
 from include.juicefs_storage.core.ports import MetadataStore, ObjectStore
 from include.juicefs_storage.core.setting import Setting
 from include.juicefs_storage.core.sync.model import Copied, Listed, Outcome
 
-#: Clients take slice ids in batches of so many (sliceIdBatch in pkg/meta/base.go of JuiceFS 1.4).
-ID_BATCH = 4096
 #: How many blocks one look treats at most, the newest first: the next look must not wait for a long past.
 _AT_ONCE = 2_000
 #: From so many blocks on, a folder of the store is listed instead.
@@ -117,8 +116,7 @@ class Follower:
         """
         seen_at = self.clock()
         if self._first_id is None:
-            reserved = ID_BATCH * max(1, len(self.metadata.sessions()))
-            self._first_id = max(0, self.metadata.next_slice() - reserved)
+            self._first_id = watermark(self.metadata)
             self._old_rows = self.metadata.slices(0, self._first_id)
             self._go_through_old(_FIRST_PASS_S)
         committed = dict(self.metadata.slices(self._first_id)) | self._go_through_old(_PASS_S)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.core.blocks import block_objects
-from include.juicefs_storage.core.following import ID_BATCH
+from include.juicefs_storage.core.needed import ID_BATCH
 from include.juicefs_storage.core.ports import MetadataStore, ObjectStore
 from include.juicefs_storage.core.setting import Setting
 

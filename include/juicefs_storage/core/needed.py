@@ -17,9 +17,21 @@ from include.juicefs_storage.core.blocks import block_objects
 from include.juicefs_storage.core.ports import MetadataStore
 from include.juicefs_storage.core.setting import Setting
 
+#: A client takes slice ids in batches of so many (sliceIdBatch in pkg/meta/base.go of JuiceFS 1.4).
+ID_BATCH = 4096
 _HASHES = 256
 _DIGITS = 19  # of a 63-bit id
 _ROW = struct.Struct("<QI")
+
+
+def watermark(metadata: MetadataStore) -> int:
+    """From which slice id on the next delta begins: what was given out by now, without what live clients may still use.
+
+    Read it before the slices. A client uses up its batch of ids however slowly: what one that writes little commits
+    later, under an id from long ago, no delta sees, and only a run without `since_id` does.
+    """
+    given_out = metadata.next_slice()
+    return max(0, given_out - ID_BATCH * len(metadata.sessions()))
 
 
 def needed_objects(metadata: MetadataStore, setting: Setting, first_id: int = 0) -> Iterator[tuple[str, int]]:

@@ -16,12 +16,12 @@ from airflow.sdk import TriggerRule, get_current_context
 
 from include.juicefs_storage.core.blocks import ObjectSizes
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
-from include.juicefs_storage.core.needed import needed_objects
+from include.juicefs_storage.core.needed import needed_objects, watermark
 from include.juicefs_storage.core.params import resolve_params
 from include.juicefs_storage.core.sync import partitions as cutting
 from include.juicefs_storage.core.sync.compare import key_filter
 from include.juicefs_storage.core.sync.model import Mirrored, Outcome
-from include.juicefs_storage.core.sync.needed import Needed, below_prefix, still_needed, to_pages, watermark
+from include.juicefs_storage.core.sync.needed import Needed, below_prefix, still_needed, to_pages
 from include.juicefs_storage.core.sync.params import SyncParams, check_places, resolve_sync_params
 from include.juicefs_storage.core.sync.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.core.sync.reconcile import MEANING, SyncReport, about

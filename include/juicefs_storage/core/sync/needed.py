@@ -20,8 +20,6 @@ from include.juicefs_storage.core.setting import Setting
 from include.juicefs_storage.core.sync.compare import EMPTY, OUTCOME_CODES, OUTCOMES, Classifier, cut_page, slice_page
 from include.juicefs_storage.core.sync.model import Comparison, KeyRange, Outcome, Page
 
-#: A client takes so many slice ids at once (sliceIdBatch in pkg/meta/base.go of JuiceFS 1.4), and uses them up later.
-SLICE_ID_BATCH = 4096
 _PAGE_KEYS = 1_000
 
 
@@ -73,16 +71,6 @@ def below_prefix(setting: Setting, prefix: str) -> str:
             next_step="correct `source_prefix`, or `volume` or `meta_conn_id`",
         )
     return chunks.removeprefix(prefix)
-
-
-def watermark(metadata: MetadataStore) -> int:
-    """From which slice id on the next delta begins: what was given out by now, without what live clients may still use.
-
-    Read it before the slices. A client uses up its batch of ids however slowly: what one that writes little commits
-    later, under an id from long ago, no delta sees, and only a run without `since_id` does.
-    """
-    given_out = metadata.next_slice()
-    return max(0, given_out - SLICE_ID_BATCH * len(metadata.sessions()))
 
 
 def to_pages(
