@@ -24,6 +24,7 @@ from include.juicefs_storage.core.setting import Setting
 from lab.environment import Lab
 from lab.process import LabUnavailableError, Server, binary, free_ports, run, wait_for
 from lab.s3_proxy import S3Proxy
+from tests.conftest import up
 from tests.faults.harness import SHORT, Run
 from tests.faults.worker import Fault
 from tests.faults.world import assert_nothing_lost, writing
@@ -115,6 +116,12 @@ def test_who_cannot_be_fenced_off_is_told(minio: S3Store) -> None:
         MinioFence(minio, SecretStr(minio.access_key), "myjfs").is_up()
     with pytest.raises(PermanentError, match="answered 403"):
         MinioFence(replace(minio, secret_key="of-another"), SecretStr(USER), "myjfs").is_up()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab of its own: a whole run leaves its Lease and blocks on both stores."""
+    yield from up(tmp_path_factory.mktemp("fence"), airflow=False, heartbeat_s=1)
 
 
 @pytest.fixture

@@ -111,10 +111,11 @@ def test_a_copy_then_deltas_then_the_proof(lab: Lab, files: Path, start: Start) 
     assert "Every block that files referred to" in report["meaning"]
     assert report["next_since_id"] is not None
 
-    # The lab's ids are fewer than two clients may hold back: the delta begins behind the last one.
+    # The lab's ids are fewer than two clients may hold back: the delta begins behind the last one, with a new client's.
     (first,) = lab.mariadb.query("SELECT MAX(chunkid) + 1 FROM jfs_chunk_ref")[0]
-    for number in range(2):
-        write(files / f"later-{number}", 5_000)
+    with lab.fresh_mount(read_only=False) as mount:
+        for number in range(2):
+            write(mount / files.name / f"later-{number}", 5_000)
     lists = lab.old_store.requests()["LIST", "200"]
     delta = start("second", since_id=int(first)).whole()
     assert (delta["outcome"], objects(delta), objects(delta, 1)) == ("proven", {"copied": 2}, {"same": 2})
