@@ -6,7 +6,6 @@ The tests find the volume on either store and leave it on the old one, both stor
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,7 +13,7 @@ import httpx
 
 from lab.airflow import Airflow
 from lab.environment import Lab
-from lab.process import LabError, wait_for
+from lab.process import wait_for
 from tests.e2e.conftest import SHORT, finish
 from tests.oncall import EXTRA, oncall
 
@@ -93,15 +92,7 @@ def test_a_revert_offers_the_backups_and_goes_back_to_the_chosen_one(lab: Lab, a
     newest = detail["options"][0]
     assert f"| `{newest}` | myjfs |" in detail["body"]
 
-    def answered() -> bool:
-        state = airflow.api("GET", task)["state"]
-        if state == "awaiting_input":
-            with suppress(LabError):  # answered meanwhile
-                body = {"chosen_options": [newest], "params_input": {}}
-                airflow.api("PATCH", f"{task}/-1/hitlDetails", json=body)
-        return state in {"success", "failed"}
-
-    wait_for("choose_backup has its answer", answered, deadline_s=120, poll_s=0.5)
+    airflow.answer(REVERT, run_id, "choose_backup", newest)
     state, report = finish(airflow, REVERT, run_id)
     failed = [task for task in airflow.task_states(REVERT, run_id) if task.state == "failed"]
     assert (state, report["outcome"]) == ("success", "reverted"), [

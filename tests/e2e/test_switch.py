@@ -9,7 +9,6 @@ import base64
 import json
 import threading
 import time
-from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -18,7 +17,7 @@ import pytest
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.mariadb import mutating
-from lab.process import LabError, wait_for
+from lab.process import wait_for
 from tests.e2e.conftest import RUN_S, SHORT, finish
 from tests.faults.world import assert_nothing_lost, writing
 
@@ -102,27 +101,12 @@ def test_a_dry_run_and_a_real_run_plan_the_same_steps(lab: Lab, airflow: Airflow
     dry = start(lab, airflow, dry_run=True)
     finish(airflow, DAG_ID, dry)
     real = start(lab, airflow, dry_run=False, require_approval=True)
-    answer(airflow, real, "Reject")
+    airflow.answer(DAG_ID, real, "approve", "Reject")
     state, report = finish(airflow, DAG_ID, real)
     assert (state, report["outcome"]) == ("failed", "rejected")
     plans = [airflow.xcom(DAG_ID, run_id, "plan") for run_id in (dry, real)]
     assert plans[0]["steps"] == plans[1]["steps"]
     assert world(lab) == before
-
-
-def answer(airflow: Airflow, run_id: str, option: str) -> None:
-    """Answer the approval as a person does in the UI: as often as Airflow asks."""
-    task = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/approve"
-
-    def answered() -> bool:
-        state = airflow.api("GET", task)["state"]
-        if state == "awaiting_input":
-            answer = {"chosen_options": [option], "params_input": {}}
-            with suppress(LabError):  # answered meanwhile
-                airflow.api("PATCH", f"{task}/-1/hitlDetails", json=answer)
-        return state in {"success", "failed", "upstream_failed"}
-
-    wait_for("approve has its answer", answered, deadline_s=180, poll_s=0.5)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +202,7 @@ def test_a_live_volume_moves_and_nothing_is_lost(lab: Lab, airflow: Airflow) -> 
     with writing(lab, "moving") as writer:
         begun = time.time()
         run_id = start(lab, airflow, dry_run=False, require_approval=True)
-        answer(airflow, run_id, "Approve")
+        airflow.answer(DAG_ID, run_id, "approve", "Approve")
         state, report = finish(airflow, DAG_ID, run_id)
         during = writer.summary(since=begun)
 
