@@ -54,3 +54,11 @@ def test_one_store_behind_two_connections_is_one_place() -> None:
         check_places(params, "https://Store/", "https://store:443")
     beside = resolve_sync_params({**GIVEN, "source_prefix": "a", "target_prefix": "ab"})
     check_places(beside, "http://store", "http://store")
+
+
+def test_a_refusal_of_params_together_says_what_it_expects_and_repeats_no_params() -> None:
+    with pytest.raises(PermanentError) as refused:
+        resolve_sync_params(GIVEN | {"plan": "metadata"})
+    assert refused.value.problem == (
+        "Params refused:\n- `plan`: metadata needs `meta_conn_id`, or a `volume` of the registry"
+    )

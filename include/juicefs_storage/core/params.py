@@ -117,10 +117,13 @@ def _explain(detail: dict[str, Any], model: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"`{field}` is not a param of this DAG; params: {', '.join(model.model_fields)}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not field:  # several params together; the message names them
+        return message
     info = model.model_fields.get(field)
     example = f", for example {json.dumps(info.examples[0])}" if info and info.examples else ""
     found = "nothing" if detail["type"] == "missing" else json.dumps(detail["input"], default=str)
-    return f"`{field}`: {detail['msg'].removeprefix('Value error, ')}; found {found}{example}"
+    return f"`{field}`: {message}; found {found}{example}"
 
 
 class RevertForm(BaseModel):
