@@ -544,7 +544,8 @@ def finalize() -> dict[str, Any]:
     in a line in `note`.
     """
     planned, states = planned_or_none(), task_states("plan", "approve", "restart_csi", "wait_for_rollouts")
-    ends = [_end(planned, member) for member in planned.members] if planned else []
+    standing = standings(planned) if planned else {}
+    ends = [_end(planned, member, standing.get(member.key)) for member in planned.members] if planned else []
     outcome = _outcome(planned, states, ends)
     good = sum(end.state in {"moved", "already there"} for end in ends)
     title = f"{outcome.capitalize()}: {good} of {len(ends)} volumes are on the new store"
@@ -570,13 +571,13 @@ def _outcome(planned: FleetPlan | None, states: dict[str, str], ends: list[Volum
     return "stopped" if any(end.state == "not started" for end in ends) else "incomplete"
 
 
-def _end(planned: FleetPlan, member: Member) -> VolumeEnd:
+def _end(planned: FleetPlan, member: Member, standing: Standing | None) -> VolumeEnd:
     """What became of a volume."""
     number, own = planned.wave_of(member.key), run_of(planned.run_id, member.key)
     if number is None:
         state, detail = ("already there", "") if member.there else ("blocked", " ".join(member.blockers))
         return VolumeEnd(key=member.key, wave="", state=state, detail=detail)
-    wave, standing = str(number or "canary"), standings(planned)[member.key]
+    wave = str(number or "canary")
     if standing in {"left out", "waits"}:
         return VolumeEnd(key=member.key, wave=wave, state="not started")
     outcome = (pull_of_run(own, "finalize", "report") or {}).get("outcome")

@@ -362,10 +362,11 @@ class Move:
             self.lock.renew()
             raise AirflowRescheduleException(due)  # type: ignore[no-untyped-call]
         # Only where something is missing: clients delete on the target alone by now, and a copy would bring that back.
-        copied = {"copied": 0}
-        if copies and self._missing(target).missing:
+        copied, difference = {"copied": 0}, self._missing(target)
+        if copies and difference.missing:
             copied = self.copy(source, target, timeout_s=CATCH_UP_TIMEOUT_S)
-        result = {"waited_s": params.late_commit_s, **copied, **self.prove_blocks(target)}
+            difference = self._missing(target)
+        result = {"waited_s": params.late_commit_s, **copied, **self._whole(target, difference)}
         return PokeReturnValue(is_done=True, xcom_value=result)
 
     def settle(self, step: WriteSetting, secrets: PatchSecrets, *, source: Side, target: Side) -> dict[str, Any]:
@@ -517,7 +518,9 @@ class Move:
 
     def prove_blocks(self, side: Side) -> dict[str, Any]:
         """Prove by the metadata that no block is missing on a storage."""
-        difference = self._missing(side)
+        return self._whole(side, self._missing(side))
+
+    def _whole(self, side: Side, difference: Difference) -> dict[str, Any]:
         require_all_blocks(difference, side.config.bucket, self.runtime.metadata)
         return {"blocks": difference.expected}
 
