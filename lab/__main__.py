@@ -1,12 +1,12 @@
 """`python -m lab up|status|down|seed|copy|write`: a lab on this machine."""
 
 import argparse
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from lab.environment import Lab, default_state, tear_down
-from lab.process import LabError, LabUnavailableError
+from lab.process import exit_code
 from lab.writer import Writer
 
 
@@ -27,30 +27,18 @@ def main() -> int:
     write.add_argument("--rate", type=float, default=5.0, help="files a second at most (default 5)")
     commands.add_parser("stop-writing", help="stop the writer and say what it did")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        _run(arguments)
-    except LabUnavailableError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(partial(_run, arguments))
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     state: Path = arguments.state
     if arguments.command == "up":
         print_status(Lab.up(state, airflow=arguments.airflow, heartbeat_s=arguments.heartbeat))
-        return
+        return 0
     if arguments.command == "down":
         tear_down(state, remove=True)
         print("stopped" if state.exists() else f"stopped; {state} is gone")
-        return
+        return 0
     lab = Lab.load(state)
     match arguments.command:
         case "status":
@@ -67,6 +55,7 @@ def _run(arguments: argparse.Namespace) -> None:
             summary = Writer(lab.state, "writer", lab.mounts()[0] / "app", lab.state / "writer.manifest.jsonl").stop()
             errors = f"write errors {len(summary.write_errors)}, read errors {len(summary.read_errors)}"
             print(f"written {summary.written}, deleted {summary.deleted}, read {summary.read}, {errors}")
+    return 0
 
 
 def print_status(lab: Lab) -> None:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 from lab.airflow import Airflow, TaskState
 from lab.environment import Lab, default_state, tear_down
-from lab.process import LabError, LabUnavailableError
+from lab.process import LabError, exit_code
 from lab.writer import Check, Summary, Writer
 
 DAG_ID, COPY_DAG_ID = "juicefs_storage_switch", "juicefs_storage_sync"
@@ -242,8 +241,8 @@ def main() -> int:
     parser.add_argument("--state", type=Path, default=default_state(), help="the lab's folder (default %(default)s)")
     state: Path = parser.parse_args().state
     keep = not os.environ.get("CI")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+
+    def run() -> int:
         with _lab(state, keep=keep) as lab:
             if lab.airflow is None:
                 raise LabError("expected Airflow in the lab, found none")
@@ -253,19 +252,12 @@ def main() -> int:
                     f"\nAirflow stays up: {lab.airflow.url} user {lab.airflow.user} password {lab.airflow.password}\n"
                     "Stop it with: make demo-down"
                 )
-    except LabUnavailableError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    for failure in failures:
-        print(f"does not hold: {failure}", file=sys.stderr)
-    print("\nswitched, nothing lost" if not failures else "\nNOT proven")
-    return 1 if failures else 0
+        for failure in failures:
+            print(f"does not hold: {failure}", file=sys.stderr)
+        print("\nswitched, nothing lost" if not failures else "\nNOT proven")
+        return 1 if failures else 0
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,28 @@ class LabError(Exception):
 
 class LabUnavailableError(LabError):
     """This machine cannot run the lab: says what was expected, what was found and what to install."""
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """What a command line of the lab ends with: what `command` returns, or the code of what went wrong.
+
+    SIGTERM ends it as Ctrl-C does, so that it stops what it has started.
+
+    Returns:
+        1 where something did not do what was expected, 2 where this machine cannot run the lab, 130 when interrupted.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return command()
+    except LabUnavailableError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except LabError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def binary(name: str) -> Path:

@@ -7,7 +7,6 @@ that are lost: one switch that copies nothing after the first copy.
 
 import argparse
 import json
-import signal
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from lab.airflow import Airflow, TaskState
 from lab.demo import copy_to_new_store, progress, say
 from lab.environment import Lab, default_state, tear_down
 from lab.fleet import add_mount
-from lab.process import LabError, LabUnavailableError, wait_for
+from lab.process import LabError, exit_code, wait_for
 from lab.seaweed import Store
 from lab.volume import copy_volume
 from lab.writer import OTHER_CONTENT, Check, Summary, Writer, check_manifest, records, summarize
@@ -397,25 +396,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="of load, at least (default %(default)s)")
     minutes = parser.parse_args().minutes
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Not the demo's folder, nor one for both: a demo may be up, and what failed is kept.
     soak, control = (default_state().with_name(f"{default_state().name}-{name}") for name in ("soak", "control"))
-    try:
+
+    def run() -> int:
         failures = in_a_lab(soak, HEARTBEATS_S[0], partial(run_soak, minutes=minutes))
         failures += in_a_lab(control, HEARTBEATS_S[0], run_control)
-    except LabUnavailableError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    for failure in failures:
-        print(f"does not hold: {failure}", file=sys.stderr)
-    print("\nnothing lost, and what the control lost was found" if not failures else "\nNOT proven")
-    return 1 if failures else 0
+        for failure in failures:
+            print(f"does not hold: {failure}", file=sys.stderr)
+        print("\nnothing lost, and what the control lost was found" if not failures else "\nNOT proven")
+        return 1 if failures else 0
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":
