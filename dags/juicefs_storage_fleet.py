@@ -48,6 +48,7 @@ PARAMS = {
     "rollout_timeout_s": seconds(300, "Rollout timeout (s)", "How long the CSI restarts may take.", 10, 7200),
     "settle_s": seconds(40, "Settle (s)", "How long each setting is guarded; at least three heartbeats.", 0, 3600),
     "late_commit_s": seconds(360, "Late commits (s)", "How long after the last client moved a slice may still be committed; then it is copied and proven once more. 0: not at all.", 0, 1800),
+    "fence_conn_id": text(None, "Write fence's connection", "Type `aws`, for MinIO alone: an administrator of the old store. As in a switch, for each volume. Empty: no fence.", "Advanced"),
 }  # fmt: skip
 
 

@@ -47,6 +47,7 @@ PARAMS = {
     "rollout_timeout_s": seconds(None, "Rollout timeout (s)", f"How long the CSI restarts may take. {_SAME}", 10, 7200),
     "settle_s": seconds(None, "Settle (s)", f"How long the setting is guarded; at least three heartbeats. {_SAME}", 0, 3600),
     "late_commit_s": seconds(None, "Late commits (s)", f"How long after the last client moved a slice may still be committed; then it is copied and proven once more. 0: not at all. {_SAME}", 0, 1800),
+    "fence_conn_id": text(None, "Write fence's connection", "Type `aws`, for MinIO alone: an administrator of the current store. From right before the setting is written its clients' key may not write there. Empty: no fence.", "Advanced"),
 }  # fmt: skip
 
 

@@ -57,8 +57,8 @@ class S3Proxy(ThreadingHTTPServer):
         before: Called before a request is passed on, from the thread of its connection.
         delay_s: Waited before each answer.
         read_only: PUT, POST and DELETE are answered 403 AccessDenied.
-        policies: Those of its one user, as MinIO's admin API shows and sets them. While one of them denies something
-            the store is read-only, as to that user.
+        groups: Those that its one user is a member of, as MinIO's admin API shows and sets them. While the policy of
+            one of them denies something the store is read-only, as to that user.
         refusal: A status and an S3 error code that every request is answered, such as (400, "ExpiredToken").
         skew_s: The store's clock is ahead by this. Requests that are dated otherwise are answered RequestTimeTooSkewed;
             others are signed again with `keys`, (access key, secret key), for the store behind, whose clock is right.
@@ -80,8 +80,9 @@ class S3Proxy(ThreadingHTTPServer):
         self.before: Callable[[Request], None] = lambda _: None
         self.delay_s = 0.0
         self.read_only = False
-        self.policies = ["readwrite"]
+        self.groups: set[str] = set()
         self.denying: set[str] = set()
+        self.policies: dict[str, str] = {}
         self.refusal: tuple[int, str] | None = None
         self.skew_s = 0.0
         self.requests: Counter[str] = Counter()
@@ -128,13 +129,17 @@ class S3Proxy(ThreadingHTTPServer):
         query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         match url.path.removeprefix(_ADMIN):
             case "user-info":
-                return json.dumps({"policyName": ",".join(self.policies), "status": "enabled"}).encode()
+                return json.dumps({"memberOf": sorted(self.groups), "status": "enabled"}).encode()
             case "add-canned-policy":
                 effects = {statement["Effect"] for statement in json.loads(body)["Statement"]}
                 self.denying |= {query["name"]} if "Deny" in effects else set()
             case "set-user-or-group-policy":
-                self.policies = query["policyName"].split(",")
-                self.read_only = bool(self.denying.intersection(self.policies))
+                self.policies[query["userOrGroup"]] = query["policyName"]
+            case "update-group-members":
+                change = json.loads(body)
+                if change["members"]:
+                    (self.groups.discard if change["isRemove"] else self.groups.add)(change["group"])
+                self.read_only = any(self.policies[group] in self.denying for group in self.groups)
         return b""
 
     def fault(self, request: Request) -> Fault | None:

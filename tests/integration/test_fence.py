@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lab.environment import Lab
 from lab.process import LabUnavailableError, Server, binary, free_ports, run, wait_for
 from lab.s3_proxy import S3Proxy
 from tests.conftest import up
-from tests.faults.harness import SHORT, Run
+from tests.faults.harness import REVERT_ID, SHORT, Run
 from tests.faults.worker import Fault
 from tests.faults.world import assert_nothing_lost, writing
 
@@ -79,8 +80,9 @@ def user(minio: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any
     monkeypatch.setenv("MC_HOST_lab", minio.endpoint.replace("://", f"://{minio.access_key}:{minio.secret_key}@"))
     monkeypatch.setenv("MC_CONFIG_DIR", str(tmp_path))
     run([mc, "admin", "user", "add", "lab", USER, USER_KEY])
-    fence = MinioFence(minio, SecretStr(USER), "myjfs")
-    fence._set(["readwrite"])
+    MinioFence(minio, SecretStr(USER), "myjfs")._call(
+        "PUT", "set-user-or-group-policy", policyName="readwrite", userOrGroup=USER, isGroup="false"
+    )
     return s3(minio, USER, USER_KEY)
 
 
@@ -108,7 +110,22 @@ def test_the_fence_denies_one_user_the_writes_below_one_volume(minio: S3Store, u
         fence.down()
         assert not fence.is_up()
         assert not denied(user.put_object, Body=b"y", **mine)
-    assert fence._policies() == ["readwrite"]
+
+
+def test_volumes_with_one_key_are_fenced_side_by_side(minio: S3Store, user: Any) -> None:
+    names = [f"vol{number}" for number in range(8)]
+    fences = [MinioFence(minio, SecretStr(USER), name) for name in names]
+
+    def writes() -> list[str]:
+        return [name for name in names if not denied(user.put_object, Bucket=minio.bucket, Key=f"{name}/x", Body=b"x")]
+
+    with ThreadPoolExecutor(len(fences)) as pool:
+        list(pool.map(MinioFence.up, fences))
+        assert writes() == []
+        list(pool.map(MinioFence.down, fences[::2]))
+        assert writes() == names[::2]
+        list(pool.map(MinioFence.down, fences))
+    assert writes() == names
 
 
 def test_who_cannot_be_fenced_off_is_told(minio: S3Store) -> None:
@@ -162,12 +179,17 @@ def used(lab: Lab) -> set[str]:
     return {json.loads((mount / ".config").read_text())["Format"]["Bucket"] for mount in lab.mounts()}
 
 
-def switch(lab: Lab, proxy: S3Proxy, folder: Path, *faults: Fault) -> Run:
-    params = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket, "fence_conn_id": "minio_admin"}
-    made = Run(lab, folder, folder.name, params | SHORT, faults)
+def fenced(made: Run, proxy: S3Proxy) -> Run:
+    """The same run with a fence on the store behind the proxy."""
     admin = {"conn_type": "aws", "login": "admin", "password": "admin-key", "extra": {"endpoint_url": proxy.url}}
     made.environment["AIRFLOW_CONN_MINIO_ADMIN"] = json.dumps(admin)
+    made.params["fence_conn_id"] = "minio_admin"
     return made
+
+
+def switch(lab: Lab, folder: Path, *faults: Fault, **params: str) -> Run:
+    target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
+    return Run(lab, folder, folder.name, SHORT | target | params, faults)
 
 
 @pytest.mark.timeout(900)
@@ -180,17 +202,39 @@ def test_behind_a_fence_no_block_lands_on_the_old_store_and_no_write_fails(
         seen.append({key for key in lab.old_store.objects() if "/chunks/" in key})
 
     with writing(lab, "fenced") as writer:
-        made = switch(lab, proxied, tmp_path / "fenced", Fault("prove_blocks", "after", error="ordered", tries=9))
+        broken = Fault("prove_blocks", "after", error="ordered", tries=9)
+        made = fenced(switch(lab, tmp_path / "fenced", broken), proxied)
         raised: list[bool] = []
         made.before |= {"patch_secret": look, "decide": look, "prove_clients": lambda: raised.append(proxied.read_only)}
         assert made.go() == "rolled back", made.errors
         acknowledged = writer.summary().written
         wait_for("the writer goes on", lambda: writer.summary().written > acknowledged + 3, deadline_s=60)
     assert raised == [True]
-    fenced, judged = seen
-    assert judged - fenced == set()
-    # Down before the clients came back, and nothing else of the user's rights has changed.
-    assert proxied.policies == ["readwrite"]
+    in_force, judged = seen
+    assert judged - in_force == set()
+    # Down before the clients came back.
+    assert proxied.groups == set()
     assert made.xcom("write_setting")["fenced"] is True
+    assert writer.summary().write_errors == []
+    assert_nothing_lost(lab, writer)
+
+
+@pytest.mark.timeout(900)
+def test_a_revert_puts_its_fence_on_the_store_that_the_volume_leaves(lab: Lab, tmp_path: Path) -> None:
+    lab.seed(5)
+    lab.copy_to_new_store()
+    with S3Proxy(lab.new_store.endpoint_url) as proxy, writing(lab, "reverted") as writer:
+        moved = switch(lab, tmp_path / "there", target_endpoint=proxy.url)
+        assert moved.go() == "switched", moved.errors
+        backup = {"backup_id": moved.xcom("finalize", "report")["backup_id"], "dry_run": False}
+        back = fenced(
+            Run(lab, tmp_path / "back", "back", {**backup, "require_approval": False}, dag_id=REVERT_ID), proxy
+        )
+        back.states["choose_backup"] = "success"  # there is nothing to choose
+        seen: list[bool] = []
+        back.before["prove_clients"] = lambda: seen.append(proxy.read_only)
+        assert back.go() == "reverted", back.errors
+        # No mount pod was started with the values of that store: nothing would write them back.
+        assert (seen, proxy.read_only) == ([True], False)
     assert writer.summary().write_errors == []
     assert_nothing_lost(lab, writer)

@@ -1,4 +1,4 @@
-"""A write fence on MinIO: a policy that denies the old key whatever would change the volume's objects."""
+"""A write fence on MinIO: a group whose policy denies its members whatever would change the volume's objects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ _DENIED = ("s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion")
 
 
 class MinioFence:
-    """`ports.WriteFence`, through MinIO's admin API. What denies wins over what allows, so other policies stay.
+    """`ports.WriteFence`, through MinIO's admin API. What denies wins over what allows: the user's own policies stay.
 
-    The API is spoken as it is, since `mc admin policy` takes the user's key in its command line, and its `attach` is
-    newer than some servers.
+    The user joins a group of the volume's, and leaves it again. Of users and of groups MinIO only sets all policies at
+    once, and other volumes with the same key may be moved at the same time; a member is added and removed by itself.
+
+    The API is spoken as it is: `mc admin` takes the user's key in its command line.
 
     Args:
         admin: The store and its bucket, with the keys of a user who may administer policies.
@@ -34,32 +36,28 @@ class MinioFence:
         self._name = f"juicefs-storage-fence-{volume}"
 
     def is_up(self) -> bool:
-        """Ask for the user's policies."""
-        return self._name in self._policies()
+        """Ask for the user's groups."""
+        found = json.loads(self._call("GET", "user-info", accessKey=self._user.get_secret_value()))
+        return self._name in (found.get("memberOf") or ())
 
     def up(self) -> None:
-        """Write the policy, and add it to those of the user."""
-        policies = self._policies()
-        if self._name not in policies:
-            resource = f"arn:aws:s3:::{self._admin.bucket}/{self._volume}/*"
-            statement = {"Effect": "Deny", "Action": _DENIED, "Resource": [resource]}
-            policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-            self._call("PUT", "add-canned-policy", policy.encode(), name=self._name)
-            self._set([*policies, self._name])
+        """Write the policy, give it to the group, and add the user to its members."""
+        resource = f"arn:aws:s3:::{self._admin.bucket}/{self._volume}/*"
+        statement = {"Effect": "Deny", "Action": _DENIED, "Resource": [resource]}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self._call("PUT", "add-canned-policy", policy.encode(), name=self._name)
+        self._group([])  # a policy is given to a group that is there
+        self._call("PUT", "set-user-or-group-policy", policyName=self._name, userOrGroup=self._name, isGroup="true")
+        self._group([self._user.get_secret_value()])
 
     def down(self) -> None:
-        """Take the policy from those of the user; by itself it denies nobody anything."""
-        policies = self._policies()
-        if self._name in policies:
-            self._set([policy for policy in policies if policy != self._name])
+        """Take the user from the members of the group; without members it denies nobody anything."""
+        if self.is_up():
+            self._group([self._user.get_secret_value()], remove=True)
 
-    def _policies(self) -> list[str]:
-        found = json.loads(self._call("GET", "user-info", accessKey=self._user.get_secret_value()))
-        return [name for name in str(found.get("policyName", "")).split(",") if name]
-
-    def _set(self, policies: list[str]) -> None:
-        user = self._user.get_secret_value()
-        self._call("PUT", "set-user-or-group-policy", policyName=",".join(policies), userOrGroup=user, isGroup="false")
+    def _group(self, members: list[str], *, remove: bool = False) -> None:
+        change = {"group": self._name, "members": members, "isRemove": remove}
+        self._call("PUT", "update-group-members", json.dumps(change).encode())
 
     def _call(self, method: str, what: str, body: bytes = b"", **query: str) -> bytes:
         from botocore.auth import S3SigV4Auth

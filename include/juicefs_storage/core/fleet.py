@@ -70,6 +70,7 @@ class FleetParams(BaseModel):
     rollout_timeout_s: Annotated[int, Field(ge=10, le=7200)] = 300
     settle_s: Annotated[int, Field(ge=0, le=3600)] = 40
     late_commit_s: Annotated[int, Field(ge=0, le=1800)] = 360
+    fence_conn_id: str | None = None
 
     @field_validator("source_endpoint")
     @classmethod
@@ -98,7 +99,7 @@ class FleetParams(BaseModel):
 _PASSED_ON = (
     "kubernetes_conn_id", "namespace", "target_conn_id", "target_bucket", "target_endpoint", "source_conn_id",
     "consistency", "catch_up", "restart_csi", "juicefs_runner", "client_timeout_s", "rollout_timeout_s", "settle_s",
-    "late_commit_s",
+    "late_commit_s", "fence_conn_id",
 )  # fmt: skip
 
 

@@ -149,6 +149,7 @@ class RevertForm(BaseModel):
     rollout_timeout_s: int | None = None
     settle_s: int | None = None
     late_commit_s: int | None = None
+    fence_conn_id: str | None = None
 
 
 class RevertParams(SwitchParams):

@@ -75,7 +75,11 @@ def finalize() -> dict[str, Any]:
         findings=tuple(all_findings()),
         states=states,
         took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
-        proofs=(*proof_lines(results), *_window(), *(_fence(move) if move and outcome == "switched" else [])),
+        proofs=(
+            *proof_lines(results),
+            *_window(),
+            *(_fence(move) if move and outcome in {"switched", "reverted"} else []),
+        ),
         results=results,
     )
     push("report", report.model_dump(mode="json"))

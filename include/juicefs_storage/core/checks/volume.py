@@ -173,7 +173,7 @@ def check_fence(fence: WriteFence | None, *, catch_up: bool) -> list[Finding]:
             refusal(
                 check,
                 "A write fence is up on the store that the volume is on: its clients cannot write.",
-                "take its policy juicefs-storage-fence-… from the clients' user",
+                "take the clients' user out of MinIO's group juicefs-storage-fence-<volume> (mc admin group rm)",
             )
         ]
     return [ok(check, "it can be put up on the old store")]
