@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pytest
 
 from include.juicefs_storage.core.clients import reload_warning
 from include.juicefs_storage.core.errors import PermanentError
-from include.juicefs_storage.core.ports import ExecResult, Pod
+from include.juicefs_storage.core.ports import ExecResult, Pod, Session
 from include.juicefs_storage.core.proofs import ClientProof, prove_clients
 from include.juicefs_storage.core.report import proof_lines
 from include.juicefs_storage.core.setting import StorageConfig
@@ -78,7 +79,7 @@ def _key(config: StorageConfig) -> str:
     return config.access_key.get_secret_value()
 
 
-def prove(clients: Clients, unstick=None, timeout_s: float = 5) -> list[ClientProof]:
+def prove(clients: Clients, unstick=None, timeout_s: float = 5, sessions=tuple) -> list[ClientProof]:
     now = [0.0]
 
     def sleep(seconds: float) -> None:
@@ -86,7 +87,7 @@ def prove(clients: Clients, unstick=None, timeout_s: float = 5) -> list[ClientPr
 
     return prove_clients(
         clients, setting(NEW), NEW, clients.new, "canary", timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
-        unstick=unstick,
+        unstick=unstick, sessions=sessions,
     )  # fmt: skip
 
 
@@ -128,6 +129,17 @@ def test_a_client_that_has_not_read_the_setting_is_not_stuck(late: Client) -> No
         prove(Clients({"late": late}), lambda: calls.append("again"))
     assert calls == []
     assert ("bucket=http://x/y; remove" in str(refused.value)) == bool(late.options)
+
+
+def test_a_client_that_came_since_the_checks_and_is_no_mount_pod_is_named() -> None:
+    clients = Clients({"well": Client()})
+    own, stranger = (
+        Session(sid, "1.4.2", "host", at, datetime.now(UTC)) for sid, at in ((1, "/jfs/well"), (2, "/mnt"))
+    )
+    with pytest.raises(PermanentError, match=r"1 of 2 clients(.|\n)*session 2 on host at /mnt: no mount pod"):
+        prove(clients, sessions=lambda: [own, stranger])
+    looks = iter([[own, stranger], [own]])
+    assert [proof.pod for proof in prove(clients, sessions=lambda: next(looks))] == ["well"]
 
 
 def test_the_report_tells_what_the_window_cost() -> None:

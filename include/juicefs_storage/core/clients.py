@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import PurePosixPath
@@ -264,12 +264,12 @@ def business_pods(cluster: Cluster, volumes: Sequence[PersistentVolume]) -> list
     ]
 
 
-def unknown_sessions(sessions: Sequence[Session], mounts: Sequence[MountPod]) -> list[Session]:
+def unknown_sessions(sessions: Sequence[Session], mount_paths: Iterable[str]) -> list[Session]:
     """Sessions of clients that are not among the mount pods and so cannot be proven.
 
     The last part of the mount point (`<volume id>-<6 random characters>`) tells a mount pod's session.
     """
-    known = {PurePosixPath(mount.mount_path).name for mount in mounts}
+    known = {PurePosixPath(path).name for path in mount_paths}
     return [session for session in sessions if PurePosixPath(session.mount_point).name not in known]
 
 

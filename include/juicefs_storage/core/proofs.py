@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.core.clients import (
@@ -12,13 +12,15 @@ from include.juicefs_storage.core.clients import (
     PodIdentity,
     Standing,
     business_pods,
+    mount_path,
     prove_client,
     read_config,
+    unknown_sessions,
 )
 from include.juicefs_storage.core.copying import Difference, files_of_examples, missing_blocks
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.core.plan import Frozen, Plan
-from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, ObjectStore, Pod
+from include.juicefs_storage.core.ports import Cluster, JuiceFS, MetadataStore, ObjectStore, Pod, Session
 from include.juicefs_storage.core.setting import Setting, StorageConfig
 
 _PARALLEL_PODS = 8
@@ -49,6 +51,7 @@ def prove_clients(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
     unstick: Callable[[], None] | None = None,
+    sessions: Callable[[], Sequence[Session]] = tuple,
 ) -> list[ClientProof]:
     """Prove every mount pod of the volume, waiting for those that have not followed yet.
 
@@ -63,6 +66,7 @@ def prove_clients(
         sleep: Waits the given seconds.
         unstick: Makes every client try again; called once, where some show the storage in two looks on end and do not
             use it. They have the whole time again then.
+        sessions: Lists the volume's clients: none but the mount pods may be left, for no other can be proven.
 
     Raises:
         PermanentError: Some client did not follow in time; each is named with what was found.
@@ -73,10 +77,16 @@ def prove_clients(
     unstuck: set[str] = set()
     refused = ""
     while True:
-        pods = [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if pod.uid not in proven]
+        others, everyone = sessions(), cluster.pods(MOUNT_POD_SELECTOR)
+        pods = [pod for pod in everyone if pod.uid not in proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
             found = list(pool.map(lambda pod: _standing(cluster, pod, setting, config, store, canary), pods))
-        waiting, stuck = {}, set()
+        waiting = {
+            f"session {session.sid} on {session.host} at {session.mount_point}": "no mount pod, it cannot be proven: "
+            "unmount it, or wait until its session has expired if it is dead"
+            for session in unknown_sessions(others, map(mount_path, everyone))
+        }
+        stuck = set()
         for pod, standing in zip(pods, found, strict=True):
             if standing is None:
                 continue

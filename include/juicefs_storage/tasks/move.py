@@ -440,6 +440,8 @@ class Move:
                 clock=time.monotonic,
                 sleep=time.sleep,
                 unstick=step.rewrite,
+                # On the way back a stranger is in nobody's way: it has been on the old store all along.
+                sessions=self.runtime.metadata.sessions if self._forward else tuple,
             )
         return {"clients": [proof.model_dump() for proof in proofs]}
 

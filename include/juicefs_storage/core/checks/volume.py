@@ -75,7 +75,7 @@ def check_volume(
             "it cannot be proven to have followed.",
             "unmount it for the time of the switch, or wait until its session has expired if it is dead",
         )
-        for session in unknown_sessions(sessions, mounts)
+        for session in unknown_sessions(sessions, [mount.mount_path for mount in mounts])
     ]
     if any(finding.level == "refusal" for finding in findings):
         return findings
