@@ -10,7 +10,7 @@ MINUTES ?= 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse lint test test-parts test-runs fleet faults demo demo-down bench needed window lock
+.PHONY: help setup system fuse lint test test-parts test-runs test-soak fleet faults soak demo demo-down bench needed window lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,15 +21,18 @@ demo: fuse setup ## a whole environment on this machine, and a live volume switc
 demo-down: ## stop what `make demo` left running
 	$(BIN)/python -m lab down
 
-test: fuse lint ## lint, then the unit, integration and e2e tests, and a few of the faults
-	@# Much of the time of either is spent waiting. What each prints comes at its end, in one piece.
-	@$(MAKE) --no-print-directory -j2 -O test-parts test-runs
+test: fuse lint ## lint, then the unit, integration and e2e tests, a few of the faults, and a short soak
+	@# Much of their time is spent waiting. What each prints comes at its end, in one piece.
+	@$(MAKE) --no-print-directory -j3 -O test-parts test-runs test-soak
 
 test-parts:
 	$(BIN)/python -m pytest -m "not slow" tests/unit tests/integration
 
 test-runs:
 	$(BIN)/python -m pytest -m "not slow" tests/faults tests/e2e
+
+test-soak:
+	$(BIN)/python -m pytest tests/soak
 
 fleet: fuse setup ## three volumes moved through Airflow: a canary, then a wave of two
 	$(BIN)/python -m pytest tests/e2e/test_fleet.py

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow.sdk import Param, dag
 
-from include.juicefs_storage.tasks import check, fleet
+from include.juicefs_storage.tasks import check, fleet, fleet_plan
 from include.juicefs_storage.tasks.form import flag, seconds, text
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
@@ -64,9 +64,14 @@ PARAMS = {
 )
 def juicefs_storage_fleet() -> None:
     """Find, rehearse, plan, approve; move the canary, watch it, approve; then wave by wave."""
-    found, planned, path, approval = fleet.find_volumes(), fleet.plan(), fleet.choose_path(), check.approve()
-    fleet.resolve_params() >> found
-    fleet.dry_runs.expand(volume=found) >> planned >> path >> approval
+    found, planned, path, approval = (
+        fleet_plan.find_volumes(),
+        fleet_plan.plan(),
+        fleet_plan.choose_path(),
+        check.approve(),
+    )
+    fleet_plan.resolve_params() >> found
+    fleet_plan.dry_runs.expand(volume=found) >> planned >> path >> approval
 
     later = fleet.later_volumes()
     [path, approval] >> fleet.start_canary() >> fleet.watch_canary() >> fleet.approve_rest() >> later

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,18 +13,24 @@ from lab.environment import Lab
 from lab.process import LabUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
-def up(state: Path, *, airflow: bool, heartbeat_s: int = 3) -> Iterator[Lab]:
-    """A lab for as long as a fixture lives; skips where this machine cannot run one, except in CI."""
+@contextmanager
+def skipped_without_lab() -> Iterator[None]:
+    """Skips where this machine cannot run a lab, except in CI."""
     try:
-        lab = Lab.up(state, airflow=airflow, heartbeat_s=heartbeat_s)
+        yield
     except LabUnavailableError as error:
         if os.environ.get("CI"):
             raise  # nothing passes in CI by being skipped
         pytest.skip(str(error))
+
+
+def up(state: Path, *, airflow: bool, heartbeat_s: int = 3) -> Iterator[Lab]:
+    """A lab for as long as a fixture lives."""
+    with skipped_without_lab():
+        lab = Lab.up(state, airflow=airflow, heartbeat_s=heartbeat_s)
     try:
         yield lab
     finally:

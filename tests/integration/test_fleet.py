@@ -38,17 +38,17 @@ def fleet_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def fleet(fleet_lab: Lab, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The tasks' module, with the lab's connections, in a run."""
+    """What the tasks are made of, with the lab's connections, in a run."""
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     for name, value in connections(fleet_lab).items():
         monkeypatch.setenv(name, value)
     from airflow.sdk.execution_time.context import set_current_context
 
-    from include.juicefs_storage.tasks import fleet
+    from include.juicefs_storage.tasks import fleet, fleet_plan
 
     context: Any = {"ti": SimpleNamespace(), "dag": SimpleNamespace(dag_id="juicefs_storage_fleet"), "run_id": "fleet"}
     with set_current_context(context):
-        yield fleet
+        yield SimpleNamespace(**{**vars(fleet_plan), **vars(fleet)})
 
 
 def params(lab: Lab, **more: Any) -> Any:

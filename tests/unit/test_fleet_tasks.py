@@ -17,7 +17,7 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time.context import set_current_context
 
 from include.juicefs_storage.core.fleet import FleetPlan, Member, check_fleet_params, make_waves
-from include.juicefs_storage.tasks import fleet
+from include.juicefs_storage.tasks import fleet, fleet_plan, fleet_runs
 from tests.unit.fakes import FakeVault
 
 RUN = "manual__2026-11-23T12:00:00+00:00"
@@ -61,7 +61,7 @@ class TaskInstance:
 @pytest.fixture
 def vault(monkeypatch: pytest.MonkeyPatch) -> FakeVault:
     kept = FakeVault()
-    monkeypatch.setattr(fleet, "open_vault", lambda: kept)
+    monkeypatch.setattr(fleet_runs, "open_vault", lambda: kept)
     return kept
 
 
@@ -174,13 +174,13 @@ def test_a_volume_that_its_run_did_not_move_fails_the_watch_with_what_became_of_
 def test_what_has_begun_keeps_its_volumes_and_its_plan(ti: TaskInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """Volumes that were moved are not found on the old endpoint any more."""
     before = planned(ti)
-    fleet.record_plan(before)
+    fleet_runs.record_plan(before)
     ti.xcoms.clear()
-    monkeypatch.setattr(fleet, "find_members", lambda *_: pytest.fail("looked again"))
-    assert fleet.find_volumes.function() == list(KEYS)
+    monkeypatch.setattr(fleet_plan, "find_members", lambda *_: pytest.fail("looked again"))
+    assert fleet_plan.find_volumes.function() == list(KEYS)
     ti.xcoms[RUN, "find_volumes", "members"] = ti.xcoms[RUN, "self", "members"]
     ti.tasks["find_volumes"] = "success"
-    assert FleetPlan.model_validate(fleet.plan.function()) == before
+    assert FleetPlan.model_validate(fleet_plan.plan.function()) == before
 
 
 def rehearsed(ti: TaskInstance, key: str, outcome: str, *refusals: str) -> None:
@@ -203,7 +203,7 @@ def test_the_plan_puts_the_dry_runs_together(ti: TaskInstance) -> None:
     ti.tasks = {"find_volumes": "success"}
     rehearsed(ti, "a", "planned")
     rehearsed(ti, "b", "refused", "It is read-only.")
-    plan = FleetPlan.model_validate(fleet.plan.function())
+    plan = FleetPlan.model_validate(fleet_plan.plan.function())
     assert plan.waves == (("a",),)
     a = plan.member("a")
     assert (a.after, a.fingerprint, a.clients, a.missing, a.warnings) == ("new", "f", 2, 3, 1)
@@ -212,15 +212,15 @@ def test_the_plan_puts_the_dry_runs_together(ti: TaskInstance) -> None:
 
     ti.xcoms[RUN, "resolve_params", "return_value"]["on_failure"] = "stop"
     with pytest.raises(AirflowFailException, match="2 of 3 volumes are blocked"):
-        fleet.plan.function()
+        fleet_plan.plan.function()
     assert "It is read-only." in ti.xcoms[RUN, "self", "markdown"]
 
     ti.xcoms[RUN, "find_volumes", "members"] = []
     with pytest.raises(AirflowFailException, match="No volume was found on http://old:9000"):
-        fleet.plan.function()
+        fleet_plan.plan.function()
     ti.tasks = {"find_volumes": "failed"}
     with pytest.raises(AirflowFailException, match="not known"):
-        fleet.plan.function()
+        fleet_plan.plan.function()
 
 
 def test_a_fleet_is_green_when_every_volume_is_moved_and_well(
@@ -294,4 +294,4 @@ def test_how_a_fleet_ends_that_moved_nothing(
 )
 def test_the_path(given: dict[str, Any], path: str, ti: TaskInstance) -> None:
     planned(ti, **given)
-    assert fleet.choose_path.function() == path
+    assert fleet_plan.choose_path.function() == path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -282,6 +283,11 @@ def reload_warning(client_log: str) -> str:
     _, found, since = client_log.rpartition("found new configuration:")
     failure = _RELOAD_FAILURE.search(since) if found else None
     return failure[1][:200] if failure else ""
+
+
+def canary_name(salt: str) -> str:
+    """How the names of the files begin that prove mounts: the same for the same salt, so that a repeat removes them."""
+    return f".storage-switch-{hashlib.sha256(salt.encode()).hexdigest()[:12]}"
 
 
 def prove_client(

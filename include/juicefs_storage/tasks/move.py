@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing
@@ -16,7 +15,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException
 
 from include.juicefs_storage.adapters.objects import S3Bucket
 from include.juicefs_storage.core.backup import Backup, backup_id
-from include.juicefs_storage.core.clients import find_mount_pods, request_errors, stale_mount_pods
+from include.juicefs_storage.core.clients import canary_name, find_mount_pods, request_errors, stale_mount_pods
 from include.juicefs_storage.core.copying import Difference, missing_blocks
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.core.following import Follower
@@ -53,6 +52,29 @@ _FAILED_BEFORE = "failed_before"
 #: How long the old store may refuse the writes of a client that has not moved, in seconds: after 300 it gives up.
 _FENCED_FOR_S, _FENCED_BLINDLY_S = 200, 250
 _FENCED_AT = "fenced_at"
+
+
+def rollouts_done(restarted: Sequence[Runtime], started: str) -> PokeReturnValue:
+    """Look at the rollouts of some installations of the driver once.
+
+    Args:
+        restarted: Each installation by one of its runtimes; they have the same `rollout_timeout_s`.
+        started: The task that told them to restart.
+
+    Raises:
+        PermanentError: They take too long.
+    """
+    waiting = [line for runtime in restarted for line in RestartCsi(runtime.cluster, "").verify()]
+    timing = pull(started, "timing")
+    waited_s = (datetime.now(UTC) - datetime.fromisoformat(timing["applied_at"])).total_seconds() if timing else 0.0
+    if waiting and waited_s > restarted[0].params.rollout_timeout_s:
+        namespaces = ", ".join(sorted({runtime.params.namespace for runtime in restarted}))
+        raise PermanentError(
+            f"Rollouts not done {waited_s:.0f} s after the restart: {'; '.join(waiting)}.",
+            state="the existing mounts go on",
+            next_step=f"kubectl -n {namespaces} get pods; then clear this task with Downstream",
+        )
+    return PokeReturnValue(is_done=not waiting, xcom_value=None if waiting else {"waited_s": round(waited_s, 1)})
 
 
 def volume_lock(leases: LeaseStore, uuid: str) -> VolumeLock:
@@ -408,23 +430,13 @@ class Move:
         Args:
             started: The task that told them to restart.
         """
-        params = self.runtime.params
         self.lock.renew()
-        waiting = RestartCsi(self.runtime.cluster, "").verify() if params.restart_csi else []
-        timing = pull(started, "timing")
-        waited_s = (datetime.now(UTC) - datetime.fromisoformat(timing["applied_at"])).total_seconds() if timing else 0.0
-        if waiting and waited_s > params.rollout_timeout_s:
-            raise PermanentError(
-                f"Rollouts not done {waited_s:.0f} s after the restart: {'; '.join(waiting)}.",
-                state="the existing mounts go on",
-                next_step=f"kubectl -n {params.namespace} get pods; then clear this task",
-            )
-        return PokeReturnValue(is_done=not waiting, xcom_value=None if waiting else {"waited_s": round(waited_s, 1)})
+        return rollouts_done([self.runtime] if self.runtime.params.restart_csi else [], started)
 
     @property
     def canary(self) -> str:
-        """The file that proves a mount: one name per run, so that a repeated task removes what it left behind."""
-        return f".storage-switch-{hashlib.sha256(run_id().encode()).hexdigest()[:12]}"
+        """How the names of this run's files begin that prove mounts."""
+        return canary_name(run_id())
 
     def prove_clients(self, side: Side) -> dict[str, Any]:
         """Prove every mount pod on a storage. Where some are stuck the setting is written once more, in other bytes."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from urllib.parse import quote
 
 from airflow.sdk import get_current_context, task
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.objects import S3Bucket
     from include.juicefs_storage.adapters.sync.s3 import S3Store
     from include.juicefs_storage.adapters.vault import FileVault
+
+_Client = TypeVar("_Client", "S3Bucket", "S3Store")
 
 #: Of every task, where the task does not say otherwise.
 TASK_DEFAULTS: dict[str, Any] = {
@@ -207,17 +209,35 @@ class Runtime:
         """The new bucket, as Airflow reaches it."""
         from include.juicefs_storage.adapters.objects import S3Bucket
 
-        if self.recorded and not self.params.target_conn_id:
-            return S3Bucket.from_storage(self.source(self.recorded.setting))
-        return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket)
+        return self._new(S3Bucket)
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
         """The old bucket, as Airflow reaches it."""
         from include.juicefs_storage.adapters.objects import S3Bucket
 
+        return self._old(S3Bucket, config)
+
+    def target_side(self) -> S3Store:
+        """The same for the copying engine."""
+        from include.juicefs_storage.adapters.sync.s3 import S3Store
+
+        return self._new(S3Store)
+
+    def source_side(self, config: StorageConfig) -> S3Store:
+        """The same for the copying engine."""
+        from include.juicefs_storage.adapters.sync.s3 import S3Store
+
+        return self._old(S3Store, config)
+
+    def _new(self, kind: type[_Client]) -> _Client:
+        if self.recorded and not self.params.target_conn_id:
+            return kind.from_storage(self.source(self.recorded.setting))
+        return kind.from_connection(self.params.target_conn_id, self.params.target_bucket)
+
+    def _old(self, kind: type[_Client], config: StorageConfig) -> _Client:
         if self.params.source_conn_id:
-            return S3Bucket.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
-        return S3Bucket.from_storage(config)
+            return kind.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
+        return kind.from_storage(config)
 
     def fence(self, setting: Setting) -> WriteFence | None:
         """The write fence on the store that a setting names; None where none is wanted."""
@@ -229,22 +249,6 @@ class Runtime:
         config = self.source(setting)
         admin = S3Store.from_connection(self.params.fence_conn_id, config.endpoint_and_bucket[1])
         return MinioFence(admin, config.access_key, setting.name)
-
-    def target_side(self) -> S3Store:
-        """The new bucket for the copying engine, reached as `target_store` is."""
-        from include.juicefs_storage.adapters.sync.s3 import S3Store
-
-        if self.recorded and not self.params.target_conn_id:
-            return S3Store.from_storage(self.source(self.recorded.setting))
-        return S3Store.from_connection(self.params.target_conn_id, self.params.target_bucket)
-
-    def source_side(self, config: StorageConfig) -> S3Store:
-        """The old bucket for the copying engine, reached as `source_store` is."""
-        from include.juicefs_storage.adapters.sync.s3 import S3Store
-
-        if self.params.source_conn_id:
-            return S3Store.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
-        return S3Store.from_storage(config)
 
 
 def read_registry() -> dict[str, dict[str, Any]]:
