@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.juicefs_storage.core.blocks import block_objects
+from include.juicefs_storage.core.blocks import block_objects, shard_of
 from include.juicefs_storage.core.needed import needed_objects
 from tests.unit.fakes import FakeMetadata, setting
 
@@ -32,3 +32,16 @@ def test_as_a_listing_has_them(slices: dict[int, int], first_id: int, hash_prefi
     }
     assert [key for key, _ in found] == sorted(expected)
     assert dict(found) == expected
+
+    sharded = setting(BlockSize=64, HashPrefix=hash_prefix, Shards=3)
+    shards = [list(needed_objects(metadata, sharded, first_id, shard)) for shard in range(3)]
+    assert sorted(block for shard in shards for block in shard) == sorted(found)
+    for number, shard in enumerate(shards):
+        assert shard == [block for block in found if shard_of(block[0], 3) == number]
+
+
+def test_the_hash_that_spreads_keys_over_shards() -> None:
+    """The test vectors of FNV-1a, 32 bits (draft-eastlake-fnv, appendix)."""
+    whole = 2**32
+    assert [shard_of(key, whole) for key in ("", "a", "foobar")] == [0x811C9DC5, 0xE40C292C, 0xBF9CF968]
+    assert shard_of("foobar", 3) == 0xBF9CF968 % 3

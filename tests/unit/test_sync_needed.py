@@ -25,7 +25,7 @@ from include.juicefs_storage.core.ports import Session
 from include.juicefs_storage.core.sync import partitions as cutting
 from include.juicefs_storage.core.sync import run
 from include.juicefs_storage.core.sync.model import KeyRange, Outcome, Page
-from include.juicefs_storage.core.sync.needed import Needed, below_prefix, compare_needed, to_pages
+from include.juicefs_storage.core.sync.needed import Needed, below_prefix, compare_needed, shard_at, to_pages
 from include.juicefs_storage.core.sync.params import SyncParams
 from include.juicefs_storage.core.sync.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.core.sync.reconcile import about, reconcile
@@ -324,8 +324,27 @@ def test_where_the_blocks_lie_below_a_prefix() -> None:
     for wrong in ("other/", "myjfs/meta/"):
         with pytest.raises(PermanentError, match="source_prefix"):
             below_prefix(setting(), wrong)
-    with pytest.raises(PermanentError, match="3 buckets"):
-        below_prefix(setting(Shards=3), "myjfs/")
+
+
+def test_which_shard_a_bucket_is() -> None:
+    def at(template: str, bucket: str, endpoint: str = "http://inside:9000", shards: int = 3) -> int | None:
+        return shard_at(setting(Bucket=template, Shards=shards), endpoint, bucket)
+
+    assert at("http://old:9000/data", "whatever", shards=1) is None
+    buckets = "http://old:9000/data-%d"
+    assert [at(buckets, f"data-{number}") for number in range(3)] == [0, 1, 2]
+    assert at("http://old:9000/data%02d/", "data01") == 1
+    for wrong in ("data", "data-3", "data-%d"):
+        with pytest.raises(PermanentError, match="expected `data-0`, `data-1`, `data-2`; found `data"):
+            at(buckets, wrong)
+    # One name at several endpoints: only there do workers need the endpoint that the clients use.
+    hosts = "http://old-%d:80/data"
+    assert at(hosts, "data", "http://OLD-2/") == 2
+    with pytest.raises(PermanentError, match="expected `data`; found `data` at http://inside:9000"):
+        at(hosts, "data")
+    for template in ("http://old:9000/data", "http://old:9000/%d-%d", "http://old:9000/100%"):
+        with pytest.raises(PermanentError, match="one %d"):
+            at(template, "data")
 
 
 ROW = setting()
@@ -435,3 +454,7 @@ def test_lost_blocks_make_the_report_red_and_name_the_files(tmp_path: Path) -> N
     ]  # fmt: skip
     assert "1 objects are blocks that no file refers to" in " ".join(report.notes)
     assert "| the next delta | `since_id=77` |" in plan.to_markdown()
+    assert plan.needed
+    assert plan.needed.scope(0) == []
+    sharded = plan.needed.model_copy(update={"shard": "in bucket data-1, one of 3"})
+    assert sharded.scope(5) == ["of slices from id 5 on", "in bucket data-1, one of 3"]

@@ -71,7 +71,7 @@ def test_everything_copied_and_compared_is_proven(tmp_path: Path) -> None:
     assert report.phases[1].totals == {"same/etag": [40, 820], "extra/": [1, 6]}
     assert run.listed("extra") == ["k0005", "k0005"]
     text = report.to_markdown()
-    assert text.startswith("## Proven: 40 objects, 820 B in 4 partitions\n")
+    assert text.startswith("## Proven: 40 objects, 820 B in 4 partitions; copied: 40 objects, 820 B\n")
     assert "| same | etag | 40 | 820 |" in text
     assert "on the target alone (`extra.csv`)" in text
 

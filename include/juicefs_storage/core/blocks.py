@@ -72,6 +72,18 @@ def block_objects(setting: Setting, slice_id: int, size: int) -> Iterator[tuple[
         yield f"{start}{index}_{length}", length
 
 
+def shard_of(key: str, shards: int) -> int:
+    """In which of a sharded volume's buckets an object lies, counted from 0.
+
+    32-bit FNV-1a of the whole key, the volume's name included: `pick` in pkg/object/sharding.go, with the name put
+    before the key by `createStorage` in cmd/format.go of JuiceFS 1.4.
+    """
+    value = 0x811C9DC5
+    for byte in key.encode():
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value % shards
+
+
 def slice_of(key: str) -> int:
     """The id of the slice that a block belongs to; -1 where the key is not a block's."""
     found = _BLOCK.search(key)

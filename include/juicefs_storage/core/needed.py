@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from itertools import groupby
 from tempfile import TemporaryFile
 
-from include.juicefs_storage.core.blocks import block_objects
+from include.juicefs_storage.core.blocks import block_objects, shard_of
 from include.juicefs_storage.core.ports import MetadataStore
 from include.juicefs_storage.core.setting import Setting
 
@@ -34,7 +34,9 @@ def watermark(metadata: MetadataStore) -> int:
     return max(0, given_out - ID_BATCH * len(metadata.sessions()))
 
 
-def needed_objects(metadata: MetadataStore, setting: Setting, first_id: int = 0) -> Iterator[tuple[str, int]]:
+def needed_objects(
+    metadata: MetadataStore, setting: Setting, first_id: int = 0, shard: int | None = None
+) -> Iterator[tuple[str, int]]:
     """The key and the uncompressed length of every block that some file refers to, ordered by the key's UTF-8 bytes.
 
     Memory does not grow with the number of slices. With HashPrefix they go through temporary files, 12 bytes each.
@@ -44,11 +46,13 @@ def needed_objects(metadata: MetadataStore, setting: Setting, first_id: int = 0)
         metadata: `jfs_chunk_ref` is read once, in ranges of its primary key.
         setting: The volume's name and layout.
         first_id: Leave out slices with a lower id.
+        shard: Only what lies in this one of the volume's buckets, counted from 0; None: whatever bucket it lies in.
     """
 
     def blocks(slices: Iterator[tuple[int, int]]) -> Iterator[tuple[str, int]]:
         for slice_id, size in slices:
-            yield from sorted(block_objects(setting, slice_id, size))
+            found = sorted(block_objects(setting, slice_id, size))
+            yield from found if shard is None else (it for it in found if shard_of(it[0], setting.shards) == shard)
 
     if setting.hash_prefix:
         for same_hash in _by_hash(metadata, first_id):

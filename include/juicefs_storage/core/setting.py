@@ -133,6 +133,25 @@ class Setting:
         return int(self._fields.get("Shards") or 0)
 
     @property
+    def shard_places(self) -> tuple[tuple[str, str], ...]:
+        """Endpoint and bucket of each shard: the number, from 0, in place of the `%d` of `Bucket`.
+
+        As `NewSharded` does it (pkg/object/sharding.go of JuiceFS 1.4).
+
+        Raises:
+            PermanentError: The bucket's URL has no such place, or is none of S3's.
+        """
+        try:
+            urls = [self.bucket % shard for shard in range(self.shards)]
+        except (TypeError, ValueError):
+            raise PermanentError(
+                f"The Bucket of volume {self.name}, which has {self.shards} shards: expected one %d in it.",
+                next_step="compare Bucket and Shards in the setting: juicefs status METAURL",
+            ) from None
+        nobody = SecretStr("")
+        return tuple(StorageConfig(self.storage, url, nobody, nobody).endpoint_and_bucket for url in urls)
+
+    @property
     def compression(self) -> str:
         """How blocks are compressed: `lz4`, `zstd`; empty: not at all."""
         return str(self._fields.get("Compression") or "").lower().removeprefix("none")

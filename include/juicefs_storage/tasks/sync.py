@@ -21,7 +21,7 @@ from include.juicefs_storage.core.params import resolve_params
 from include.juicefs_storage.core.sync import partitions as cutting
 from include.juicefs_storage.core.sync.compare import key_filter
 from include.juicefs_storage.core.sync.model import Mirrored, Outcome
-from include.juicefs_storage.core.sync.needed import Needed, below_prefix, still_needed, to_pages
+from include.juicefs_storage.core.sync.needed import Needed, below_prefix, shard_at, still_needed, to_pages
 from include.juicefs_storage.core.sync.params import SyncParams, check_places, resolve_sync_params
 from include.juicefs_storage.core.sync.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.core.sync.reconcile import MEANING, SyncReport, about
@@ -136,12 +136,13 @@ class SyncRuntime:
         """The metadata is that of the volume whose objects lie at the source.
 
         Raises:
-            PermanentError: It is another volume's, or the prefix is not where it keeps its blocks.
+            PermanentError: It is another volume's, or the prefix or the bucket is not where it keeps its blocks.
         """
         from include.juicefs_storage.adapters.objects import S3Bucket
 
         setting = self.metadata.read_setting()
         below_prefix(setting, self.params.source_prefix)
+        shard_at(setting, source.endpoint, source.bucket)
         key = f"{setting.name}/juicefs_uuid"
         found = S3Bucket.from_connection(self.params.source_conn_id, source.bucket).read(key)
         if found is not None and found.decode(errors="replace").strip() != setting.uuid:
@@ -218,7 +219,7 @@ def plan_partitions() -> list[dict[str, Any]]:
     source, target = runtime.stores()
     needed = None
     if params.plan == "metadata":
-        needed, segments = _list_needed(runtime)
+        needed, segments = _list_needed(runtime, source)
         cut_by, requests = "the metadata", 0
     elif params.recut_from:
         segments, cut_by, requests = _recut(params.recut_from), f"the manifests of {params.recut_from}", 0
@@ -246,16 +247,17 @@ def plan_partitions() -> list[dict[str, Any]]:
     return [] if params.dry_run or "copy" not in plan.phases else _shards(plan)
 
 
-def _list_needed(runtime: SyncRuntime) -> tuple[NeededPlan, list[cutting.Segment]]:
-    """Write down which blocks the volume needs, and count them."""
+def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, list[cutting.Segment]]:
+    """Write down which blocks the volume needs of the source, and count them."""
     from include.juicefs_storage.adapters.sync.needed import NeededFiles
 
     params, metadata = runtime.params, runtime.metadata
     setting, next_since_id = metadata.read_setting(), watermark(metadata)
     chunks = below_prefix(setting, params.source_prefix)
+    shard = shard_at(setting, source.endpoint, source.bucket)
     # Its own: a plan that is made again may find other blocks, and tasks of this one still read.
     name = f"needed-{uuid4().hex[:12]}"
-    blocks = needed_objects(metadata, setting, params.since_id)
+    blocks = needed_objects(metadata, setting, params.since_id, shard)
     pages = to_pages(blocks, params.source_prefix, params.keys, key_filter(params.include, params.exclude))
     ruler = cutting.Ruler()
     track = ruler.track()
@@ -267,6 +269,7 @@ def _list_needed(runtime: SyncRuntime) -> tuple[NeededPlan, list[cutting.Segment
         chunks=chunks,
         sizes=ObjectSizes.of(setting),
         next_since_id=next_since_id,
+        shard="" if shard is None else f"in bucket {source.bucket}, one of {setting.shards}",
     )
     return plan, ruler.segments()
 

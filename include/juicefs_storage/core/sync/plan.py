@@ -26,6 +26,7 @@ class NeededPlan(Frozen):
         chunks: Where they lie below the source's prefix.
         sizes: How long their objects may be.
         next_since_id: Where the next delta begins.
+        shard: Which of the volume's buckets the source is, and of how many; empty: it has one.
     """
 
     volume: str
@@ -33,6 +34,11 @@ class NeededPlan(Frozen):
     chunks: str
     sizes: ObjectSizes
     next_since_id: int
+    shard: str = ""
+
+    def scope(self, since_id: int) -> list[str]:
+        """Which of the volume's blocks these are, where not all."""
+        return [f"of slices from id {since_id} on"] * bool(since_id) + [self.shard] * bool(self.shard)
 
 
 class SyncPlan(Frozen):
@@ -110,7 +116,7 @@ class SyncPlan(Frozen):
     def _needed_lines(self) -> list[str]:
         if self.needed is None:
             return []
-        which = f"of slices from id {self.params.since_id} on" if self.params.since_id else "all of them"
+        which = ", ".join(self.needed.scope(self.params.since_id)) or "all of them"
         return [
             f"| blocks that files of {self.needed.volume} refer to | {which} |",
             "| blocks that no file refers to | are left alone, and counted |",

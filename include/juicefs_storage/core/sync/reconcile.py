@@ -24,7 +24,7 @@ MEANING: dict[Result, str] = {
     "failed": "The run ended before there was a result: see the failed task. Nothing was deleted.",
 }
 _PROVEN_BY_METADATA = (
-    "Every block that files referred to when the plan was made{since} is on the target, compared as the table says."
+    "Every block that files referred to when the plan was made{scope} is on the target, compared as the table says."
 )
 #: What a person has to do something about, and what.
 _REMEDIES: dict[Outcome, str] = {
@@ -40,6 +40,7 @@ LISTED = (
     Outcome.MISSING, Outcome.DIFFERENT, Outcome.CHANGED, Outcome.FAILED, Outcome.VANISHED, Outcome.EXTRA,
     Outcome.OVERWRITTEN, Outcome.LOST, Outcome.DAMAGED,
 )  # fmt: skip
+_MOVED = (Outcome.COPIED, Outcome.OVERWRITTEN)
 #: Missing on the target, but written to the source after `copy` had listed it.
 NEW = "new"
 #: Lost and damaged slices that are traced to files, and the files that are named in the report.
@@ -130,8 +131,12 @@ class SyncReport(Frozen):
 
     @property
     def headline(self) -> str:
-        """The report in a line."""
-        return f"{self.outcome}: {amount(self.objects, self.bytes)} in {self.partitions} partitions"
+        """The report in a line: what was looked at, and what of it was copied, where that is known."""
+        line = f"{self.outcome}: {amount(self.objects, self.bytes)} in {self.partitions} partitions"
+        copies = [phase.counted() for phase in self.phases if phase.phase == "copy"]
+        if not copies or self.params.get("engine") != "native":
+            return line
+        return f"{line}; copied: {amount(copies[0].objects(*_MOVED), copies[0].bytes(*_MOVED))}"
 
     def to_markdown(self) -> str:
         """The report for a person."""
@@ -159,7 +164,7 @@ class SyncReport(Frozen):
 
 
 def _speed(phase: PhaseReport, counted: Totals) -> str:
-    moved = counted.bytes(Outcome.COPIED, Outcome.OVERWRITTEN)
+    moved = counted.bytes(*_MOVED)
     objects = counted.objects()
     wall = phase.wall_s or phase.task_s
     rate = f"{objects / wall:,.0f} objects/s, {moved / 2**20 / wall:,.1f} MiB/s copied" if wall else "no time measured"
@@ -219,8 +224,8 @@ def reconcile(
 def _meaning(plan: SyncPlan, problems: list[str]) -> str:
     if problems or plan.needed is None:
         return MEANING["not proven" if problems else "proven"]
-    since_id = plan.params.since_id
-    return _PROVEN_BY_METADATA.format(since=f", of slices from id {since_id} on," if since_id else "")
+    scope = plan.needed.scope(plan.params.since_id)
+    return _PROVEN_BY_METADATA.format(scope=f", {', '.join(scope)}," if scope else "")
 
 
 def _next_delta(plan: SyncPlan) -> list[str]:
