@@ -104,14 +104,30 @@ def test_a_way_back_goes_on_where_the_fence_cannot_be_reached(fenced: Any, monke
     made.lower_fence()
 
 
-@pytest.mark.parametrize(("pods", "stays"), [(["pod-1"], True), ([], False)])
-def test_after_a_switch_it_stays_up_as_long_as_a_mount_pod_carries_the_old_values(
-    fenced: Any, monkeypatch: pytest.MonkeyPatch, pods: list[str], stays: bool
+@pytest.mark.parametrize(
+    ("outcome", "pods", "stays"),
+    [
+        ("switched", ["pod-1"], True),
+        ("switched", [], False),
+        ("reverted", ["pod-1"], True),
+        ("reverted", [], False),
+        ("held", ["pod-1"], False),
+    ],
+)
+def test_at_the_end_it_stays_up_as_long_as_a_mount_pod_carries_the_old_values_and_not_where_the_run_holds(
+    fenced: Any, monkeypatch: pytest.MonkeyPatch, outcome: str, pods: list[str], stays: bool
 ) -> None:
     made = fenced(250, NEW.bucket)
     monkeypatch.setattr(finish, "mount_pods_naming", lambda cluster, bucket: pods if bucket == OLD.bucket else [])
-    (line,) = finish._fence(made)
+    (line,) = finish._fence(made, outcome)
     assert made.write_fence.raised is stays
     assert ("`pod-1`" in line) is stays
     made.write_fence = None
-    assert finish._fence(made) == []
+    assert finish._fence(made, outcome) == []
+
+
+@pytest.mark.parametrize("outcome", ["planned", "refused", "rolled back", "half rolled back"])
+def test_the_end_of_any_other_run_leaves_it_alone(fenced: Any, outcome: str) -> None:
+    made = fenced(250, NEW.bucket)
+    assert finish._fence(made, outcome) == []
+    assert made.write_fence.raised

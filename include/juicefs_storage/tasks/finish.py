@@ -78,7 +78,7 @@ def finalize() -> dict[str, Any]:
         proofs=(
             *proof_lines(results),
             *_window(),
-            *(_fence(move) if move and outcome in {"switched", "reverted"} else []),
+            *(_fence(move, outcome) if move else []),
         ),
         results=results,
     )
@@ -93,11 +93,19 @@ def finalize() -> dict[str, Any]:
     return {"outcome": outcome}
 
 
-def _fence(move: Move) -> list[str]:
-    """Take the write fence down where nothing can write old values any more; else say what can."""
+def _fence(move: Move, outcome: str) -> list[str]:
+    """Take the write fence down where nothing can write old values any more; else say what can.
+
+    A run that holds leaves none: who may be behind it is not known, and nobody would take it down in time.
+    """
     try:
-        if not move.write_fence or not move.write_fence.is_up():
+        if outcome not in {"switched", "reverted", "held"} or not move.write_fence or not move.write_fence.is_up():
             return []
+        if outcome == "held":
+            move.write_fence.down()
+            return [
+                "the write fence on the old store was taken down: clients that have not moved may write there again"
+            ]
         if pods := mount_pods_naming(move.runtime.cluster, move.before.bucket):
             listed = ", ".join(f"`{pod}`" for pod in pods)
             return [f"the write fence on the old store stays up, since mount pods carry its values: {listed}"]
