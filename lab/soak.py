@@ -155,7 +155,13 @@ def move(
 
 
 def run_soak(
-    lab: Lab, airflow: Airflow, *, minutes: float, heartbeats_s: Sequence[int] = HEARTBEATS_S, late_commit_s: int = 30
+    lab: Lab,
+    airflow: Airflow,
+    *,
+    minutes: float,
+    heartbeats_s: Sequence[int] = HEARTBEATS_S,
+    writers: int = 2,
+    late_commit_s: int = 30,
 ) -> list[str]:
     """Move the volume four times under load, read everything back, print the account; returns what did not hold.
 
@@ -164,13 +170,14 @@ def run_soak(
         airflow: the lab's.
         minutes: how long the load goes on at least, from the first move on; the moves are spread over that time.
         heartbeats_s: of the mounts with the load.
+        writers: on each of these mounts.
         late_commit_s: a param of the runs. The writers fsync: no slice of theirs is committed minutes after its blocks.
     """
     timing = {"settle_s": 3 * max(heartbeats_s), "client_timeout_s": 2 * max(heartbeats_s) + 5}
     timing |= {"late_commit_s": late_commit_s}
     mounts = [lab.mounts()[0], *(add_mount(lab, heartbeat_s) for heartbeat_s in heartbeats_s[1:])]
     processes = lab.mount_processes()
-    load = Load.start(lab, mounts)
+    load = Load.start(lab, mounts, writers=writers)
     say(f"{len(load.writers)} writers and {len(load.peers)} peers on mounts with heartbeats of {heartbeats_s} s")
     try:
         say(f"{copy_to_new_store(lab, airflow)} objects were copied to the new store")
