@@ -295,3 +295,11 @@ def test_how_a_fleet_ends_that_moved_nothing(
 def test_the_path(given: dict[str, Any], path: str, ti: TaskInstance) -> None:
     planned(ti, **given)
     assert fleet_plan.choose_path.function() == path
+
+
+def test_a_fleet_without_volumes_says_so(ti: TaskInstance) -> None:
+    ti.xcoms[RUN, "plan", "planned"] = None
+    ti.tasks |= {"plan": "failed"}
+    assert end(ti) == {"outcome": "refused", "volumes": {}}
+    assert ti.xcoms[RUN, "self", "note"] == "refused: no volume was found."
+    assert "|" not in ti.xcoms[RUN, "self", "markdown"]

@@ -287,7 +287,8 @@ class FleetPlan(Frozen):
             )
         blockers = [f"`{member.key}`: {line}" for member in self.blocked for line in member.blockers]
         lines += ["", "### What blocks", *bullets([" ".join(line.split()) for line in blockers])]
-        lines += ["", "### Steps, in this order", *(f"{n}. {step}" for n, step in enumerate(self._steps(), 1))]
+        if steps := [f"{number}. {step}" for number, step in enumerate(self._steps(), 1)]:
+            lines += ["", "### Steps, in this order", *steps]
         return "\n".join(lines)
 
     def _place(self, member: Member) -> str:
@@ -403,8 +404,11 @@ class VolumeEnd(Frozen):
 
 
 def fleet_markdown(title: str, meaning: str, ends: Sequence[VolumeEnd]) -> str:
-    """The table of the volumes and their states."""
-    lines = [f"## {title}", meaning, "", "| wave | volume | state | | run |", "|---|---|---|---|---|"]
+    """The table of the volumes and their states; no table where there are none."""
+    lines = [f"## {title}", meaning]
+    if not ends:
+        return "\n".join(lines)
+    lines += ["", "| wave | volume | state | | run |", "|---|---|---|---|---|"]
     for end in ends:
         link = f"[run]({run_page(end.run_id)})" if end.run_id else ""
         lines.append(f"| {end.wave} | `{end.key}` | {end.state} | {' '.join(end.detail.split())} | {link} |")

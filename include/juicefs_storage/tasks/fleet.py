@@ -291,13 +291,18 @@ def finalize() -> dict[str, Any]:
     ends = [_end(planned, member, standing.get(member.key)) for member in planned.members] if planned else []
     outcome = _outcome(planned, states, ends)
     good = sum(end.state in {"moved", "already there"} for end in ends)
-    title = f"{outcome.capitalize()}: {good} of {len(ends)} volumes are on the new store"
+    title, meaning = f"{outcome.capitalize()}: {good} of {len(ends)} volumes are on the new store", MEANING[outcome]
+    if not ends:
+        title, meaning = (
+            "Refused: no volume was found",
+            "Nothing was changed. See the log of the task that failed first.",
+        )
     push("report", {"outcome": outcome, "volumes": {end.key: end.state for end in ends}})
-    push("markdown", fleet_markdown(title, MEANING[outcome], ends))
+    push("markdown", fleet_markdown(title, meaning, ends))
     push("note", f"{title[0].lower()}{title[1:]}.")
     if outcome not in {"moved", "planned"}:
         lines = "\n".join(f"- {end.key}: {end.state}. {end.detail}" for end in ends)
-        raise PermanentError(f"{title}. {MEANING[outcome]}\n{lines}")
+        raise PermanentError(f"{title}. {meaning}\n{lines}")
     return {"outcome": outcome}
 
 
