@@ -357,11 +357,17 @@ _PRELOAD = """
 import sys
 
 if "scheduler" in sys.argv:
+    import inspect
+
     import airflow.providers.amazon.aws.hooks.s3
     import airflow.providers.cncf.kubernetes.hooks.kubernetes
     import airflow.providers.mysql.hooks.mysql
+    import boto3
     import obstore.store
     import pyarrow.parquet
+
+    boto3.client("s3", region_name="us-east-1")
+    inspect.stack()  # the amazon provider looks through it, which reads the source of every module once
 """
 _AIRFLOW = (sys.executable, "-m", "airflow")
 

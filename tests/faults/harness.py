@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +27,7 @@ if TYPE_CHECKING:
 
 DAG_ID, REVERT_ID = "juicefs_storage_switch", "juicefs_storage_revert"
 _PROCESSES = multiprocessing.get_context("forkserver")
-# Imported once, in the process that the tasks are forked from.
-_PROCESSES.set_forkserver_preload(
-    [
-        "tests.faults.worker", "dags.juicefs_storage_switch", "dags.juicefs_storage_revert",
-        "kubernetes.stream", "MySQLdb", "boto3",
-        "airflow.providers.amazon.aws.hooks.s3", "airflow.providers.cncf.kubernetes.hooks.kubernetes",
-        "airflow.providers.mysql.hooks.mysql", "airflow.sdk.execution_time.context",
-    ]
-)  # fmt: skip
+_PROCESSES.set_forkserver_preload(["tests.faults.preload"])
 _TASK_S, _ROLLOUT_POLL_S = 240.0, 0.3
 #: They work while others do, until these have ended.
 _BESIDE = ("follow_writes", "follow_writes_back")
@@ -46,12 +37,6 @@ SHORT = {
     "settle_s": 2, "client_timeout_s": 20, "rollout_timeout_s": 60, "late_commit_s": 2, "require_approval": False,
     "dry_run": False,
 }  # fmt: skip
-
-
-@cache
-def graph(dag_id: str) -> Any:
-    """The DAG, for its wiring."""
-    return find_dag(dag_id)
 
 
 def connections(lab: Lab) -> dict[str, str]:
@@ -118,8 +103,8 @@ class Run:
                 if not progress:  # nothing can go on before one of them ends
                     beside.pop(0).result()
                 progress = False
-                for task in graph(self.dag_id).topological_sort():
-                    for other in map(graph(self.dag_id).get_task, _BESIDE):
+                for task in find_dag(self.dag_id).topological_sort():
+                    for other in map(find_dag(self.dag_id).get_task, _BESIDE):
                         if other.task_id not in self.states and self._may_start(other):
                             self.states[other.task_id] = "running"
                             beside.append(pool.submit(self._step, other))
@@ -135,7 +120,7 @@ class Run:
         chosen = set(task_ids) or set(self.states)
         if downstream:
             for task_id in task_ids:
-                chosen |= graph(self.dag_id).get_task(task_id).get_flat_relative_ids(upstream=False)
+                chosen |= find_dag(self.dag_id).get_task(task_id).get_flat_relative_ids(upstream=False)
         for task_id in chosen:
             if not only_failed or self.states.get(task_id) in {"failed", "upstream_failed"}:
                 self.states.pop(task_id, None)
@@ -201,11 +186,11 @@ class Run:
 
     def _kept(self, task_id: str) -> set[str]:
         """The tasks below this one that it has not skipped: all of them, where it is no branch that has chosen."""
-        task = graph(self.dag_id).get_task(task_id)
+        task = find_dag(self.dag_id).get_task(task_id)
         if not hasattr(task, "choose_branch") or self.states.get(task_id) != "success":
             return set(task.downstream_task_ids)
         chosen = self.xcom(task_id)
-        return {chosen} | graph(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)
+        return {chosen} | find_dag(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)
 
     def _try(self, task: Any) -> dict[str, Any]:
         fault = next(self._due(task.task_id), None)
@@ -213,7 +198,7 @@ class Run:
             self._show_states()
         job = Job(
             self.folder, self.dag_id, task.task_id, self.run_id, self.tries[task.task_id],
-            {**graph(self.dag_id).params.dump(), **self.params}, self.environment, fault,
+            {**find_dag(self.dag_id).params.dump(), **self.params}, self.environment, fault,
         )  # fmt: skip
         job.result.unlink(missing_ok=True)
         process = _PROCESSES.Process(target=work, args=(job,))

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +89,7 @@ class TaskInstance:
         return {run_ids[0]: {task: state for task, state in states.items() if task in task_ids}}
 
 
+@cache
 def find_dag(dag_id: str) -> Any:
     """The DAG of a file in dags/."""
     return getattr(importlib.import_module(f"dags.{dag_id}"), dag_id)()
