@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import pytest
 from pydantic import SecretStr
 
+from include.juicefs_storage.core.clients import canary_name
 from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.plan import fingerprint
+from include.juicefs_storage.core.ports import Session
 from include.juicefs_storage.core.setting import StorageConfig
+from include.juicefs_storage.tasks import move as move_module
 from include.juicefs_storage.tasks.move import Move
 from tests.unit.fakes import NEW, OLD, backup, setting
 
@@ -47,3 +50,13 @@ def test_a_connection_that_was_edited_since_the_plan_is_refused(edited):
     with pytest.raises(PermanentError, match="changed since the plan was made") as refused:
         move_to(edited).approved_target()
     assert "other-secret-value" not in str(refused.value)
+
+
+def test_a_fresh_mount_that_a_killed_task_left_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(move_module, "run_id", lambda: "run")
+    live = [
+        Session(number, "1.4.2", "host", mount_point, datetime(2026, 1, 1, tzinfo=UTC))
+        for number, mount_point in enumerate([f"/tmp/storage-switch.{canary_name('run')}/mnt", "/mnt"])
+    ]
+    move = Move(SimpleNamespace(metadata=SimpleNamespace(sessions=lambda: live)))  # type: ignore[arg-type]
+    assert [session.mount_point for session in move.sessions()] == ["/mnt"]

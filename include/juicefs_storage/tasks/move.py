@@ -21,7 +21,7 @@ from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError,
 from include.juicefs_storage.core.following import Follower
 from include.juicefs_storage.core.lock import VolumeLock, lease_name
 from include.juicefs_storage.core.plan import Plan, fingerprint
-from include.juicefs_storage.core.ports import LeaseStore, WriteFence
+from include.juicefs_storage.core.ports import LeaseStore, Session, WriteFence
 from include.juicefs_storage.core.proofs import catch_up, prove_clients, require_all_blocks
 from include.juicefs_storage.core.secrets import written_by_format
 from include.juicefs_storage.core.setting import Setting, StorageConfig
@@ -453,9 +453,13 @@ class Move:
                 sleep=time.sleep,
                 unstick=step.rewrite,
                 # On the way back a stranger is in nobody's way: it has been on the old store all along.
-                sessions=self.runtime.metadata.sessions if self._forward else tuple,
+                sessions=self.sessions if self._forward else tuple,
             )
         return {"clients": [proof.model_dump() for proof in proofs]}
+
+    def sessions(self) -> Sequence[Session]:
+        """The volume's clients, without the fresh mount that a killed task of this run may have left."""
+        return [session for session in self.runtime.metadata.sessions() if self.canary not in session.mount_point]
 
     @cached_property
     def write_fence(self) -> WriteFence | None:
