@@ -1,4 +1,4 @@
-"""What was approved is what is done, whatever becomes of the connection."""
+"""What was approved is what is done, whatever becomes of the connection; and who is a stranger to a run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_fresh_mount_that_a_killed_task_left_is_no_stranger(monkeypatch: pytes
     monkeypatch.setattr(move_module, "run_id", lambda: "run")
     live = [
         Session(number, "1.4.2", "host", mount_point, datetime(2026, 1, 1, tzinfo=UTC))
-        for number, mount_point in enumerate([f"/tmp/storage-switch.{canary_name('run')}/mnt", "/mnt"])
+        for number, mount_point in enumerate([f"/x/storage-switch.{canary_name('run')}/mnt", "/mnt"])
     ]
     move = Move(SimpleNamespace(metadata=SimpleNamespace(sessions=lambda: live)))  # type: ignore[arg-type]
     assert [session.mount_point for session in move.sessions()] == ["/mnt"]
