@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks.population import KIB, Population
-from benchmarks.sync import StubStores, expected_digest, stub_stores
+from benchmarks.stores import StubStores, expected_digest, stub_stores
 from lab.airflow import POOL, POOL_SLOTS, Airflow
 from lab.process import LabError, wait_for
 

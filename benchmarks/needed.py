@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.peers import Place
 from benchmarks.population import KIB, Population
-from benchmarks.report import PAGE
-from benchmarks.sync import Place, machine, stub_stores
+from benchmarks.report import PAGE, machine
+from benchmarks.stores import stub_stores
 from include.juicefs_storage.adapters.metadata import MySqlMetadata
 from include.juicefs_storage.adapters.sync.manifests import ParquetManifest
 from include.juicefs_storage.adapters.sync.native import NativeEngine

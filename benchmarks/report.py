@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import statistics
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[1]
@@ -154,3 +157,16 @@ def write_page(document: Document) -> None:
     )
     PAGE.write_text(marked)
     draw(document, PLOT)
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on; no names, no paths."""
+    models = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cpu": f"{len(models)} x {models[0]}" if models else f"{os.cpu_count()} x {platform.machine()}",
+        "kernel": platform.release().split("-")[0],
+        "load": f"{os.getloadavg()[0]:.1f}",
+    }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.peers import Native, Task
 from benchmarks.population import KIB, Population
-from benchmarks.sync import expected_digest, stub_stores
+from benchmarks.stores import expected_digest, stub_stores
 from include.juicefs_storage.core.sync.model import KeyRange
 from include.juicefs_storage.core.sync.partitions import Segment, cut
 from lab.process import LabError

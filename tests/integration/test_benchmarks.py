@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.peers import Command, Native, Task, Work
 from benchmarks.population import KIB, MIB, Population, content
-from benchmarks.sync import Case, StubStores, expected_digest, race, stub_stores
+from benchmarks.stores import StubStores, expected_digest, stub_stores
+from benchmarks.sync import Case, race
 from lab.process import LabError
 
 if TYPE_CHECKING:
