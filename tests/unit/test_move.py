@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
+from airflow.sdk.exceptions import AirflowRescheduleException
 from pydantic import SecretStr
 
 from include.juicefs_storage.core.clients import canary_name
+from include.juicefs_storage.core.copying import Difference
 from include.juicefs_storage.core.errors import PermanentError
 from include.juicefs_storage.core.plan import fingerprint
 from include.juicefs_storage.core.ports import Session
@@ -60,3 +63,19 @@ def test_a_fresh_mount_that_a_killed_task_left_is_no_stranger(monkeypatch: pytes
     ]
     move = Move(SimpleNamespace(metadata=SimpleNamespace(sessions=lambda: live)))  # type: ignore[arg-type]
     assert [session.mount_point for session in move.sessions()] == ["/mnt"]
+
+
+@pytest.mark.parametrize("moved", [[], ["prove_clients_on_old"]])
+def test_the_late_proof_waits_only_where_a_task_has_proven_the_clients(monkeypatch, moved: list[str]) -> None:
+    """Else it would wait from now on, for ever."""
+    timing = {"applied_at": datetime.now(UTC).isoformat()}
+    monkeypatch.setattr(move_module, "pull", lambda task, key: timing if task in moved else None)
+    move = Move(SimpleNamespace(params=SimpleNamespace(late_commit_s=60)))  # type: ignore[arg-type]
+    looked: list[str] = []
+    move.lock = SimpleNamespace(renew=lambda: None)
+    monkeypatch.setattr(move, "_missing", lambda side: looked.append(side) or Difference())
+    side = SimpleNamespace(config=OLD)
+    monkeypatch.setattr(move, "_whole", lambda side, difference: {"blocks": 0})
+    with pytest.raises(AirflowRescheduleException) if moved else nullcontext():
+        move.catch_up_late(side, side, moved_by=("prove_clients_on_old", "settle_again"))
+    assert bool(looked) is not bool(moved)

@@ -369,7 +369,8 @@ class Move:
         Args:
             source: The store that the clients left.
             target: Where they are.
-            moved_by: The tasks that proved the clients there; the time runs from the last of them.
+            moved_by: The tasks that proved the clients there; the time runs from the last of them. Where none did, as
+                on a way back without the metadata, there is nothing to wait for: it looks at once.
             copies: Whether what is missing is copied, or only seen.
 
         Raises:
@@ -379,8 +380,8 @@ class Move:
         if not params.late_commit_s:
             return PokeReturnValue(is_done=True, xcom_value={"copied": 0, "waited_s": 0})
         times = [datetime.fromisoformat(timing["applied_at"]) for task in moved_by if (timing := pull(task, "timing"))]
-        due = max(times, default=datetime.now(UTC)) + timedelta(seconds=params.late_commit_s)
-        if datetime.now(UTC) < due:
+        due = max(times) + timedelta(seconds=params.late_commit_s) if times else None
+        if due and datetime.now(UTC) < due:
             self.lock.renew()
             raise AirflowRescheduleException(due)  # type: ignore[no-untyped-call]
         # Only where something is missing: clients delete on the target alone by now, and a copy would bring that back.
