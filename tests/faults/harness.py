@@ -167,6 +167,8 @@ class Run:
             self.tries[task.task_id] = self.tries.get(task.task_id, 0) + 1
             end = self._try(task)
             while end["state"] == "up_for_reschedule":
+                if time.monotonic() - begun > _TASK_S:
+                    raise TimeoutError(f"{task.task_id} still waits after {_TASK_S:g} s")
                 time.sleep(_ROLLOUT_POLL_S)
                 end = self._try(task)
             if end["state"] == "success" or end["final"] or self.tries[task.task_id] > task.retries:
