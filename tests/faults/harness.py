@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,12 +166,12 @@ class Run:
         begun = time.monotonic()
         while True:
             self.tries[task.task_id] = self.tries.get(task.task_id, 0) + 1
-            end = self._try(task)
+            end, first = self._try(task), datetime.now(UTC)
             while end["state"] == "up_for_reschedule":
                 if time.monotonic() - begun > _TASK_S:
                     raise TimeoutError(f"{task.task_id} still waits after {_TASK_S:g} s")
                 time.sleep(_ROLLOUT_POLL_S)
-                end = self._try(task)
+                end = self._try(task, put_off_since=first)
             if end["state"] == "success" or end["final"] or self.tries[task.task_id] > task.retries:
                 break
         waited_s = (self.tries[task.task_id] - 1) * task.retry_delay.total_seconds()
@@ -194,13 +195,13 @@ class Run:
         chosen = self.xcom(task_id)
         return {chosen} | find_dag(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)
 
-    def _try(self, task: Any) -> dict[str, Any]:
+    def _try(self, task: Any, *, put_off_since: datetime | None = None) -> dict[str, Any]:
         fault = next(self._due(task.task_id), None)
         if task.task_id not in _BESIDE:
             self._show_states()
         job = Job(
             self.folder, self.dag_id, task.task_id, self.run_id, self.tries[task.task_id],
-            {**find_dag(self.dag_id).params.dump(), **self.params}, self.environment, fault,
+            {**find_dag(self.dag_id).params.dump(), **self.params}, self.environment, fault, put_off_since,
         )  # fmt: skip
         job.result.unlink(missing_ok=True)
         process = _PROCESSES.Process(target=work, args=(job,))

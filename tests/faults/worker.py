@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,8 @@ class Job:
     params: dict[str, Any]
     environment: dict[str, str]
     fault: Fault | None
+    #: When the task was put off for the first time; None where this is its first look.
+    put_off_since: datetime | None = None
 
     @property
     def result(self) -> Path:
@@ -83,6 +86,9 @@ class TaskInstance:
 
     def xcom_push(self, key: str, value: Any) -> None:
         self._job.xcom(self.task_id, key).write_text(json.dumps(value))
+
+    def get_first_reschedule_date(self, _: Any) -> datetime | None:
+        return self._job.put_off_since
 
     def get_task_states(self, *, task_ids: list[str], run_ids: list[str], **_: str) -> dict[str, dict[str, str]]:
         states = json.loads((self._job.folder / "states.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -155,3 +156,33 @@ def test_it_looks_once_more_when_all_have_moved_and_a_failed_look_does_not_end_i
     world.follower.follow(lambda: next(asked), lambda: told.append("begun"), sleep)
     assert told == ["begun", "0 copied", "0 copied down"]
     assert (world.follower.copied, world.follower.problem) == (2, "")
+
+
+@pytest.mark.parametrize("called_off", [False, True])
+def test_the_last_look_is_left_out_where_what_follows_waits(called_off: bool) -> None:
+    world = World()
+    overs = iter([False, True])
+
+    def sleep(_: float) -> None:
+        world.commit(2, on=[world.source])
+
+    world.follower.follow(lambda: next(overs), lambda: None, sleep, called_off=lambda: called_off)
+    assert world.follower.copied == (0 if called_off else 1)
+
+
+def test_a_store_that_fails_is_not_asked_for_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.look()
+    for slice_id in range(2, 32):
+        world.commit(slice_id, on=[world.source])
+    asked: list[str] = []
+
+    def hang(key: str) -> bool:
+        asked.append(key)
+        time.sleep(0.05)  # so that one fails while others wait to be asked
+        raise TransientError("away")
+
+    monkeypatch.setattr(world.target, "exists", hang)
+    with pytest.raises(TransientError):
+        world.look()
+    assert 1 <= len(asked) < 30

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 from include.juicefs_storage.core.blocks import block_objects
 from include.juicefs_storage.core.errors import NeedsHumanError, StorageSwitchError
@@ -36,6 +37,7 @@ _OLD_ROWS, _MOST_OLD_IDS = 10_000, 20_000_000
 log = logging.getLogger(__name__)
 
 Copy = Callable[[Sequence[Listed]], Sequence[Copied]]
+_Answer = TypeVar("_Answer")
 
 
 @dataclass
@@ -79,12 +81,20 @@ class Follower:
     _settled: set[int] = field(init=False, default_factory=set)
     _waiting: dict[int, tuple[float, list[str]]] = field(init=False, default_factory=dict)
 
-    def follow(self, over: Callable[[], bool], begun: Callable[[], None], sleep: Callable[[float], None]) -> None:
-        """Look every second, whatever fails; for the last time after it is over.
+    def follow(
+        self,
+        over: Callable[[], bool],
+        begun: Callable[[], None],
+        sleep: Callable[[float], None],
+        *,
+        called_off: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Look every second, whatever fails; for the last time after it is over, unless it is called off.
 
         Args:
             over: Asked before each look.
             begun: Called after the first look.
+            called_off: Asked when it is over: what follows waits, and a store that hangs would make it wait for long.
             sleep: Waits the given seconds.
 
         Raises:
@@ -93,6 +103,8 @@ class Follower:
         last, first = False, True
         while not last:
             last, started = over(), self.clock()
+            if last and called_off():
+                return
             try:
                 self.look()
                 self.problem = ""
@@ -164,13 +176,10 @@ class Follower:
     def _treat(self, slice_ids: Sequence[int]) -> None:
         since = {key: self._waiting[slice_id][0] for slice_id in slice_ids for key in self._waiting[slice_id][1]}
         done = self._present(since)
-        if absent := [key for key in since if key not in done]:
-            with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
-                found = [item for item in pool.map(self.source.head, absent) if item]
-            if found:
-                self.fence()
-                objects = [(item.key, item.size_bytes, item.etag) for item in found]
-                done |= self._copy(objects, since)
+        absent = [key for key in since if key not in done]
+        if found := [item for item in _ask(self.source.head, absent) if item]:
+            self.fence()
+            done |= self._copy([(item.key, item.size_bytes, item.etag) for item in found], since)
         for slice_id in slice_ids:
             seen_at, keys = self._waiting.pop(slice_id)
             if left := [key for key in keys if key not in done]:
@@ -197,9 +206,17 @@ class Follower:
         for key in keys:
             folders[f"{key.rpartition('/')[0]}/"].append(key)
         few = [key for wanted in folders.values() if len(wanted) < _LISTED_FROM for key in wanted]
-        with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
-            present = {key for key, there in zip(few, pool.map(self.target.exists, few), strict=True) if there}
+        present = {key for key, there in zip(few, _ask(self.target.exists, few), strict=True) if there}
         for folder, wanted in folders.items():
             if len(wanted) >= _LISTED_FROM:
                 present |= {item.key for item in self.target.list(folder)}.intersection(wanted)
         return present
+
+
+def _ask(ask: Callable[[str], _Answer], keys: Sequence[str]) -> list[_Answer]:
+    """Some at a time; after one that fails no other is begun, since each may take as long to fail."""
+    pool = ThreadPoolExecutor(_PARALLEL_REQUESTS)
+    try:
+        return list(pool.map(ask, keys))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -57,6 +57,8 @@ _FENCED_AT = "fenced_at"
 def rollouts_done(restarted: Sequence[Runtime], started: str) -> PokeReturnValue:
     """Look at the rollouts of some installations of the driver once.
 
+    A task that is cleared has the whole time again: what held the rollout up may just have been put right.
+
     Args:
         restarted: Each installation by one of its runtimes; they have the same `rollout_timeout_s`.
         started: The task that told them to restart.
@@ -66,11 +68,14 @@ def rollouts_done(restarted: Sequence[Runtime], started: str) -> PokeReturnValue
     """
     waiting = [line for runtime in restarted for line in RestartCsi(runtime.cluster, "").verify()]
     timing = pull(started, "timing")
-    waited_s = (datetime.now(UTC) - datetime.fromisoformat(timing["applied_at"])).total_seconds() if timing else 0.0
+    context, now = get_current_context(), datetime.now(UTC)
+    looking_since = context["ti"].get_first_reschedule_date(context) or now
+    since = max(datetime.fromisoformat(timing["applied_at"]), looking_since) if timing else now
+    waited_s = (now - since).total_seconds()
     if waiting and waited_s > restarted[0].params.rollout_timeout_s:
         namespaces = ", ".join(sorted({runtime.params.namespace for runtime in restarted}))
         raise PermanentError(
-            f"Rollouts not done {waited_s:.0f} s after the restart: {'; '.join(waiting)}.",
+            f"Rollouts not done after {waited_s:.0f} s: {'; '.join(waiting)}.",
             state="the existing mounts go on",
             next_step=f"kubectl -n {namespaces} get pods; then clear this task with Downstream",
         )
@@ -344,13 +349,16 @@ class Move:
                 log.warning("Nothing else of this run has moved for %d s: no worker slot is free?", _GIVE_WAY_S)
             return stuck or states[beside[-1]] in ENDED
 
+        def failed() -> bool:
+            return states[beside[-1]] != "success"
+
         limits = Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1)
         with self.kept(), closing(NativeEngine(source.s3(), target.s3(), limits=limits)) as engine:
             follower = Follower(
                 self.runtime.metadata, self.before, source.store, target.store, engine.copy, self.fence, time.monotonic
             )
-            follower.follow(over, lambda: push(FOLLOWING, True), time.sleep)
-        if self._forward and states[beside[-1]] != "success":
+            follower.follow(over, lambda: push(FOLLOWING, True), time.sleep, called_off=failed)
+        if self._forward and failed():
             # Some client may not have moved, and nobody minds the fence from here on, least of all a run that holds.
             self.lower_fence()
         return {
