@@ -36,13 +36,14 @@ IFS= read -r META_PASSWORD && IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY
 export META_PASSWORD
 exec "$1" config "$2" --yes --storage "$3" --bucket "$4" --access-key "$ACCESS_KEY" --secret-key "$SECRET_KEY"
 """
-#: A process shows its arguments joined by NUL; this script's own begin otherwise.
+#: A process shows its arguments joined by NUL; this script's own begin otherwise. What ends `juicefs config` in time is
+#: there before it.
 _AWAIT_CONFIG = """\
 left=$3
 while :; do
   running=0
   for process in /proc/[0-9]*/cmdline; do
-    case $(tr '\\0' ' ' <"$process" 2>/dev/null) in "$1 config $2 "*) running=1 ;; esac
+    case $(tr '\\0' ' ' <"$process" 2>/dev/null) in "$1 config $2 "* | "timeout "*" $1 $2 "*) running=1 ;; esac
   done
   [ "$running" = 1 ] || exit 0
   [ "$left" -gt 0 ] || exit 75
