@@ -32,7 +32,7 @@ test-runs:
 	$(BIN)/python -m pytest -m "not slow" tests/faults tests/e2e
 
 test-soak:
-	$(BIN)/python -m pytest tests/soak
+	$(BIN)/python -m pytest -m "not slow" tests/soak
 
 fleet: fuse setup ## three volumes moved through Airflow: a canary, then a wave of two
 	$(BIN)/python -m pytest tests/e2e/test_fleet.py

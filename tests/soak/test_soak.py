@@ -21,6 +21,7 @@ def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
         assert in_a_lab(tmp_path / "soak", HEARTBEATS_S[0], soak) == []
 
 
+@pytest.mark.slow
 def test_the_checker_finds_what_a_switch_without_catch_up_loses(tmp_path: Path) -> None:
     with skipped_without_lab():
         assert in_a_lab(tmp_path / "control", HEARTBEATS_S[0], partial(run_control, heartbeat_s=6)) == []
