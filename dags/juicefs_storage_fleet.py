@@ -73,16 +73,16 @@ def juicefs_storage_fleet() -> None:
     fleet_plan.resolve_params() >> found
     fleet_plan.dry_runs.expand(volume=found) >> planned >> path >> approval
 
-    later = fleet.later_volumes()
-    [path, approval] >> fleet.start_canary() >> fleet.watch_canary() >> fleet.approve_rest() >> later
+    watched, later = fleet.watch_canary(), fleet.later_volumes()
+    [path, approval] >> fleet.start_canary() >> watched >> fleet.approve_rest() >> later
 
     told = Notify("ended")
     finalize = fleet.finalize.override(on_success_callback=told, on_failure_callback=told)()
     moved = fleet.waves.expand(volume=later)
-    # Not by way of the restart alone: whatever becomes of that, every volume has ended before the report is written.
+    # Not by way of others alone: whatever becomes of these, and whatever is cleared, every volume has ended by then.
     moved >> [restart := fleet.restart_csi(), finalize]
     restart >> fleet.wait_for_rollouts() >> finalize
-    path >> finalize
+    [path, watched] >> finalize
 
 
 juicefs_storage_fleet()
