@@ -260,7 +260,7 @@ def test_the_graph_of_the_fleet(dags: dict[str, dict[str, Any]]) -> None:
         "approve_rest": ["later_volumes"],
         "later_volumes": ["start", "watch"],
         "start": ["watch"],
-        # Not by way of others alone, of which some may not be cleared: the report is written when all volumes have ended.
+        # Not by way of others alone, which may not be cleared: the report is written when every volume has ended.
         "watch": ["finalize", "restart_csi"],
         "restart_csi": ["wait_for_rollouts"],
         "wait_for_rollouts": ["finalize"],
