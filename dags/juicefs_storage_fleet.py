@@ -82,7 +82,7 @@ def juicefs_storage_fleet() -> None:
     # Not by way of others alone: whatever becomes of these, and whatever is cleared, every volume has ended by then.
     moved >> [restart := fleet.restart_csi(), finalize]
     restart >> fleet.wait_for_rollouts() >> finalize
-    [path, watched] >> finalize
+    [planned, path, watched] >> finalize
 
 
 juicefs_storage_fleet()

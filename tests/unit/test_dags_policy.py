@@ -252,7 +252,7 @@ def test_the_graph_of_the_fleet(dags: dict[str, dict[str, Any]]) -> None:
         "find_volumes": ["start_dry_run", "wait_for_dry_run"],
         "start_dry_run": ["wait_for_dry_run"],
         "wait_for_dry_run": ["plan"],
-        "plan": ["choose_path"],
+        "plan": ["choose_path", "finalize"],
         "choose_path": ["approve", "finalize", "start_canary"],
         "approve": ["start_canary"],
         "start_canary": ["watch_canary"],
