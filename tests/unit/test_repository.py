@@ -8,12 +8,14 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from airflow.executors.executor_loader import ExecutorLoader
 
 from include.juicefs_storage.core.checks import needed_rights
 from include.juicefs_storage.core.ports import Right
@@ -110,6 +112,24 @@ def test_compose_has_the_services_of_airflows_own_file() -> None:
 def test_every_long_running_service_has_a_healthcheck() -> None:
     without = {name for name, service in compose()["services"].items() if "test" not in service.get("healthcheck", {})}
     assert without == {"airflow-init", "airflow-cli"}
+
+
+def deployed_classes() -> list[str]:
+    """The executors and auth managers that the deployment files name, by their paths of import."""
+    airflow = compose()["x-airflow"]["environment"]
+    values: dict[str, Any] = yaml.safe_load((ROOT / "deploy/values.yaml").read_text())
+    executors = [*airflow["AIRFLOW__CORE__EXECUTOR"].split(","), *values["executor"].split(",")]
+    managers = [airflow["AIRFLOW__CORE__AUTH_MANAGER"], values["config"]["core"]["auth_manager"]]
+    return sorted({*(ExecutorLoader.executors.get(name, name) for name in executors), *managers})
+
+
+@pytest.mark.parametrize("path", deployed_classes())
+def test_the_locked_packages_can_import_what_the_deployments_name(path: str) -> None:
+    # In a process of its own: an executor registers itself with Airflow when it is imported.
+    module, _, name = path.rpartition(".")
+    code = f"import {module} as module; assert isinstance(module.{name}, type)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_compose_pins_its_images() -> None:
