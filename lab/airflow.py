@@ -267,11 +267,12 @@ class Airflow:
         deadline = time.monotonic() + timeout_s
         while True:
             state = self.run_state(dag_id, run_id)
-            for task in self.task_states(dag_id, run_id) if on_change else ():
-                key, now = (task.task_id, task.map_index), (task.state, task.try_number)
-                if on_change and task.state and seen.get(key) != now:
-                    on_change(task)
-                seen[key] = now
+            if on_change:
+                for task in self.task_states(dag_id, run_id):
+                    key, now = (task.task_id, task.map_index), (task.state, task.try_number)
+                    if task.state and seen.get(key) != now:
+                        on_change(task)
+                    seen[key] = now
             if state in _END_STATES:
                 return state
             if time.monotonic() > deadline:
@@ -352,22 +353,12 @@ class Airflow:
         }
 
 
-# Tasks are forked from the scheduler's workers: what it has imported, no task imports again (a third of a run's CPU).
+# Tasks are forked from the scheduler's workers: what it has imported, no task imports again.
 _PRELOAD = """
 import sys
 
 if "scheduler" in sys.argv:
-    import inspect
-
-    import airflow.providers.amazon.aws.hooks.s3
-    import airflow.providers.cncf.kubernetes.hooks.kubernetes
-    import airflow.providers.mysql.hooks.mysql
-    import boto3
-    import obstore.store
-    import pyarrow.parquet
-
-    boto3.client("s3", region_name="us-east-1")
-    inspect.stack()  # the amazon provider looks through it, which reads the source of every module once
+    import lab.preload
 """
 _AIRFLOW = (sys.executable, "-m", "airflow")
 

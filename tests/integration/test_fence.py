@@ -94,6 +94,12 @@ def denied(call: Any, **what: Any) -> bool:
     return False
 
 
+def own_policies(fence: MinioFence) -> str:
+    """Those of the user, which a fence leaves as they are."""
+    found: str = json.loads(fence._call("GET", "user-info", accessKey=USER))["policyName"]
+    return found
+
+
 def test_the_fence_denies_one_user_the_writes_below_one_volume(minio: S3Store, user: Any) -> None:
     fence = MinioFence(minio, SecretStr(USER), "myjfs")
     mine = {"Bucket": minio.bucket, "Key": "myjfs/chunks/0/0/1_0_1"}
@@ -110,6 +116,7 @@ def test_the_fence_denies_one_user_the_writes_below_one_volume(minio: S3Store, u
         fence.down()
         assert not fence.is_up()
         assert not denied(user.put_object, Body=b"y", **mine)
+    assert own_policies(fence) == "readwrite"
 
 
 def test_volumes_with_one_key_are_fenced_side_by_side(minio: S3Store, user: Any) -> None:
@@ -122,6 +129,7 @@ def test_volumes_with_one_key_are_fenced_side_by_side(minio: S3Store, user: Any)
     with ThreadPoolExecutor(len(fences)) as pool:
         list(pool.map(MinioFence.up, fences))
         assert writes() == []
+        assert own_policies(fences[0]) == "readwrite"
         list(pool.map(MinioFence.down, fences[::2]))
         assert writes() == names[::2]
         list(pool.map(MinioFence.down, fences))
@@ -212,8 +220,9 @@ def test_behind_a_fence_no_block_lands_on_the_old_store_and_no_write_fails(
     assert raised == [True]
     in_force, judged = seen
     assert judged - in_force == set()
-    # Down before the clients came back.
+    # Down before the clients came back, and nothing else of the user's rights has changed.
     assert proxied.groups == set()
+    assert set(proxied.policies) == {"juicefs-storage-fence-myjfs"}
     assert made.xcom("write_setting")["fenced"] is True
     assert writer.summary().write_errors == []
     assert_nothing_lost(lab, writer)

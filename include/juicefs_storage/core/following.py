@@ -94,8 +94,8 @@ class Follower:
         Args:
             over: Asked before each look.
             begun: Called after the first look.
-            called_off: Asked when it is over: what follows waits, and a store that hangs would make it wait for long.
             sleep: Waits the given seconds.
+            called_off: Asked when it is over: what follows waits, and a store that hangs would make it wait for long.
 
         Raises:
             NeedsHumanError: The run must not write any more.

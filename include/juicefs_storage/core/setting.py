@@ -45,22 +45,27 @@ class StorageConfig:
 
     @property
     def endpoint_and_bucket(self) -> tuple[str, str]:
-        """`https://host:port` and the bucket's name.
+        """Endpoint and the bucket's name, see `endpoint_and_bucket`."""
+        return endpoint_and_bucket(self.storage, self.bucket)
 
-        Raises:
-            PermanentError: The URL is neither `http(s)://host[:port]/bucket` nor `http(s)://bucket.host`.
-        """
-        url = urlsplit(self.bucket if "://" in self.bucket else f"http://{self.bucket}")
-        path = url.path.strip("/").removeprefix("minio/" if self.storage == "minio" else "")
-        if path and "/" not in path:
-            return f"{url.scheme}://{url.netloc}", path
-        first, _, rest = url.netloc.partition(".")
-        if not path and rest and self.storage != "minio":
-            return f"{url.scheme}://{rest}", first
-        raise PermanentError(
-            f"Bucket URL {self.bucket!r} of storage {self.storage!r}: expected http(s)://host[:port]/bucket.",
-            next_step="correct the bucket or the endpoint",
-        )
+
+def endpoint_and_bucket(storage: str, bucket: str) -> tuple[str, str]:
+    """`https://host:port` and the bucket's name, of the URL that JuiceFS calls `Bucket`.
+
+    Raises:
+        PermanentError: The URL is neither `http(s)://host[:port]/bucket` nor `http(s)://bucket.host`.
+    """
+    url = urlsplit(bucket if "://" in bucket else f"http://{bucket}")
+    path = url.path.strip("/").removeprefix("minio/" if storage == "minio" else "")
+    if path and "/" not in path:
+        return f"{url.scheme}://{url.netloc}", path
+    first, _, rest = url.netloc.partition(".")
+    if not path and rest and storage != "minio":
+        return f"{url.scheme}://{rest}", first
+    raise PermanentError(
+        f"Bucket URL {bucket!r} of storage {storage!r}: expected http(s)://host[:port]/bucket.",
+        next_step="correct the bucket or the endpoint",
+    )
 
 
 def normal_endpoint(endpoint: str) -> str:
@@ -148,8 +153,7 @@ class Setting:
                 f"The Bucket of volume {self.name}, which has {self.shards} shards: expected one %d in it.",
                 next_step="compare Bucket and Shards in the setting: juicefs status METAURL",
             ) from None
-        nobody = SecretStr("")
-        return tuple(StorageConfig(self.storage, url, nobody, nobody).endpoint_and_bucket for url in urls)
+        return tuple(endpoint_and_bucket(self.storage, url) for url in urls)
 
     @property
     def compression(self) -> str:

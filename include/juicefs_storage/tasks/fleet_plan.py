@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow.sdk import PokeReturnValue, TriggerRule, get_current_context, task_group
-from pydantic import SecretStr
 
 from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.core.fleet import (
@@ -26,14 +25,13 @@ from include.juicefs_storage.core.fleet import (
     volumes_by_secret,
 )
 from include.juicefs_storage.core.ports import SecretObject
-from include.juicefs_storage.core.setting import Setting, StorageConfig
+from include.juicefs_storage.core.setting import Setting, endpoint_and_bucket
 from include.juicefs_storage.tasks.fleet_runs import (
     ACTIVE,
     LONGEST_WAIT_S,
     POLL_S,
     approved_plan,
     exists,
-    fleet_params,
     pull_of_run,
     recorded_plan,
     run_state,
@@ -61,6 +59,11 @@ def resolve_params() -> dict[str, Any]:
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     return check_fleet_params(dict(get_current_context()["params"])).model_dump(mode="json")
+
+
+def fleet_params() -> FleetParams:
+    """The params of this run, as its first task validated them."""
+    return FleetParams.model_validate(pull("resolve_params"))
 
 
 @runbook_task
@@ -123,7 +126,7 @@ def _look(
                 )
             # The setting decides where a volume is; its Secret may have no bucket, or an old one.
             setting = Runtime(found_volume(params, registry, secret.name)).setting()
-            endpoint, name = _place(setting.storage, setting.bucket)
+            endpoint, name = endpoint_and_bucket(setting.storage, setting.bucket)
             if not on_endpoint(endpoint, params.source_endpoint or ""):
                 return None
             return _member(Runtime(found_volume(params, registry, secret.name, name)), setting, where)
@@ -135,15 +138,10 @@ def _look(
         return Member(key=key, secret=where, before=bucket, blockers=(_blocker(error),))
 
 
-def _place(storage: str, bucket: str) -> tuple[str, str]:
-    """Endpoint and bucket's name; no key is needed for that."""
-    return StorageConfig(storage, bucket, SecretStr(""), SecretStr("")).endpoint_and_bucket
-
-
 def _is_elsewhere(secret: SecretObject, params: FleetParams) -> bool:
     """Whether a Secret itself names another store than the fleet's; False where it names none, or cannot be read."""
     try:
-        endpoint, _ = _place(secret.data.get("storage", ""), secret.data.get("bucket", ""))
+        endpoint, _ = endpoint_and_bucket(secret.data.get("storage", ""), secret.data.get("bucket", ""))
     except StorageSwitchError:
         return False
     return not on_endpoint(endpoint, params.source_endpoint or "")

@@ -11,26 +11,13 @@ from airflow.sdk.exceptions import DagRunTriggerException
 
 from include.juicefs_storage.core.backup import FLEET_PREFIX
 from include.juicefs_storage.core.errors import NeedsHumanError, PermanentError
-from include.juicefs_storage.core.fleet import (
-    SWITCH,
-    FleetParams,
-    FleetPlan,
-)
-from include.juicefs_storage.tasks.runtime import (
-    open_vault,
-    pull,
-    run_id,
-)
+from include.juicefs_storage.core.fleet import SWITCH, FleetPlan
+from include.juicefs_storage.tasks.runtime import open_vault, pull, run_id
 
 #: How often a volume's run, and a volume after it, is looked at, in seconds.
 POLL_S = 15
 LONGEST_WAIT_S = 14 * 86400
 ACTIVE = ["queued", "running"]
-
-
-def fleet_params() -> FleetParams:
-    """The params of this run, as its first task validated them."""
-    return FleetParams.model_validate(pull("resolve_params"))
 
 
 def exists(*volume_runs: str, states: Sequence[str] | None = None) -> bool:
