@@ -26,7 +26,7 @@ test: fuse lint ## lint, then the unit, integration and e2e tests, a few of the 
 	@$(MAKE) --no-print-directory -j3 -O test-parts test-runs test-soak
 
 test-parts:
-	$(BIN)/python -m pytest -m "not slow" tests/unit tests/integration
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/project tests/integration
 
 test-runs:
 	$(BIN)/python -m pytest -m "not slow" tests/faults tests/e2e

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from include.juicefs_storage.adapters.sync.manifests import ParquetManifest
-from include.juicefs_storage.adapters.sync.s3 import S3Side, S3Store
-from include.juicefs_storage.core.sync.model import Engine, KeyRange
-from include.juicefs_storage.core.sync.run import Options, copy_partition, verify_partition
+from include.juicefs_storage.adapters.manifests import ParquetManifest
+from include.juicefs_storage.adapters.s3.client import S3Side, S3Store
+from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
+from include.juicefs_storage.objects.model import Engine, KeyRange
 
 # The plot of the benchmark brings numpy along, and pyarrow would load it: in requirements.txt there is none.
 sys.modules["numpy"] = None  # type: ignore[assignment]
@@ -31,10 +31,10 @@ def _store(url: str, keys: str) -> S3Store:
 
 def _engine(name: str, source: S3Store, target: S3Store, concurrency: int) -> Engine:
     if name == "obstore":
-        from include.juicefs_storage.adapters.sync.fallback import ObstoreEngine
+        from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
 
         return ObstoreEngine(source, target, concurrency)
-    from include.juicefs_storage.adapters.sync.native import NativeEngine
+    from include.juicefs_storage.adapters.s3.engine import NativeEngine
 
     return NativeEngine(source, target, concurrency)
 

@@ -23,20 +23,20 @@ from benchmarks.peers import Place
 from benchmarks.population import KIB, Population
 from benchmarks.report import PAGE, machine
 from benchmarks.stores import stub_stores
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.adapters.sync.manifests import ParquetManifest
-from include.juicefs_storage.adapters.sync.native import NativeEngine
-from include.juicefs_storage.adapters.sync.needed import NeededFiles
-from include.juicefs_storage.adapters.sync.s3 import S3Side, S3Store
-from include.juicefs_storage.core.blocks import ObjectSizes
-from include.juicefs_storage.core.copying import missing_blocks
-from include.juicefs_storage.core.needed import needed_objects
-from include.juicefs_storage.core.ports import StoredObject
-from include.juicefs_storage.core.setting import Setting
-from include.juicefs_storage.core.sync.model import KeyRange, Outcome, below
-from include.juicefs_storage.core.sync.needed import Needed, still_needed, to_pages
-from include.juicefs_storage.core.sync.partitions import Ruler, cut
-from include.juicefs_storage.core.sync.run import Options, verify_partition
+from include.juicefs_storage.adapters.manifests import ParquetManifest
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.adapters.needed_files import NeededFiles
+from include.juicefs_storage.adapters.s3.client import S3Side, S3Store
+from include.juicefs_storage.adapters.s3.engine import NativeEngine
+from include.juicefs_storage.copy.by_metadata import Needed, still_needed, to_pages
+from include.juicefs_storage.copy.partitions import Ruler, cut
+from include.juicefs_storage.copy.run import Options, verify_partition
+from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, below
+from include.juicefs_storage.ports import StoredObject
+from include.juicefs_storage.volume.comparison import missing_blocks
+from include.juicefs_storage.volume.layout import ObjectSizes
+from include.juicefs_storage.volume.needed import needed_objects
+from include.juicefs_storage.volume.setting import Setting
 from lab.mariadb import MariaDB
 from lab.process import LabError, binary, run
 
@@ -118,7 +118,7 @@ def _as_the_dag(metadata: MySqlMetadata, setting: Setting, side: S3Side, folder:
     manifest = ParquetManifest(folder / "verify", "00000", {})
     engine = NativeEngine(side.store, side.store)
     totals = verify_partition(side, side, engine, KeyRange(), manifest, Options(), needed=needed)
-    return totals.objects(Outcome.SAME)
+    return totals.objects(ObjectOutcome.SAME)
 
 
 def fill(mariadb: MariaDB, slices: int) -> None:

@@ -168,8 +168,8 @@ class Mc:
 
     @staticmethod
     def _binary() -> Path:
-        from include.juicefs_storage.adapters.sync.mc import find
-        from include.juicefs_storage.core.errors import PermanentError
+        from include.juicefs_storage.adapters.tools.mc_mirror import find
+        from include.juicefs_storage.errors import PermanentError
 
         try:
             return Path(find())

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from include.juicefs_storage.core.sync.model import KeyRange, Page
-from include.juicefs_storage.core.sync.partitions import LISTERS, Survey, cut, shards
+from include.juicefs_storage.copy.partitions import LISTERS, Survey, cut, shards
+from include.juicefs_storage.objects.model import KeyRange, Page
 
 _PAGE = 1000
 _BLOCK_BYTES = 4 * 2**20

@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks.peers import Native, Task
 from benchmarks.population import KIB, Population
 from benchmarks.stores import expected_digest, stub_stores
-from include.juicefs_storage.core.sync.model import KeyRange
-from include.juicefs_storage.core.sync.partitions import Segment, cut
+from include.juicefs_storage.copy.partitions import Segment, cut
+from include.juicefs_storage.objects.model import KeyRange
 from lab.process import LabError
 
 _DEADLINE_S = 300

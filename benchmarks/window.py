@@ -14,13 +14,13 @@ from pathlib import Path
 from kubernetes import client, config
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters.cluster import KubernetesCluster
-from include.juicefs_storage.adapters.juicefs import in_controller_pod
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.adapters.objects import S3Bucket
-from include.juicefs_storage.core.proofs import prove_clients
-from include.juicefs_storage.core.setting import StorageConfig
-from include.juicefs_storage.core.steps import WriteSetting
+from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+from include.juicefs_storage.switch.prove_clients import prove_clients
+from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
 from lab.seaweed import Store
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from airflow.sdk import Param, dag
 
-from include.juicefs_storage.tasks import check, fleet, fleet_plan
+from include.juicefs_storage.tasks.fleet import plan as fleet_plan
+from include.juicefs_storage.tasks.fleet import waves as fleet
 from include.juicefs_storage.tasks.form import flag, seconds, text
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
+from include.juicefs_storage.tasks.switch import check
 
 DOC = """
 ### Use this when

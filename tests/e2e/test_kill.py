@@ -18,7 +18,7 @@ from lab.environment import Lab
 from lab.process import Server, wait_for
 from tests.e2e.conftest import RUN_S, finish
 from tests.e2e.test_switch import DAG_ID, buckets, start
-from tests.faults.world import assert_nothing_lost, writing
+from tests.support.world import assert_nothing_lost, writing
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.process import wait_for
 from tests.e2e.conftest import SHORT, finish
-from tests.oncall import EXTRA, oncall
+from tests.support.oncall import EXTRA, oncall
 
 SWITCH, REVERT, REHEARSAL = "juicefs_storage_switch", "juicefs_storage_revert", "juicefs_storage_rehearsal"
 

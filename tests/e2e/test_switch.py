@@ -19,7 +19,7 @@ from lab.environment import Lab
 from lab.mariadb import mutating
 from lab.process import wait_for
 from tests.e2e.conftest import RUN_S, SHORT, finish
-from tests.faults.world import assert_nothing_lost, writing
+from tests.support.world import assert_nothing_lost, writing
 
 DAG_ID = "juicefs_storage_switch"
 

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from include.juicefs_storage.adapters.sync.manifests import ManifestReader
-from include.juicefs_storage.core.sync.model import Outcome
+from include.juicefs_storage.adapters.manifests import ManifestReader
+from include.juicefs_storage.objects.model import ObjectOutcome
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.process import Server, wait_for
@@ -94,7 +94,7 @@ def test_a_killed_partition_runs_again_alone_and_nothing_is_copied_twice(lab: La
     names = airflow.api("GET", f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/copy/listMapped")["task_instances"]
     assert {task["rendered_map_index"][:4] for task in names} == {"000 ", "001 ", "002 "}
     manifests = sorted((lab.state / "manifests").glob("*/*/verify/*.parquet"))[-3:]
-    keys = [row.key for file in manifests for row in ManifestReader(file).rows(tuple(Outcome))]
+    keys = [row.key for file in manifests for row in ManifestReader(file).rows(tuple(ObjectOutcome))]
     assert keys == sorted(key.removeprefix(PREFIX) for key in lab.old_store.objects(PREFIX))
     secrets = [lab.old_store.secret_key, lab.new_store.secret_key]
     logs = [airflow.task_log(DAG_ID, run_id, "copy", map_index=index) for index in range(3)]

@@ -12,9 +12,9 @@ from include.juicefs_storage.tasks.revert import readable_backups
 from lab.environment import Lab
 from lab.writer import Writer
 from tests.conftest import up
-from tests.faults.harness import REVERT_ID, SHORT, Run, vault
-from tests.faults.worker import Fault
-from tests.faults.world import Sides, writing
+from tests.support.harness import REVERT_ID, SHORT, Run, vault
+from tests.support.worker import Fault
+from tests.support.world import Sides, writing
 
 _rows: list[tuple[str, str, str, str]] = []
 _numbers = itertools.count(1)

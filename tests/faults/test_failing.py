@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from include.juicefs_storage.tasks.apply import APPLY
-from include.juicefs_storage.tasks.rollback import ROLLBACK
-from tests.faults.harness import vault
-from tests.faults.worker import Fault
-from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, believed, row
+from include.juicefs_storage.tasks.switch.apply import APPLY
+from include.juicefs_storage.tasks.switch.rollback import ROLLBACK
+from tests.support.harness import vault
+from tests.support.worker import Fault
+from tests.support.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, believed, row
 
 ORDERED = "ordered to fail"
 #: Until the setting is written there is nothing to put back.

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.worker import Fault
-from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
+from tests.support.worker import Fault
+from tests.support.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
 
 #: A case takes 15 to 30 s, the first revert three times as much; a busy machine makes it minutes.
 pytestmark = pytest.mark.timeout(900)
 
 _ADAPTERS = "include.juicefs_storage.adapters"
 VAULT = f"{_ADAPTERS}.vault:FileVault.save"
-CONFIG = f"{_ADAPTERS}.juicefs:JuiceFSCommand.write_storage"
-SYNC = f"{_ADAPTERS}.juicefs:JuiceFSCommand.copy_missing"
-COPY = f"{_ADAPTERS}.sync.native:NativeEngine.copy"
-MOUNT = f"{_ADAPTERS}.juicefs:JuiceFSCommand.mount_fresh"
-UNMOUNT = f"{_ADAPTERS}.juicefs:JuiceFSCommand.unmount_fresh"
-SECRET = f"{_ADAPTERS}.cluster:KubernetesCluster.patch_secret"
-STAMP = f"{_ADAPTERS}.cluster:KubernetesCluster.stamp_template"
-EXEC = f"{_ADAPTERS}.cluster:KubernetesCluster.exec"
-UPDATE = f"{_ADAPTERS}.metadata:MySqlMetadata.replace_setting"
+CONFIG = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.write_storage"
+SYNC = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.copy_missing"
+COPY = f"{_ADAPTERS}.s3.engine:NativeEngine.copy"
+MOUNT = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.mount_fresh"
+UNMOUNT = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.unmount_fresh"
+SECRET = f"{_ADAPTERS}.kubernetes:KubernetesCluster.patch_secret"
+STAMP = f"{_ADAPTERS}.kubernetes:KubernetesCluster.stamp_template"
+EXEC = f"{_ADAPTERS}.kubernetes:KubernetesCluster.exec"
+UPDATE = f"{_ADAPTERS}.mysql:MySqlMetadata.replace_setting"
 
 #: Of the script that writes the canary through a client's mount.
 CANARY = "dd if=/dev/urandom"

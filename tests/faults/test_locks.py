@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from kubernetes import config
 
-from include.juicefs_storage.adapters.cluster import KubernetesCluster
-from include.juicefs_storage.core.lock import VolumeLock, lease_name
-from include.juicefs_storage.tasks.rollback import ROLLBACK
-from tests.faults.world import assert_all_on, assert_nothing_lost, believed, row
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.switch.lease import VolumeLock, lease_name
+from include.juicefs_storage.tasks.switch.rollback import ROLLBACK
+from tests.support.world import assert_all_on, assert_nothing_lost, believed, row
 
 OTHER = "juicefs_storage_switch/manual__from_elsewhere"
 

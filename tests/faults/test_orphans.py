@@ -14,10 +14,10 @@ import pytest
 
 from lab.environment import Lab
 from lab.process import Server, wait_for
-from tests.faults.harness import Run
 from tests.faults.test_kill import CONFIG
-from tests.faults.worker import Fault
-from tests.faults.world import Sides, assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
+from tests.support.harness import Run
+from tests.support.worker import Fault
+from tests.support.world import Sides, assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
 
 KILLED = Fault("write_setting", "during", CONFIG)
 #: How long a command is stopped that is to go on later, in seconds.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.world import assert_all_on, assert_nothing_lost, believed
+from tests.support.world import assert_all_on, assert_nothing_lost, believed
 
 AWAY_S = 6.0
 #: A database whose machine starts again, or whose replica takes over.

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from include.juicefs_storage.tasks.apply import APPLY
+from include.juicefs_storage.tasks.switch.apply import APPLY
 from lab.seaweed import Store
-from tests.faults.harness import Run
 from tests.faults.test_failing import fails
 from tests.faults.test_kill import BROKEN
-from tests.faults.worker import Fault
-from tests.faults.world import assert_all_on, assert_nothing_lost, believed, row
+from tests.support.harness import Run
+from tests.support.worker import Fault
+from tests.support.world import assert_all_on, assert_nothing_lost, believed, row
 
 #: The last first: a step whose upstream has failed would not run.
 FORWARD = ["restart_csi", "settle", "patch_secret", "write_setting", "backup"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from include.juicefs_storage.core.blocks import block_objects
-from include.juicefs_storage.core.setting import Setting
+from include.juicefs_storage.volume.layout import block_objects
+from include.juicefs_storage.volume.setting import Setting
 from lab.process import binary
 
 MIB = 1 << 20

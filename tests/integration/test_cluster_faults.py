@@ -18,12 +18,14 @@ import yaml
 from kubernetes import client, config
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters import cluster as adapter
-from include.juicefs_storage.adapters.cluster import KubernetesCluster
-from include.juicefs_storage.adapters.juicefs import in_controller_pod
-from include.juicefs_storage.core.errors import PermanentError, TransientError
-from include.juicefs_storage.core.setting import StorageConfig
-from include.juicefs_storage.core.steps import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS, PatchSecrets, RestartCsi
+from include.juicefs_storage.adapters import kubernetes as adapter
+from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.switch.patch_secret import PatchSecrets
+from include.juicefs_storage.switch.restart_csi import RestartCsi
+from include.juicefs_storage.volume.csi import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
+from include.juicefs_storage.volume.setting import StorageConfig
 from lab.kube.client import KubeServer
 from lab.process import binary, wait_for
 

@@ -16,19 +16,19 @@ import pytest
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters.fence import MinioFence
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.adapters.sync.mc import find
-from include.juicefs_storage.adapters.sync.s3 import S3Store
-from include.juicefs_storage.core.errors import PermanentError
-from include.juicefs_storage.core.setting import Setting
+from include.juicefs_storage.adapters.minio_fence import MinioFence
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.adapters.s3.client import S3Store
+from include.juicefs_storage.adapters.tools.mc_mirror import find
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.volume.setting import Setting
 from lab.environment import Lab
 from lab.process import LabUnavailableError, Server, binary, free_ports, run, wait_for
 from lab.s3_proxy import S3Proxy
 from tests.conftest import up
-from tests.faults.harness import REVERT_ID, SHORT, Run
-from tests.faults.worker import Fault
-from tests.faults.world import assert_nothing_lost, writing
+from tests.support.harness import REVERT_ID, SHORT, Run
+from tests.support.worker import Fault
+from tests.support.world import assert_nothing_lost, writing
 
 USER, USER_KEY = "volumeuser", "volume-user-secret"
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from include.juicefs_storage.core.errors import NeedsHumanError
-from include.juicefs_storage.core.fleet import Member, check_fleet_params
-from include.juicefs_storage.core.plan import Plan, fingerprint
+from include.juicefs_storage.errors import NeedsHumanError
+from include.juicefs_storage.fleet.plan import Member, check_fleet_params
+from include.juicefs_storage.switch.plan import Plan, fingerprint
 from lab.environment import Lab
 from lab.fleet import add_volume, mount_of, secret_name
 from lab.volume import copy_volume
 from tests.conftest import up
-from tests.faults.harness import Run, connections
+from tests.support.harness import Run, connections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,8 @@ def fleet(fleet_lab: Lab, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv(name, value)
     from airflow.sdk.execution_time.context import set_current_context
 
-    from include.juicefs_storage.tasks import fleet, fleet_plan
+    from include.juicefs_storage.tasks.fleet import plan as fleet_plan
+    from include.juicefs_storage.tasks.fleet import waves as fleet
 
     context: Any = {"ti": SimpleNamespace(), "dag": SimpleNamespace(dag_id="juicefs_storage_fleet"), "run_id": "fleet"}
     with set_current_context(context):
@@ -120,7 +121,7 @@ def test_every_volume_on_the_endpoint_is_found_and_none_is_passed_over_in_silenc
 
 
 def test_what_was_approved_is_what_is_started(fleet_lab: Lab, fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from include.juicefs_storage.core.params import SwitchParams
+    from include.juicefs_storage.switch.params import SwitchParams
 
     member = find(fleet, fleet_lab)["work"]
     runtime = fleet.Runtime(SwitchParams.model_validate(member.params))

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 from airflow.sdk import ObjectStoragePath
 
-from include.juicefs_storage.adapters.sync.manifests import ManifestReader, ParquetManifest
+from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
 from include.juicefs_storage.adapters.vault import FileVault
-from include.juicefs_storage.core.sync.compare import Rows
-from include.juicefs_storage.core.sync.model import Comparison, Outcome
+from include.juicefs_storage.objects.comparison import Rows
+from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
 from lab.environment import Lab
 
 
@@ -64,7 +64,7 @@ def test_manifests(folder: ObjectStoragePath, lab: Lab) -> None:
     def rows(first: int) -> Rows:
         keys = [f"{number:03}" for number in range(first, first + 10)]
         found = Rows()
-        found.add(keys, [7] * 10, ["a"] * 10, ["a"] * 10, Outcome.COPIED, Comparison.ETAG)
+        found.add(keys, [7] * 10, ["a"] * 10, ["a"] * 10, ObjectOutcome.COPIED, Comparison.ETAG)
         return found
 
     manifest().append(rows(0))

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from kubernetes import config
 
-from include.juicefs_storage.adapters.cluster import KubernetesCluster
-from include.juicefs_storage.core.errors import NeedsHumanError
-from include.juicefs_storage.core.lock import VolumeLock
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.errors import NeedsHumanError
+from include.juicefs_storage.switch.lease import VolumeLock
 from lab.kube.client import KubeServer
 from lab.process import binary, wait_for
 

@@ -12,12 +12,12 @@ from urllib.parse import unquote
 
 import pytest
 
-from include.juicefs_storage.adapters.sync.fallback import ObstoreEngine
-from include.juicefs_storage.adapters.sync.http import Limits
-from include.juicefs_storage.adapters.sync.native import NativeEngine
-from include.juicefs_storage.adapters.sync.s3 import S3Side, S3Store, StoreDownError
-from include.juicefs_storage.core.errors import PermanentError
-from include.juicefs_storage.core.sync.model import Comparison, KeyRange, Listed, Outcome
+from include.juicefs_storage.adapters.s3.client import S3Side, S3Store, StoreDownError
+from include.juicefs_storage.adapters.s3.engine import NativeEngine
+from include.juicefs_storage.adapters.s3.http import Limits
+from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.objects.model import Comparison, KeyRange, Listed, ObjectOutcome
 from lab.kube.tls import server_context
 from lab.s3_memory import MemoryStore, Object, _Handler
 from lab.s3_proxy import Fault, S3Proxy
@@ -115,12 +115,12 @@ def test_a_whole_copy(stores: tuple[Store, Store], tmp_path: Path, *, tls: bool)
         engine = NativeEngine(a, b, concurrency=4)
         source.requests.clear()
         copied = engine.copy(objects)
-        assert {(item.outcome, item.comparison) for item in copied} == {(Outcome.COPIED, Comparison.ETAG)}, copied
+        assert {(item.outcome, item.comparison) for item in copied} == {(ObjectOutcome.COPIED, Comparison.ETAG)}, copied
         assert target.bodies("dst") == {f"w/{key[2:]}": body for key, body in bodies.items()}
         assert source.requests == {"GET": len(objects)}
         assert target.requests == {"PUT": len(objects)}
         compared = engine.compare(objects)
-        assert {item.outcome for item in compared} == {Outcome.SAME}
+        assert {item.outcome for item in compared} == {ObjectOutcome.SAME}
         assert all(len(item.checksum) == 16 for item in compared)
         assert listed(b) == objects
         engine.close()
@@ -144,7 +144,7 @@ def test_metadata_goes_along(stores: tuple[Store, Store], size: int, *, server_c
     source.buckets["src"]["v/k"] = Object(body, hashlib.md5(body).hexdigest(), kept)  # noqa: S324
     a, b = side(source.url, "src"), side(source.url if server_copy else target.url, "dst")
     (copied,) = NativeEngine(a, b, put_limit_bytes=10_000_000, part_bytes=5_000_000).copy(listed(a))
-    assert copied.outcome is Outcome.COPIED
+    assert copied.outcome is ObjectOutcome.COPIED
     found = (source if server_copy else target).buckets["dst"]["v/k"]
     assert found.body == body
     if "-" not in found.etag:  # the store in memory forgets what a multipart upload began with
@@ -172,7 +172,7 @@ def test_on_one_endpoint_the_store_copies(stores: tuple[Store, Store], *, refuse
     objects = listed(a)
     source.requests.clear()
     copied = NativeEngine(a, b).copy(objects)
-    assert {(item.outcome, item.comparison) for item in copied} == {(Outcome.COPIED, Comparison.ETAG)}, copied
+    assert {(item.outcome, item.comparison) for item in copied} == {(ObjectOutcome.COPIED, Comparison.ETAG)}, copied
     assert source.bodies("dst") == bodies
     assert (source.requests["GET"] > 0) is refused
 
@@ -187,12 +187,12 @@ def test_what_appeared_meanwhile_is_left_alone(stores: tuple[Store, Store], size
     a, b = side(source.url, "src"), side(target.url, "dst")
     engine = NativeEngine(a, b, put_limit_bytes=10_000_000, part_bytes=5_000_000)
     copied = engine.copy(listed(a))
-    assert [item.outcome for item in copied] == [Outcome.DIFFERENT, Outcome.SAME]
+    assert [item.outcome for item in copied] == [ObjectOutcome.DIFFERENT, ObjectOutcome.SAME]
     assert {item.comparison for item in copied} == {Comparison.CONTENT}
     assert target.bodies("dst")["v/different"] == blob(size, 1)
     assert not target.uploads
     copied = engine.copy(listed(a)[:1], overwrite=True)
-    assert copied[0].outcome is Outcome.OVERWRITTEN
+    assert copied[0].outcome is ObjectOutcome.OVERWRITTEN
     assert target.bodies("dst")["v/different"] == blob(size)
 
 
@@ -208,7 +208,12 @@ def test_what_vanished_or_changed_is_named(stores: tuple[Store, Store], size: in
     source.put("src", "v/grown", blob(size * 3, 1))
     del source.buckets["src"]["v/vanished"]
     copied = NativeEngine(a, b).copy(objects)
-    assert [item.outcome for item in copied] == [Outcome.CHANGED, Outcome.CHANGED, Outcome.COPIED, Outcome.VANISHED]
+    assert [item.outcome for item in copied] == [
+        ObjectOutcome.CHANGED,
+        ObjectOutcome.CHANGED,
+        ObjectOutcome.COPIED,
+        ObjectOutcome.VANISHED,
+    ]
     assert list((source if same_endpoint else target).buckets["dst"]) == ["v/kept"]
 
 
@@ -227,7 +232,7 @@ def test_a_store_that_fails_now_and_then(stores: tuple[Store, Store], fault: Fau
         engine = NativeEngine(a, b, concurrency=8, limits=QUICK)
         copied = engine.copy(objects)
         assert proxy.failed
-    assert {item.outcome for item in copied} == {Outcome.COPIED}, copied
+    assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}, copied
     assert target.bodies("dst") == bodies
 
 
@@ -272,7 +277,7 @@ def test_the_clock_is_corrected(stores: tuple[Store, Store]) -> None:
         b = side(proxy.url, "dst")
         S3Side(b).check()
         copied = NativeEngine(a, b, limits=QUICK).copy(listed(a))
-    assert {item.outcome for item in copied} == {Outcome.COPIED}
+    assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
     assert target.bodies("dst") == bodies
 
 
@@ -283,15 +288,15 @@ def test_etags_that_are_no_md5_are_proven_by_content(stores: tuple[Store, Store]
         source.buckets["src"][f"v/{number}"] = Object(blob(size, number), "0" * 32 + "-7")
     a = side(source.url, "src")
     copied = NativeEngine(a, side(target.url, "dst")).copy(listed(a))
-    assert {(item.outcome, item.comparison) for item in copied} == {(Outcome.COPIED, Comparison.CONTENT)}
+    assert {(item.outcome, item.comparison) for item in copied} == {(ObjectOutcome.COPIED, Comparison.CONTENT)}
     assert len({item.checksum for item in copied}) == 3
     assert target.requests["GET"] == 0  # the target's MD5 of what was sent is proof enough
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-@pytest.mark.parametrize(("spoil", "outcome"), [(1, Outcome.COPIED), (2, Outcome.FAILED)])
+@pytest.mark.parametrize(("spoil", "outcome"), [(1, ObjectOutcome.COPIED), (2, ObjectOutcome.FAILED)])
 def test_what_is_stored_otherwise_than_sent_is_found(
-    stores: tuple[Store, Store], size: int, spoil: int, outcome: Outcome
+    stores: tuple[Store, Store], size: int, spoil: int, outcome: ObjectOutcome
 ) -> None:
     source, target = stores
     source.put("src", "v/k", blob(size))
@@ -299,7 +304,7 @@ def test_what_is_stored_otherwise_than_sent_is_found(
     a = side(source.url, "src")
     (copied,) = NativeEngine(a, side(target.url, "dst")).copy(listed(a))
     assert copied.outcome is outcome
-    assert (target.bodies("dst")["v/k"] == blob(size)) is (outcome is Outcome.COPIED)
+    assert (target.bodies("dst")["v/k"] == blob(size)) is (outcome is ObjectOutcome.COPIED)
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
@@ -310,7 +315,7 @@ def test_a_store_without_conditional_writes_is_asked_once(stores: tuple[Store, S
         source.put("src", f"v/{number}", blob(size))
     a = side(source.url, "src")
     copied = NativeEngine(a, side(target.url, "dst"), concurrency=1).copy(listed(a))
-    assert {item.outcome for item in copied} == {Outcome.COPIED}
+    assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
     assert target.conditions_refused == 1
 
 
@@ -341,7 +346,7 @@ def test_the_bandwidth_is_kept(stores: tuple[Store, Store]) -> None:
     a = side(source.url, "src")
     start = time.monotonic()
     copied = NativeEngine(a, side(target.url, "dst"), bandwidth_bytes_s=4_000_000).copy(listed(a))
-    assert {item.outcome for item in copied} == {Outcome.COPIED}
+    assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
     assert 0.5 < time.monotonic() - start < 5
 
 
@@ -357,7 +362,7 @@ def test_idle_connections_that_the_store_closed_are_no_failure(stores: tuple[Sto
             for connection in client.idle:
                 connection.sock.shutdown(2)  # as if the other side had
         copied = engine.copy(objects[10:])
-    assert {item.outcome for item in copied} == {Outcome.COPIED}
+    assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
     assert target.bodies("dst") == bodies
 
 
@@ -367,7 +372,9 @@ def test_obstore_copies_what_it_can(stores: tuple[Store, Store]) -> None:
     a, b = side(source.url, "src"), side(target.url, "dst")
     objects = listed(a)
     copied = ObstoreEngine(a, b).copy(objects)
-    done = {f"v/{item[0]}" for item, found in zip(objects, copied, strict=True) if found.outcome is Outcome.COPIED}
+    done = {
+        f"v/{item[0]}" for item, found in zip(objects, copied, strict=True) if found.outcome is ObjectOutcome.COPIED
+    }
     assert target.bodies("dst") == {key: body for key, body in bodies.items() if key in done}
-    assert {found.outcome for found in copied} <= {Outcome.COPIED, Outcome.FAILED}
+    assert {found.outcome for found in copied} <= {ObjectOutcome.COPIED, ObjectOutcome.FAILED}
     assert {"v/empty", "v/one", "v/large", "v/a b"} <= done

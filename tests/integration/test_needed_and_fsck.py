@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.adapters.objects import S3Bucket
-from include.juicefs_storage.adapters.sync.blocks import CompressedBlocks
-from include.juicefs_storage.adapters.sync.s3 import S3Store
-from include.juicefs_storage.core.blocks import slice_of
-from include.juicefs_storage.core.copying import Difference, missing_blocks
-from include.juicefs_storage.core.needed import needed_objects
-from include.juicefs_storage.core.setting import StorageConfig
-from include.juicefs_storage.core.sync.needed import compare_needed
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.client import S3Store
+from include.juicefs_storage.adapters.s3.compressed_blocks import CompressedBlocks
+from include.juicefs_storage.copy.by_metadata import compare_needed
+from include.juicefs_storage.volume.comparison import Difference, missing_blocks
+from include.juicefs_storage.volume.layout import slice_of
+from include.juicefs_storage.volume.needed import needed_objects
+from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
 from lab.mariadb import MariaDB
 from lab.process import binary, run

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kubernetes import client, config
 
-from include.juicefs_storage.adapters.cluster import KubernetesCluster
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.core.blocks import block_objects
-from include.juicefs_storage.core.checks import needed_rights
-from include.juicefs_storage.core.params import resolve_params
-from include.juicefs_storage.core.plan import Finding
-from include.juicefs_storage.core.ports import Right
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.ports import Right
+from include.juicefs_storage.switch.checks import needed_rights
+from include.juicefs_storage.switch.findings import Finding
+from include.juicefs_storage.switch.params import resolve_params
+from include.juicefs_storage.volume.layout import block_objects
 from lab.environment import Lab
 from lab.process import free_ports, wait_for
 
@@ -99,9 +99,10 @@ def look(lab: Lab, connections: object, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     from airflow.sdk.exceptions import AirflowFailException
 
-    from include.juicefs_storage.core.checks import consistency
-    from include.juicefs_storage.core.errors import TransientError
-    from include.juicefs_storage.tasks import check, move, runtime
+    from include.juicefs_storage.errors import TransientError
+    from include.juicefs_storage.switch.checks import consistency
+    from include.juicefs_storage.tasks import runtime
+    from include.juicefs_storage.tasks.switch import check, move
 
     # Whatever other tests have left in the volume: a sample that is all of it meets the block that a test changes.
     monkeypatch.setattr(consistency, "SAMPLE_BLOCKS", 10**6)

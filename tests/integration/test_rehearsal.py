@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab.environment import Lab
-from tests.faults.harness import connections
-from tests.faults.world import row
+from tests.support.harness import connections
+from tests.support.world import row
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from include.juicefs_storage.core.readiness import Readiness
+    from include.juicefs_storage.switch.readiness import Readiness
 
 
 @pytest.fixture

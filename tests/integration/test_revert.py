@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lab.environment import Lab
-from tests.faults.harness import SHORT, Run
-from tests.faults.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row, writing
+from tests.support.harness import SHORT, Run
+from tests.support.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row, writing
 
 REVERT = "juicefs_storage_revert"
 

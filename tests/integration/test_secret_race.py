@@ -15,14 +15,16 @@ import pytest
 from kubernetes import client, config
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters.cluster import KubernetesCluster
-from include.juicefs_storage.adapters.juicefs import in_controller_pod
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.core.clients import MountPod, find_mount_pods, read_config, stale_mount_pods
-from include.juicefs_storage.core.errors import TransientError
-from include.juicefs_storage.core.secrets import storage_values, volume_secrets, written_by_format
-from include.juicefs_storage.core.setting import Setting, StorageConfig
-from include.juicefs_storage.core.steps import PatchSecrets, Settled, WriteSetting, settle
+from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.switch.patch_secret import PatchSecrets
+from include.juicefs_storage.switch.settle import Settled, settle
+from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.volume.clients import MountPod, find_mount_pods, read_config, stale_mount_pods
+from include.juicefs_storage.volume.secret import storage_values, volume_secrets, written_by_format
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
 from lab.environment import Lab
 from lab.process import wait_for
 

@@ -16,11 +16,12 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters import metadata, objects
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.adapters.objects import S3Bucket
-from include.juicefs_storage.core.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
-from include.juicefs_storage.core.setting import Setting, StorageConfig
+from include.juicefs_storage.adapters import mysql as metadata
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.adapters.s3 import boto_bucket as objects
+from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+from include.juicefs_storage.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
 from lab.mariadb import MariaDB
 
 READ_TIMEOUT_S, DATABASE_TIMEOUT_S, READ_FOR_S = 0.4, 1, 2

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.core.needed import ID_BATCH, needed_objects
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.tasks import runtime, sync
+from include.juicefs_storage.volume.needed import ID_BATCH, needed_objects
 from lab.environment import Lab
 from lab.mariadb import MariaDB
 from lab.process import binary, run
@@ -332,7 +332,7 @@ def blocks(store: Store, name: str) -> dict[str, int]:
 
 def lab_keys(lab: Lab, file: Path) -> list[str]:
     """The objects of a file, by the metadata."""
-    from include.juicefs_storage.core.blocks import slice_of
+    from include.juicefs_storage.volume.layout import slice_of
 
     metadata = MySqlMetadata.from_metaurl(lab.mariadb.meta_url_with_password)
     keys = {slice_of(key): key for key, _ in needed_objects(metadata, metadata.read_setting())}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from include.juicefs_storage.core.sync import partitions as cutting
+from include.juicefs_storage.copy import partitions as cutting
 from include.juicefs_storage.tasks import runtime, sync
 from lab.environment import Lab
 from lab.seaweed import Store

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from include.juicefs_storage.adapters.sync import mc
-from include.juicefs_storage.adapters.sync.fallback import ObstoreEngine
-from include.juicefs_storage.adapters.sync.http import Limits
-from include.juicefs_storage.adapters.sync.juicefs import JuiceFSSync
-from include.juicefs_storage.adapters.sync.manifests import ManifestReader, ParquetManifest, Row
-from include.juicefs_storage.adapters.sync.mc import McMirror
-from include.juicefs_storage.adapters.sync.native import NativeEngine
-from include.juicefs_storage.adapters.sync.s3 import S3Side, S3Store
-from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
-from include.juicefs_storage.core.sync.model import KeyRange, Outcome
-from include.juicefs_storage.core.sync.run import Options, Totals, copy_partition, mirror_partition
+from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest, Row
+from include.juicefs_storage.adapters.s3.client import S3Side, S3Store
+from include.juicefs_storage.adapters.s3.engine import NativeEngine
+from include.juicefs_storage.adapters.s3.http import Limits
+from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
+from include.juicefs_storage.adapters.tools import mc_mirror as mc
+from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
+from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
+from include.juicefs_storage.copy.run import Options, Totals, copy_partition, mirror_partition
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
 from lab.kube.tls import server_context
 from lab.s3_memory import MemoryStore
 from lab.s3_proxy import Fault, S3Proxy
@@ -93,7 +93,7 @@ class Job:
         else:
             tool = (JuiceFSSync if self.engine == "juicefs" else McMirror)(*self._stores, stall_s=self.stall_s)
             totals, _ = mirror_partition(*sides, native, tool, KeyRange(), manifest, self.options)
-        self.rows = {row.key: row for row in ManifestReader(manifest.file).rows(set(Outcome))}
+        self.rows = {row.key: row for row in ManifestReader(manifest.file).rows(set(ObjectOutcome))}
         assert totals.objects() == len(self.rows)
         return totals
 
@@ -106,7 +106,10 @@ class Job:
                 if not left:
                     raise
                 continue
-            if totals.objects() == totals.objects(Outcome.SAME, Outcome.COPIED, Outcome.OVERWRITTEN) or not left:
+            if (
+                totals.objects() == totals.objects(ObjectOutcome.SAME, ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN)
+                or not left
+            ):
                 return
 
     @property
@@ -114,13 +117,13 @@ class Job:
         return self.source, self.target
 
     @property
-    def outcomes(self) -> dict[str, Outcome]:
-        return {key: Outcome(row.outcome) for key, row in self.rows.items()}
+    def outcomes(self) -> dict[str, ObjectOutcome]:
+        return {key: ObjectOutcome(row.outcome) for key, row in self.rows.items()}
 
     @property
     def placed(self) -> set[str]:
         """The keys that the manifest says are on both sides and equal."""
-        return {key for key, outcome in self.outcomes.items() if outcome in {Outcome.SAME, Outcome.COPIED}}
+        return {key for key, outcome in self.outcomes.items() if outcome in {ObjectOutcome.SAME, ObjectOutcome.COPIED}}
 
 
 @pytest.fixture(params=["native", "obstore", "juicefs", "mc"])
@@ -200,7 +203,7 @@ def test_the_source_is_only_read_and_nothing_is_deleted(job: Job, stores: tuple[
         job.source, job.target = replace(job.source, endpoint=reads.url), replace(job.target, endpoint=writes.url)
         job.run()
         puts = writes.requests["PUT"]
-        assert job.outcomes.pop("extra") is Outcome.EXTRA
+        assert job.outcomes.pop("extra") is ObjectOutcome.EXTRA
         assert job.placed == set(wanted)
         job.run()
         assert writes.requests["PUT"] == puts, "the second run had nothing to do"
@@ -225,7 +228,7 @@ def test_a_difference_is_overwritten_only_where_that_is_asked_for(
     found = bodies(target, job.target.prefix)
     # mc looks at sizes only, and the comparison afterwards tells.
     left = set() if overwrite and job.engine != "mc" else {same_size} if overwrite else set(theirs)
-    assert {key for key, outcome in job.outcomes.items() if outcome is Outcome.DIFFERENT} == left
+    assert {key for key, outcome in job.outcomes.items() if outcome is ObjectOutcome.DIFFERENT} == left
     assert found == {**wanted, **{key: theirs[key] for key in left}}
 
 
@@ -254,7 +257,7 @@ def test_an_object_in_parts(stores: tuple[Store, Store], tmp_path: Path) -> None
     engine = NativeEngine(*stores_, limits=LIMITS, put_limit_bytes=8 * 2**20, part_bytes=5 * 2**20)
     sides = [S3Side(store, LIMITS) for store in stores_]
     totals = copy_partition(*sides, engine, KeyRange(), ParquetManifest(tmp_path, "one", {}), Options())
-    assert totals.objects(Outcome.COPIED) == 1
+    assert totals.objects(ObjectOutcome.COPIED) == 1
     assert bodies(target, prefix) == {"big": body}
     head = target.client().head_object(Bucket=target.bucket, Key=f"{prefix}big")
     assert (head["ContentType"], head["Metadata"]) == ("text/x-odd", {"who": "me"})
@@ -345,7 +348,7 @@ def test_a_clock_that_is_off(job: Job, stores: tuple[Store, Store]) -> None:
                 assert "RequestTimeTooSkewed" in str(error)  # noqa: PT017 - some correct their clock, others say so
                 return
             if job.engine == "obstore":
-                assert set(job.outcomes.values()) == {Outcome.FAILED}
+                assert set(job.outcomes.values()) == {ObjectOutcome.FAILED}
                 return
     assert job.placed == set(wanted)
     assert bodies(target, job.target.prefix) == wanted
@@ -381,7 +384,7 @@ def test_a_store_that_hangs(job: Job, stores: tuple[Store, Store], method: str) 
         start = time.monotonic()
         try:
             job.run()
-            assert Outcome.FAILED in job.outcomes.values()
+            assert ObjectOutcome.FAILED in job.outcomes.values()
         except TransientError:
             pass
         assert time.monotonic() - start < 25
@@ -415,8 +418,8 @@ def test_objects_that_vanish_or_change_meanwhile_are_named(job: Job, stores: tup
             assert job.engine in {"juicefs", "mc"}
         else:
             if job.engine in {"native", "obstore"}:
-                assert job.outcomes["k0002"] is Outcome.VANISHED
-                assert job.outcomes["k0004"] is Outcome.CHANGED
+                assert job.outcomes["k0002"] is ObjectOutcome.VANISHED
+                assert job.outcomes["k0004"] is ObjectOutcome.CHANGED
         assert done == {"k0002", "k0004"}
         job.options = Options(overwrite=True)
         job.run_until_complete()

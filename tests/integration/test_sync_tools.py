@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from include.juicefs_storage.adapters.sync import juicefs, mc
-from include.juicefs_storage.adapters.sync.juicefs import JuiceFSSync
-from include.juicefs_storage.adapters.sync.mc import McMirror
-from include.juicefs_storage.adapters.sync.s3 import S3Store
-from include.juicefs_storage.core.errors import PermanentError
-from include.juicefs_storage.core.sync.compare import key_filter
-from include.juicefs_storage.core.sync.model import KeyRange, below
+from include.juicefs_storage.adapters.s3.client import S3Store
+from include.juicefs_storage.adapters.tools import juicefs_sync as juicefs
+from include.juicefs_storage.adapters.tools import mc_mirror as mc
+from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
+from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.objects.comparison import key_filter
+from include.juicefs_storage.objects.model import KeyRange, below
 from lab.s3_memory import MemoryStore
 from lab.s3_proxy import S3Proxy
 

@@ -15,19 +15,19 @@ import pytest
 from kubernetes import config
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters.cluster import KubernetesCluster
-from include.juicefs_storage.adapters.juicefs import in_controller_pod
-from include.juicefs_storage.adapters.metadata import MySqlMetadata
-from include.juicefs_storage.adapters.objects import S3Bucket
-from include.juicefs_storage.adapters.sync.native import NativeEngine
-from include.juicefs_storage.adapters.sync.s3 import S3Store
-from include.juicefs_storage.core.blocks import block_objects
-from include.juicefs_storage.core.clients import MOUNT_POD_SELECTOR, read_config
-from include.juicefs_storage.core.errors import PermanentError
-from include.juicefs_storage.core.following import Follower
-from include.juicefs_storage.core.proofs import prove_clients
-from include.juicefs_storage.core.setting import StorageConfig
-from include.juicefs_storage.core.steps import WriteSetting
+from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.client import S3Store
+from include.juicefs_storage.adapters.s3.engine import NativeEngine
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.switch.follow_writes import Follower
+from include.juicefs_storage.switch.prove_clients import prove_clients
+from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.volume.clients import MOUNT_POD_SELECTOR, read_config
+from include.juicefs_storage.volume.layout import block_objects
+from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
 from lab.process import wait_for
 from lab.seaweed import Store

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from include.juicefs_storage.core.errors import PermanentError, TransientError
+from include.juicefs_storage.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath

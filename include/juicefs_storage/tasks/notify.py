@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import BaseHook, BaseNotifier
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from include.juicefs_storage.core.errors import PermanentError
+from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.tasks.runtime import log
 
 #: extra.notifier = class, extra.arguments = what it is made with; strings in there are templates.

@@ -8,13 +8,12 @@ from typing import Any
 
 from airflow.sdk import Asset, TriggerRule, get_current_context
 
-from include.juicefs_storage.core.backup import Backup
-from include.juicefs_storage.core.checks import refusal
-from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
-from include.juicefs_storage.core.params import resolve_params
-from include.juicefs_storage.core.plan import Finding
-from include.juicefs_storage.core.readiness import Readiness, judge, rehearse_restore
-from include.juicefs_storage.tasks.check import CHECK_FUNCTIONS, make_plan
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.switch.backup import Backup
+from include.juicefs_storage.switch.checks import refusal
+from include.juicefs_storage.switch.findings import Finding
+from include.juicefs_storage.switch.params import resolve_params
+from include.juicefs_storage.switch.readiness import Readiness, judge, rehearse_restore
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import (
     Runtime,
@@ -24,6 +23,7 @@ from include.juicefs_storage.tasks.runtime import (
     read_registry,
     runbook_task,
 )
+from include.juicefs_storage.tasks.switch.check import CHECK_FUNCTIONS, make_plan
 
 #: One event for each volume and rehearsal; plugins/juicefs_storage_plugin.py shows the last of each volume.
 READINESS = Asset("juicefs_storage_readiness")

@@ -9,12 +9,12 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, get_current_context
 
-from include.juicefs_storage.core.backup import Backup, backup_ids, read_backup
-from include.juicefs_storage.core.checks import refusal
-from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError
-from include.juicefs_storage.core.params import check_revert_form, resolve_revert_params
-from include.juicefs_storage.core.plan import StorageView
-from include.juicefs_storage.core.ports import Vault
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.ports import Vault
+from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backup
+from include.juicefs_storage.switch.checks import refusal
+from include.juicefs_storage.switch.params import check_revert_form, resolve_revert_params
+from include.juicefs_storage.switch.plan import StorageView
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import (
     Runtime,

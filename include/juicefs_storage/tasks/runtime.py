@@ -19,18 +19,18 @@ from urllib.parse import quote
 from airflow.sdk import get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
-from include.juicefs_storage.core.backup import Backup, read_backup
-from include.juicefs_storage.core.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
-from include.juicefs_storage.core.params import RevertParams, SwitchParams
-from include.juicefs_storage.core.ports import WriteFence
-from include.juicefs_storage.core.setting import Setting, StorageConfig
+from include.juicefs_storage.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
+from include.juicefs_storage.ports import WriteFence
+from include.juicefs_storage.switch.backup import Backup, read_backup
+from include.juicefs_storage.switch.params import RevertParams, SwitchParams
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 if TYPE_CHECKING:
-    from include.juicefs_storage.adapters.cluster import KubernetesCluster
-    from include.juicefs_storage.adapters.juicefs import JuiceFSCommand
-    from include.juicefs_storage.adapters.metadata import MySqlMetadata
-    from include.juicefs_storage.adapters.objects import S3Bucket
-    from include.juicefs_storage.adapters.sync.s3 import S3Store
+    from include.juicefs_storage.adapters.juicefs_command import JuiceFSCommand
+    from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+    from include.juicefs_storage.adapters.mysql import MySqlMetadata
+    from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+    from include.juicefs_storage.adapters.s3.client import S3Store
     from include.juicefs_storage.adapters.vault import FileVault
 
 _Client = TypeVar("_Client", "S3Bucket", "S3Store")
@@ -133,7 +133,7 @@ class Runtime:
     @cached_property
     def cluster(self) -> KubernetesCluster:
         """The cluster of the CSI driver."""
-        from include.juicefs_storage.adapters.cluster import KubernetesCluster
+        from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 
         return KubernetesCluster.from_connection(self.params.kubernetes_conn_id, self.params.namespace)
 
@@ -146,7 +146,7 @@ class Runtime:
                 f"Secret {self.params.namespace}/{self.params.secret_name} has no key `metaurl`.",
                 next_step="correct `namespace` and `secret_name`",
             )
-        from include.juicefs_storage.core.secrets import split_password
+        from include.juicefs_storage.volume.metaurl import split_password
 
         mask(metaurl, split_password(metaurl)[1])
         return metaurl
@@ -154,7 +154,7 @@ class Runtime:
     @cached_property
     def metadata(self) -> MySqlMetadata:
         """The metadata database."""
-        from include.juicefs_storage.adapters.metadata import MySqlMetadata
+        from include.juicefs_storage.adapters.mysql import MySqlMetadata
 
         if self.params.meta_conn_id:
             return MySqlMetadata.from_connection(self.params.meta_conn_id, _waited_for)
@@ -163,7 +163,7 @@ class Runtime:
     @cached_property
     def juicefs(self) -> JuiceFSCommand:
         """The juicefs command line, where `juicefs_runner` says."""
-        from include.juicefs_storage.adapters.juicefs import in_controller_pod, on_worker
+        from include.juicefs_storage.adapters.juicefs_command import in_controller_pod, on_worker
 
         if self.params.juicefs_runner == "worker":
             return on_worker(self.metaurl)
@@ -187,7 +187,7 @@ class Runtime:
 
     def target(self, setting: Setting) -> StorageConfig:
         """What the volume's clients will be told to use."""
-        from include.juicefs_storage.adapters.objects import connection_storage
+        from include.juicefs_storage.adapters.s3.boto_bucket import connection_storage
 
         params = self.params
         if self.recorded:
@@ -207,25 +207,25 @@ class Runtime:
     @cached_property
     def target_store(self) -> S3Bucket:
         """The new bucket, as Airflow reaches it."""
-        from include.juicefs_storage.adapters.objects import S3Bucket
+        from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
 
         return self._new(S3Bucket)
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
         """The old bucket, as Airflow reaches it."""
-        from include.juicefs_storage.adapters.objects import S3Bucket
+        from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
 
         return self._old(S3Bucket, config)
 
     def target_side(self) -> S3Store:
         """The same for the copying engine."""
-        from include.juicefs_storage.adapters.sync.s3 import S3Store
+        from include.juicefs_storage.adapters.s3.client import S3Store
 
         return self._new(S3Store)
 
     def source_side(self, config: StorageConfig) -> S3Store:
         """The same for the copying engine."""
-        from include.juicefs_storage.adapters.sync.s3 import S3Store
+        from include.juicefs_storage.adapters.s3.client import S3Store
 
         return self._old(S3Store, config)
 
@@ -241,8 +241,8 @@ class Runtime:
 
     def fence(self, setting: Setting) -> WriteFence | None:
         """The write fence on the store that a setting names; None where none is wanted."""
-        from include.juicefs_storage.adapters.fence import MinioFence
-        from include.juicefs_storage.adapters.sync.s3 import S3Store
+        from include.juicefs_storage.adapters.minio_fence import MinioFence
+        from include.juicefs_storage.adapters.s3.client import S3Store
 
         if not self.params.fence_conn_id:
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from include.juicefs_storage.core.errors import StorageSwitchError
+from include.juicefs_storage.errors import StorageSwitchError
 
 _SUFFIX = ".diagnostics"
 

@@ -14,26 +14,17 @@ from uuid import uuid4
 
 from airflow.sdk import TriggerRule, get_current_context
 
-from include.juicefs_storage.core.blocks import ObjectSizes
-from include.juicefs_storage.core.errors import PermanentError, StorageSwitchError, TransientError
-from include.juicefs_storage.core.needed import needed_objects, watermark
-from include.juicefs_storage.core.params import resolve_params
-from include.juicefs_storage.core.sync import partitions as cutting
-from include.juicefs_storage.core.sync.compare import key_filter
-from include.juicefs_storage.core.sync.model import Mirrored, Outcome
-from include.juicefs_storage.core.sync.needed import Needed, below_prefix, shard_at, still_needed, to_pages
-from include.juicefs_storage.core.sync.params import SyncParams, check_places, resolve_sync_params
-from include.juicefs_storage.core.sync.plan import NeededPlan, SyncPlan
-from include.juicefs_storage.core.sync.reconcile import MEANING, SyncReport, about
-from include.juicefs_storage.core.sync.reconcile import reconcile as join
-from include.juicefs_storage.core.sync.run import (
-    Options,
-    Status,
-    Totals,
-    copy_partition,
-    mirror_partition,
-    verify_partition,
-)
+from include.juicefs_storage.copy import partitions as cutting
+from include.juicefs_storage.copy.by_metadata import Needed, below_prefix, shard_at, still_needed, to_pages
+from include.juicefs_storage.copy.params import SyncParams, check_places, resolve_sync_params
+from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
+from include.juicefs_storage.copy.reconcile import MEANING, SyncReport, about
+from include.juicefs_storage.copy.reconcile import reconcile as join
+from include.juicefs_storage.copy.run import Options, Status, Totals, copy_partition, mirror_partition, verify_partition
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.objects.comparison import key_filter
+from include.juicefs_storage.objects.model import Mirrored, ObjectOutcome
+from include.juicefs_storage.switch.params import resolve_params
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runtime import (
     COPY_POOL,
@@ -46,14 +37,16 @@ from include.juicefs_storage.tasks.runtime import (
     run_id,
     runbook_task,
 )
+from include.juicefs_storage.volume.layout import ObjectSizes
+from include.juicefs_storage.volume.needed import needed_objects, watermark
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from include.juicefs_storage.adapters.metadata import MySqlMetadata
-    from include.juicefs_storage.adapters.sync.manifests import ManifestReader
-    from include.juicefs_storage.adapters.sync.s3 import S3Store
-    from include.juicefs_storage.core.sync.model import Engine, MirrorTool
+    from include.juicefs_storage.adapters.manifests import ManifestReader
+    from include.juicefs_storage.adapters.mysql import MySqlMetadata
+    from include.juicefs_storage.adapters.s3.client import S3Store
+    from include.juicefs_storage.objects.model import Engine, MirrorTool
 
 #: The folder for manifests: an URL such as `s3://<connection id>@<bucket>/<prefix>`, for the workers' environment.
 MANIFESTS_ENV = "JUICEFS_STORAGE_MANIFESTS"
@@ -73,7 +66,7 @@ class SyncRuntime:
 
     def stores(self) -> tuple[S3Store, S3Store]:
         """Source and target, as their connections describe them."""
-        from include.juicefs_storage.adapters.sync.s3 import S3Store
+        from include.juicefs_storage.adapters.s3.client import S3Store
 
         params = self.params
         stores = (
@@ -92,7 +85,7 @@ class SyncRuntime:
             target: Written to.
             tasks: How many there are, to share the bandwidth.
         """
-        from include.juicefs_storage.adapters.sync.native import NativeEngine
+        from include.juicefs_storage.adapters.s3.engine import NativeEngine
 
         return NativeEngine(source, target, self.params.concurrency, self._rate(tasks))
 
@@ -100,11 +93,11 @@ class SyncRuntime:
         """The program that copies; None: the native engine does."""
         params, rate = self.params, self._rate(tasks)
         if params.engine == "juicefs":
-            from include.juicefs_storage.adapters.sync.juicefs import JuiceFSSync
+            from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 
             return JuiceFSSync(source, target, params.concurrency, rate, params.include, params.exclude)
         if params.engine == "mc":
-            from include.juicefs_storage.adapters.sync.mc import McMirror
+            from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
 
             return McMirror(source, target, rate, params.include, params.exclude)
         return None
@@ -115,7 +108,8 @@ class SyncRuntime:
         Raises:
             PermanentError: It is not.
         """
-        from include.juicefs_storage.adapters.sync import juicefs, mc
+        from include.juicefs_storage.adapters.tools import juicefs_sync as juicefs
+        from include.juicefs_storage.adapters.tools import mc_mirror as mc
 
         {"juicefs": juicefs.find, "mc": mc.find}.get(self.params.engine, str)()
 
@@ -138,7 +132,7 @@ class SyncRuntime:
         Raises:
             PermanentError: It is another volume's, or the prefix or the bucket is not where it keeps its blocks.
         """
-        from include.juicefs_storage.adapters.objects import S3Bucket
+        from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
 
         setting = self.metadata.read_setting()
         below_prefix(setting, self.params.source_prefix)
@@ -187,7 +181,7 @@ def check() -> dict[str, Any]:
     runtime = SyncRuntime(params)
     source, target = runtime.stores()
     check_places(params, source.endpoint, target.endpoint)
-    from include.juicefs_storage.adapters.sync.s3 import S3Side
+    from include.juicefs_storage.adapters.s3.client import S3Side
 
     for store in (source, target):
         S3Side(store).check()
@@ -224,7 +218,7 @@ def plan_partitions() -> list[dict[str, Any]]:
     elif params.recut_from:
         segments, cut_by, requests = _recut(params.recut_from), f"the manifests of {params.recut_from}", 0
     else:
-        from include.juicefs_storage.adapters.sync.s3 import S3Side
+        from include.juicefs_storage.adapters.s3.client import S3Side
 
         survey = cutting.Survey(S3Side(source), key_filter(params.include, params.exclude), tell=log.info)
         segments, requests = survey.run(params.keys), survey.calls
@@ -249,7 +243,7 @@ def plan_partitions() -> list[dict[str, Any]]:
 
 def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, list[cutting.Segment]]:
     """Write down which blocks the volume needs of the source, and count them."""
-    from include.juicefs_storage.adapters.sync.needed import NeededFiles
+    from include.juicefs_storage.adapters.needed_files import NeededFiles
 
     params, metadata = runtime.params, runtime.metadata
     setting, next_since_id = metadata.read_setting(), watermark(metadata)
@@ -276,8 +270,8 @@ def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, lis
 
 def _needed(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> Needed | None:
     """What the volume needs, as the plan wrote it down; None where the plan is a listing's."""
-    from include.juicefs_storage.adapters.sync.blocks import CODECS, CompressedBlocks
-    from include.juicefs_storage.adapters.sync.needed import NeededFiles
+    from include.juicefs_storage.adapters.needed_files import NeededFiles
+    from include.juicefs_storage.adapters.s3.compressed_blocks import CODECS, CompressedBlocks
 
     if plan.needed is None:
         return None
@@ -351,8 +345,8 @@ def verify(shard: dict[str, Any]) -> dict[str, Any]:
 
 def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
     """Copy or verify the partitions of one task, one after the other."""
-    from include.juicefs_storage.adapters.sync.manifests import ParquetManifest
-    from include.juicefs_storage.adapters.sync.s3 import S3Side
+    from include.juicefs_storage.adapters.manifests import ParquetManifest
+    from include.juicefs_storage.adapters.s3.client import S3Side
 
     started, before_mib, plan = time.time(), _peak_mib(), _plan()
     if shard["plan_id"] != plan.id:
@@ -388,7 +382,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
         "airflow_mib": before_mib,
     }
     log.info("Most memory that this task held: %d MiB; before it began: %d MiB.", result["peak_mib"], before_mib)
-    if left := totals.objects(Outcome.FAILED, Outcome.CHANGED):
+    if left := totals.objects(ObjectOutcome.FAILED, ObjectOutcome.CHANGED):
         push("result", result)
         raise TransientError(
             f"{left:,} objects could not be treated: {totals.as_json()}; the manifest names each of them.",
@@ -425,7 +419,7 @@ def reconcile() -> dict[str, Any]:
         spans = {phase: _spans(phase) for phase in plan.phases}
 
         def read(phase: str, partition: cutting.Partition) -> ManifestReader | None:
-            from include.juicefs_storage.adapters.sync.manifests import ManifestReader
+            from include.juicefs_storage.adapters.manifests import ManifestReader
 
             file = folder / phase / f"{partition.name}.parquet"
             return ManifestReader(file) if file.exists() else None
@@ -524,7 +518,7 @@ def _earlier_plan(run: str) -> SyncPlan:
 
 def _recut(run: str) -> list[cutting.Segment]:
     """What the manifests of an earlier run tell about the source; nothing is listed."""
-    from include.juicefs_storage.adapters.sync.manifests import ManifestReader
+    from include.juicefs_storage.adapters.manifests import ManifestReader
 
     plan = _earlier_plan(run)
     ruler = cutting.Ruler()

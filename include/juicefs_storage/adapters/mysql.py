@@ -1,0 +1,266 @@
+"""The metadata database of a JuiceFS volume, through Airflow's MySqlHook."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from include.juicefs_storage.errors import PermanentError, StillAwayError, TransientError
+from include.juicefs_storage.ports import Session
+from include.juicefs_storage.volume.setting import Setting
+
+if TYPE_CHECKING:
+    from airflow.providers.mysql.hooks.mysql import MySqlHook
+
+_METAURL = re.compile(
+    r"^mysql://(?P<user>[^:@/]*)(?::(?P<password>.*))?@(?:tcp)?\(?(?P<host>[^:)/]+)(?::(?P<port>\d+))?\)?/(?P<db>[^?]+)"
+)
+_FETCH_ROWS = 10_000
+#: Above every `chunkid`, whether the column is signed or not.
+_NO_SLICE = 2**63 - 1
+_ASKED_AT_ONCE = 1_000
+#: A record of `jfs_chunk.slices` is pos, id, size, off, len; one of `jfs_delslices.slices` is id, size (marshalSlice
+#: and encodeDelayedSlice of pkg/meta in JuiceFS 1.4).
+_SLICE, _DELAYED_SLICE = struct.Struct(">IQIII"), struct.Struct(">QI")
+#: rootInode and TrashInode of pkg/meta.
+_ROOT_INODE, _TRASH_INODE = 1, 0x7FFFFFFF10000000
+#: The client waits for ever unless told otherwise, and the hook tells it nothing. Seconds; a connection's extra wins.
+_TIMEOUTS = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 30}
+#: How long a query that changes nothing is tried again while the server is away, in seconds: a restart of it, or a
+#: failover; and where it is known to have been waited for.
+_READ_FOR_S, _READ_AGAIN_FOR_S = 60.0, 3.0
+#: Errors of the MySQL client that do not go away by themselves: access denied, no such database, table or column.
+_PERMANENT_CODES = frozenset({1044, 1045, 1049, 1054, 1142, 1146, 1698})
+
+
+class MySqlMetadata:
+    """`ports.MetadataStore` on MySQL or MariaDB. Every call opens and closes a connection of its own.
+
+    Args:
+        hook: The connection.
+        waited_for: Asked when the server is away: whether it was waited for just now, so that it is not again.
+    """
+
+    def __init__(self, hook: MySqlHook, waited_for: Callable[[], bool] = lambda: False) -> None:
+        self._hook = hook
+        self._waited_for = waited_for
+
+    @classmethod
+    def from_connection(cls, conn_id: str, waited_for: Callable[[], bool] = lambda: False) -> MySqlMetadata:
+        """Use an Airflow connection of type MySQL."""
+        return cls(_hook(mysql_conn_id=conn_id), waited_for)
+
+    @classmethod
+    def from_metaurl(cls, metaurl: str, waited_for: Callable[[], bool] = lambda: False) -> MySqlMetadata:
+        """Use the `metaurl` of the volume's Secret: `mysql://user:password@(host:port)/database`.
+
+        Raises:
+            PermanentError: It is not of that form. Options after `?`, such as TLS, need a connection instead.
+        """
+        from airflow.sdk import Connection
+
+        found = _METAURL.match(metaurl)
+        if not found:
+            raise PermanentError(
+                "The Secret's metaurl is not of the form mysql://user:password@(host:port)/database.",
+                next_step="make an Airflow connection of type MySQL to the metadata and name it in `meta_conn_id`",
+            )
+        connection = Connection(
+            conn_id="metaurl",
+            conn_type="mysql",
+            host=found["host"],
+            port=int(found["port"] or 3306),
+            login=found["user"],
+            password=unquote(found["password"] or ""),
+            schema=found["db"],
+        )
+        return cls(_hook(connection=connection), waited_for)
+
+    @contextmanager
+    def _cursor(self) -> Iterator[Any]:
+        import MySQLdb
+
+        try:
+            with closing(self._hook.get_conn()) as connection, closing(connection.cursor()) as cursor:
+                yield cursor
+                connection.commit()
+        except MySQLdb.Error as error:
+            code, *text = error.args or (0,)
+            kind = PermanentError if code in _PERMANENT_CODES else TransientError
+            raise kind(
+                f"The metadata database answered: {code} {' '.join(str(part) for part in text)}",
+                next_step="test the metadata connection in Airflow (Admin → Connections)",
+            ) from None
+
+    def _query(self, sql: str, *args: object) -> Sequence[Any]:
+        """The rows of a SELECT; tried again for a while where the server is away.
+
+        Raises:
+            StillAwayError: It stayed away.
+        """
+        from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
+
+        def fetch() -> Sequence[Any]:
+            with self._cursor() as cursor:
+                cursor.execute(sql, args or None)
+                rows: Sequence[Any] = cursor.fetchall()
+                return rows
+
+        @cache
+        def limit_s() -> float:
+            return _READ_AGAIN_FOR_S if self._waited_for() else _READ_FOR_S
+
+        def enough(state: RetryCallState) -> bool:
+            return (state.seconds_since_start or 0) >= limit_s()
+
+        tries = Retrying(
+            retry=retry_if_exception_type(TransientError), wait=wait_exponential(0.5, max=5), stop=enough, reraise=True
+        )
+        try:
+            return tries(fetch)
+        except TransientError as error:
+            self._waited_for = lambda: True
+            raise StillAwayError(
+                error.problem,
+                state=f"it was waited for: {_READ_FOR_S:g} s by the first task that missed it",
+                next_step=f"{error.next_step}; when it is back, clear this task with Downstream",
+            ) from None
+
+    def read_setting(self) -> Setting:
+        """Read the row's exact bytes."""
+        # CAST: the bytes as stored, whatever the connection's character set is.
+        rows = self._query("SELECT CAST(value AS BINARY) FROM jfs_setting WHERE name = 'format'")
+        if not rows:
+            raise PermanentError(
+                "jfs_setting has no row named 'format': this database does not hold a JuiceFS volume.",
+                next_step="compare the metadata connection with the Secret's metaurl",
+            )
+        return Setting(bytes(rows[0][0]))
+
+    def replace_setting(self, expected: Setting, new: Setting) -> bool:
+        """Compare and set in one UPDATE. The row is never deleted: clients of 1.2 and later exit without it."""
+        with self._cursor() as cursor:
+            return bool(
+                cursor.execute(
+                    "UPDATE jfs_setting SET value = %s WHERE name = 'format' AND CAST(value AS BINARY) = %s",
+                    (new.raw.decode(), expected.raw),
+                )
+            )
+
+    def sessions(self) -> Sequence[Session]:
+        """The live sessions of `jfs_session2`; `expire` is in Unix seconds."""
+        rows = self._query("SELECT sid, expire, info FROM jfs_session2 WHERE expire > UNIX_TIMESTAMP()")
+        found = []
+        for sid, expire, info in rows:
+            fields = json.loads(info or b"{}")
+            found.append(
+                Session(
+                    sid=int(sid),
+                    version=str(fields.get("Version", "")),
+                    host=str(fields.get("HostName", "")),
+                    mount_point=str(fields.get("MountPoint", "")),
+                    expires=datetime.fromtimestamp(int(expire), UTC),
+                )
+            )
+        return found
+
+    def next_slice(self) -> int:
+        """Read the counter that all slice ids come from; clients take them in batches."""
+        rows = self._query("SELECT value FROM jfs_counter WHERE name = 'nextChunk'")
+        return int(rows[0][0]) if rows else 0
+
+    def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
+        """Read `jfs_chunk_ref` in ranges of its primary key, so that no query holds many rows."""
+        while True:
+            rows = self._query(
+                "SELECT chunkid, size FROM jfs_chunk_ref "
+                "WHERE chunkid >= %s AND chunkid < %s AND refs > 0 ORDER BY chunkid LIMIT %s",
+                first_id,
+                _NO_SLICE if end_id is None else end_id,
+                _FETCH_ROWS,
+            )
+            yield from ((int(chunk_id), int(size)) for chunk_id, size in rows)
+            if len(rows) < _FETCH_ROWS:
+                return
+            first_id = int(rows[-1][0]) + 1
+
+    def still_needed(self, slice_ids: Collection[int]) -> set[int]:
+        """Look them up in `jfs_chunk_ref`."""
+        ids = sorted(slice_ids)
+        return {
+            int(row[0])
+            for first in range(0, len(ids), _ASKED_AT_ONCE)
+            for row in self._query(
+                "SELECT chunkid FROM jfs_chunk_ref WHERE refs > 0 AND chunkid IN %s",
+                ids[first : first + _ASKED_AT_ONCE],
+            )
+        }
+
+    def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
+        """Read `jfs_chunk` in ranges of its primary key, then `jfs_edge` for the files that were found."""
+        wanted, found = frozenset(slice_ids), set[tuple[int, int]]()
+        if not wanted:
+            return
+        folders: dict[int, str] = {_ROOT_INODE: "", _TRASH_INODE: "/.trash"}
+        for inode, slices in self._ranges("SELECT id, inode, slices FROM jfs_chunk WHERE id > %s ORDER BY id LIMIT %s"):
+            for record in _records(_SLICE, slices):
+                if record[1] in wanted and (record[1], inode) not in found:
+                    found.add((record[1], inode))
+                    for path in self._paths(inode, folders):
+                        yield record[1], path
+        rest = wanted - {slice_id for slice_id, _ in found}
+        if rest and self._query("SHOW TABLES LIKE 'jfs_delslices'"):
+            sql = "SELECT chunkid, 0, slices FROM jfs_delslices WHERE chunkid > %s ORDER BY chunkid LIMIT %s"
+            delayed = {record[0] for _, slices in self._ranges(sql) for record in _records(_DELAYED_SLICE, slices)}
+            for slice_id in sorted(rest & delayed):
+                yield slice_id, "(replaced by a compaction, kept until the trash is emptied)"
+            rest -= delayed
+        for slice_id in sorted(rest):
+            yield slice_id, "(counted as in use, but no file refers to it)"
+
+    def _ranges(self, sql: str) -> Iterator[tuple[int, bytes]]:
+        last = 0
+        while rows := self._query(sql, last, _FETCH_ROWS):
+            yield from ((int(inode), bytes(slices)) for _, inode, slices in rows)
+            last = int(rows[-1][0])
+
+    def _paths(self, inode: int, folders: dict[int, str]) -> list[str]:
+        """Every path of a file; `folders` keeps the paths of folders from one call to the next."""
+
+        def folder(inode: int) -> str:
+            if inode not in folders:
+                rows = self._query("SELECT parent, name FROM jfs_edge WHERE inode = %s LIMIT 1", inode)
+                folders[inode] = f"{folder(int(rows[0][0]))}/{_text(rows[0][1])}" if rows else f"(inode {inode})"
+            return folders[inode]
+
+        rows = self._query("SELECT parent, name FROM jfs_edge WHERE inode = %s ORDER BY parent, name", inode)
+        return [f"{folder(int(parent))}/{_text(name)}" for parent, name in rows] or [f"(deleted file, inode {inode})"]
+
+
+def _records(layout: struct.Struct, slices: bytes) -> Iterator[tuple[Any, ...]]:
+    """The records of a row. One that is damaged may end in the middle of one: the others are named all the same."""
+    return layout.iter_unpack(slices[: len(slices) // layout.size * layout.size])
+
+
+def _text(name: bytes | str) -> str:
+    """A file's name, which need not be UTF-8."""
+    return name.decode(errors="backslashreplace") if isinstance(name, bytes) else name
+
+
+def _hook(**options: Any) -> MySqlHook:
+    """A MySqlHook whose connections do not wait for ever."""
+    from airflow.providers.mysql.hooks.mysql import MySqlHook
+
+    class TimedMySqlHook(MySqlHook):
+        def _get_conn_config_mysql_client(self, conn: Any) -> dict[str, Any]:
+            extra = {name: int(conn.extra_dejson.get(name, default)) for name, default in _TIMEOUTS.items()}
+            return extra | dict(super()._get_conn_config_mysql_client(conn))
+
+    return TimedMySqlHook(**options)

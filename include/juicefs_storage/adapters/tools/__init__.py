@@ -1,0 +1,1 @@
+"""Programs that copy a whole partition in their own way."""

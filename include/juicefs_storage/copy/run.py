@@ -1,0 +1,411 @@
+"""What one task does with one partition: list, compare, copy, write down, a checkpoint at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from include.juicefs_storage.copy.by_metadata import Needed, beside, classify, read_blocks, settle_lost
+from include.juicefs_storage.objects.comparison import (
+    COMPARISONS,
+    OUTCOME_CODES,
+    OUTCOMES,
+    Classifier,
+    Rows,
+    aligned,
+    filtered,
+    key_filter,
+    plain_md5,
+)
+from include.juicefs_storage.objects.model import (
+    Compare,
+    Comparison,
+    Engine,
+    KeyRange,
+    Mirrored,
+    MirrorTool,
+    ObjectOutcome,
+    Page,
+    Side,
+)
+
+#: A batch ends after so many keys; the engine is given so many bytes of it at once, between two looks at the status.
+BATCH_KEYS, CALL_BYTES = 10_000, 4 * 2**30
+#: Batches in which nothing had to be moved or read are written down together, up to so many keys.
+CHECKPOINT_KEYS = 100_000
+_PAGES_AHEAD = 4
+_STATUS_EVERY_S = 5.0
+#: A sample of this size at most tells whether ETags are MD5.
+_SAMPLE_BYTES = 64 * 2**20
+
+log = logging.getLogger(__name__)
+
+
+class Manifest(Protocol):
+    """Where the rows of one partition go."""
+
+    def resume(self) -> tuple[str | None, Totals]:
+        """The last key that is written down, None where there is none, and what was counted up to it."""
+
+    def append(self, rows: Rows) -> None:
+        """Write rows down: a checkpoint. A try that comes after a kill goes on behind it."""
+
+    def finish(self) -> None:
+        """Make one file of all checkpoints. The partition is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How partitions are compared and copied; see docs/sync.md."""
+
+    compare: Compare = "etag"
+    overwrite: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Totals:
+    """Objects and bytes by outcome and comparison."""
+
+    counts: dict[tuple[ObjectOutcome, Comparison], tuple[int, int]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, outcome: ObjectOutcome, comparison: Comparison, objects: int, size: int) -> None:
+        """Count objects of one kind."""
+        before = self.counts.get((outcome, comparison), (0, 0))
+        self.counts[outcome, comparison] = (before[0] + objects, before[1] + size)
+
+    def add_rows(self, rows: Rows) -> None:
+        """Count rows."""
+        if not rows:
+            return
+        outcome, comparison = rows.outcomes[0], rows.comparisons[0]
+        if rows.outcomes.count(outcome) == rows.comparisons.count(comparison) == len(rows):  # the usual case
+            self.add(OUTCOMES[outcome], COMPARISONS[comparison], len(rows), sum(rows.sizes))
+            return
+        counts: dict[tuple[int, int], list[int]] = {}
+        for outcome, comparison, size in zip(rows.outcomes, rows.comparisons, rows.sizes, strict=True):
+            count = counts.setdefault((outcome, comparison), [0, 0])
+            count[0] += 1
+            count[1] += size
+        for (outcome, comparison), (objects, size) in counts.items():
+            self.add(OUTCOMES[outcome], COMPARISONS[comparison], objects, size)
+
+    def merge(self, other: Totals) -> None:
+        """Add what another partition counted."""
+        for (outcome, comparison), (objects, size) in other.counts.items():
+            self.add(outcome, comparison, objects, size)
+        self.seconds += other.seconds
+
+    def objects(self, *outcomes: ObjectOutcome) -> int:
+        """How many objects have one of these outcomes; all, where none is named."""
+        return sum(count[0] for (outcome, _), count in self.counts.items() if not outcomes or outcome in outcomes)
+
+    def bytes(self, *outcomes: ObjectOutcome) -> int:
+        """The size of the objects with one of these outcomes; of all, where none is named."""
+        return sum(count[1] for (outcome, _), count in self.counts.items() if not outcomes or outcome in outcomes)
+
+    def compared_by(self, comparison: Comparison) -> int:
+        """How many objects were compared in this way."""
+        return sum(count[0] for (_, by), count in self.counts.items() if by == comparison)
+
+    def as_json(self) -> dict[str, list[int]]:
+        """`outcome/comparison` -> objects, bytes."""
+        return {f"{key[0]}/{key[1]}": list(count) for key, count in sorted(self.counts.items())}
+
+    @classmethod
+    def from_json(cls, data: dict[str, list[int]]) -> Totals:
+        """The reverse of `as_json`."""
+        totals = cls()
+        for name, (objects, size) in data.items():
+            outcome, _, comparison = name.partition("/")
+            totals.add(ObjectOutcome(outcome), Comparison(comparison), objects, size)
+        return totals
+
+
+@dataclass
+class Status:
+    """A line in the log every few seconds: how far, how fast, how long still.
+
+    Attributes:
+        label: Of the partition.
+        objects: That the plan expects.
+        bytes: That the plan expects.
+    """
+
+    label: str = ""
+    objects: int = 0
+    bytes: int = 0
+    tell: Callable[[str], None] = log.info
+    every_s: float = _STATUS_EVERY_S
+    _start: float = field(default_factory=time.monotonic)
+    _told: float = field(default_factory=time.monotonic)
+    _before: int | None = None
+
+    def update(self, totals: Totals, doing: str) -> None:
+        """Tell where the partition stands, unless that was told just now."""
+        now = time.monotonic()
+        done = totals.objects() - totals.objects(ObjectOutcome.EXTRA)
+        if self._before is None:
+            self._before, self._start = done, now  # what an earlier try did is none of this one's speed
+        if now - self._told < self.every_s:
+            return
+        self._told = now
+        elapsed, moved = now - self._start, totals.bytes(ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN)
+        rate = (done - self._before) / elapsed if elapsed else 0.0
+        share = f"{min(100.0, 100 * done / self.objects):.1f} %" if self.objects else "? %"
+        left = f"{max(0, self.objects - done) / rate:.0f} s" if rate and self.objects else "?"
+        self.tell(
+            f"{self.label}: {share}, {done:,} of {self.objects:,} objects, {moved / 2**20:,.0f} MiB copied, "
+            f"{rate:,.0f} objects/s, {elapsed:.0f} s so far, ETA {left}; {doing}"
+        )
+
+
+def copy_partition(
+    source: Side,
+    target: Side,
+    engine: Engine,
+    keys: KeyRange,
+    manifest: Manifest,
+    options: Options,
+    status: Status | None = None,
+    needed: Needed | None = None,
+) -> Totals:
+    """Copy what the target lacks within a range of keys, compare what it has, write a row for each key.
+
+    Effect: objects are written to the target; one that is there already is overwritten only if it is different and
+    `options.overwrite` is set. Nothing is deleted. May be killed at any moment and called again: it goes on after the
+    last checkpoint, and finds there what it had copied since.
+
+    Raises:
+        PermanentError: The stores refuse what is asked (keys, bucket).
+        TransientError: A store failed for longer than the retries last.
+    """
+    return _Partition(source, target, engine, manifest, options, status or Status(), True, needed).run(keys)
+
+
+def verify_partition(
+    source: Side,
+    target: Side,
+    engine: Engine,
+    keys: KeyRange,
+    manifest: Manifest,
+    options: Options,
+    status: Status | None = None,
+    needed: Needed | None = None,
+) -> Totals:
+    """Compare a range of keys, write a row for each. Neither side is changed.
+
+    Raises:
+        PermanentError: The stores refuse what is asked (keys, bucket).
+        TransientError: A store failed for longer than the retries last.
+    """
+    return _Partition(source, target, engine, manifest, options, status or Status(), False, needed).run(keys)
+
+
+def mirror_partition(
+    source: Side,
+    target: Side,
+    engine: Engine,
+    tool: MirrorTool,
+    keys: KeyRange,
+    manifest: Manifest,
+    options: Options,
+    status: Status | None = None,
+) -> tuple[Totals, Mirrored | None]:
+    """Let a tool copy a range of keys, and compare before and after: its word is not what the manifest says.
+
+    In the manifest, what is in place at the end is SAME: the tool does not say which objects it copied.
+
+    Args:
+        source: What is copied.
+        target: Where it is copied to.
+        engine: Compares contents where listings do not suffice.
+        tool: Not run where nothing is missing (and nothing different is to be overwritten).
+        keys: The range.
+        manifest: Gets the rows of the comparison afterwards.
+        options: As for `copy_partition`.
+        status: Told of the progress.
+
+    Returns:
+        What the comparison afterwards found, and what the tool says that it did; None: it was not run.
+
+    Raises:
+        PermanentError: The stores or the tool refuse what is asked.
+        TransientError: A store or the tool failed.
+    """
+    status = status or Status()
+    before = _Partition(source, target, engine, _Nowhere(), options, status, copies=False).run(keys)
+    wanted = (ObjectOutcome.MISSING, *((ObjectOutcome.DIFFERENT,) if options.overwrite else ()))
+    said = None
+    if before.objects(*wanted):
+        said = tool.mirror(keys, compare=options.compare, overwrite=options.overwrite)
+        log.info("%s says: %s", type(tool).__name__, said)
+        if said.copied != before.objects(*wanted):
+            log.warning(
+                "%s says that it copied %d objects; the comparison before had found %d to be copied.",
+                type(tool).__name__, said.copied, before.objects(*wanted),
+            )  # fmt: skip
+    return verify_partition(source, target, engine, keys, manifest, options, status), said
+
+
+class _Nowhere:
+    """A manifest that is not kept."""
+
+    def resume(self) -> tuple[str | None, Totals]:
+        return None, Totals()
+
+    def append(self, rows: Rows) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+@dataclass
+class _Partition:
+    source: Side
+    target: Side
+    engine: Engine
+    manifest: Manifest
+    options: Options
+    status: Status
+    copies: bool
+    needed: Needed | None = None
+    totals: Totals = field(default_factory=Totals)
+    _md5: bool | None = None
+
+    def run(self, keys: KeyRange) -> Totals:
+        start = time.monotonic()
+        last, self.totals = self.manifest.resume()
+        if last is not None:
+            log.info("Goes on after the last checkpoint, with %d objects done.", self.totals.objects())
+            keys = KeyRange(last, keys.until)
+        taken = key_filter(self.options.include, self.options.exclude)
+        self.status.update(self.totals, "listing")
+        needed = self.needed
+        left, right = (
+            filtered(_ahead(needed.listing(side, keys) if needed else side.pages(keys)), taken)
+            for side in (self.source, self.target)
+        )
+        stretches = beside(needed.pages(keys), left, right) if needed else aligned(left, right)
+        waiting: Rows | None = None
+        for batch in self._batches(stretches):
+            idle = not batch.missing and not batch.unsure and not batch.lost
+            self._treat(batch)
+            if waiting is not None:
+                waiting.extend(batch.rows)
+            else:
+                waiting = batch.rows
+            if not idle or len(waiting) >= CHECKPOINT_KEYS:
+                self._checkpoint(waiting)
+                waiting = None
+            self.status.update(self.totals, "listing")
+        if waiting is not None:
+            self._checkpoint(waiting)
+        self.manifest.finish()
+        self.totals.seconds += time.monotonic() - start
+        return self.totals
+
+    def _batches(self, stretches: Iterator[tuple[Page, ...]]) -> Iterator[Classifier]:
+        batch = self._classifier()
+        for stretch in stretches:
+            if self.needed:
+                classify(batch, self.needed, *stretch)
+            else:
+                batch.add(*stretch)
+            if len(batch.rows) >= BATCH_KEYS:
+                yield batch
+                batch = self._classifier()
+        if len(batch.rows):
+            yield batch
+
+    def _classifier(self) -> Classifier:
+        return Classifier(self.options.compare == "size", self._trusted)
+
+    def _trusted(self, source: Page, target: Page) -> bool:
+        """Whether ETags are MD5 on both sides: a sample of each is read once a partition."""
+        if self.options.compare != "etag":
+            return False
+        if self._md5 is None:
+            one, other = self._sampled(self.source, source), self._sampled(self.target, target)
+            if one is None or other is None:
+                return False  # nothing here to find out by; later pages may have it
+            self._md5 = one and other
+            if not self._md5:
+                log.info("ETags are not MD5 on both sides: contents are compared instead.")
+        return self._md5
+
+    def _sampled(self, side: Side, page: Page) -> bool | None:
+        plain = [
+            (size, key, etag)
+            for key, size, etag in zip(*page, strict=True)
+            if 0 < size <= _SAMPLE_BYTES and plain_md5((etag,))
+        ]
+        if not plain:
+            return None
+        _, key, etag = min(plain)
+        found = side.md5(key)
+        return None if found is None else found == etag.lower()
+
+    def _treat(self, batch: Classifier) -> None:
+        """Compare what listings did not settle, then copy what is missing, and different where that is wanted."""
+        if self.needed:
+            settle_lost(batch, self.needed, self.source, self.target)
+            read_blocks(batch, self.needed)
+        rows, missing = batch.rows, batch.missing
+        for places in self._calls(rows, batch.unsure, "comparing contents"):
+            for row, found in zip(places, self.engine.compare([rows.listed(row) for row in places]), strict=True):
+                rows.put(row, found.outcome, Comparison.CONTENT, checksum=found.checksum, detail=found.detail)
+                if found.outcome is ObjectOutcome.MISSING:
+                    missing.append(row)
+        if not self.copies:
+            return
+        self._copy(rows, sorted(missing), overwrite=False)
+        if self.options.overwrite:
+            different = OUTCOME_CODES[ObjectOutcome.DIFFERENT]
+            self._copy(rows, [row for row, code in enumerate(rows.outcomes) if code == different], overwrite=True)
+
+    def _copy(self, rows: Rows, wanted: list[int], *, overwrite: bool) -> None:
+        for places in self._calls(rows, wanted, "copying"):
+            done = self.engine.copy([rows.listed(row) for row in places], overwrite=overwrite)
+            for row, copied in zip(places, done, strict=True):
+                rows.put(row, copied.outcome, copied.comparison, checksum=copied.checksum, detail=copied.detail)
+                rows.target_etags[row] = copied.target_etag or rows.target_etags[row]
+
+    def _calls(self, rows: Rows, places: list[int], doing: str) -> Iterator[list[int]]:
+        """Cut what the engine is to do into calls, and tell before each but the first where things stand."""
+        call: list[int] = []
+        size = 0
+        for row in places:
+            if call and size >= CALL_BYTES:
+                yield call
+                call, size = [], 0
+                self.status.update(self.totals, f"{doing} {len(places):,} objects")
+            call.append(row)
+            size += rows.sizes[row]
+        if call:
+            yield call
+
+    def _checkpoint(self, rows: Rows) -> None:
+        rows.time_s = time.time()
+        self.manifest.append(rows)
+        self.totals.add_rows(rows)
+
+
+def _ahead(pages: Iterator[Page]) -> Iterator[Page]:
+    """Fetch the next pages in a thread while one is worked on."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Page | None]] = deque(pool.submit(next, pages, None) for _ in range(_PAGES_AHEAD))
+        try:
+            while (page := waiting.popleft().result()) is not None:
+                waiting.append(pool.submit(next, pages, None))
+                yield page
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

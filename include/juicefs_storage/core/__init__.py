@@ -1,1 +1,0 @@
-"""Plan, decide and verify: no Airflow and no network client; the outside world comes in through `ports`."""

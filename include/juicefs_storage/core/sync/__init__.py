@@ -1,1 +1,0 @@
-"""Copying and comparing the objects of two stores, partition by partition."""

@@ -1,0 +1,1 @@
+"""All volumes on a store, moved in waves. Pure."""

@@ -1,0 +1,1 @@
+"""What any two object stores have in common: keys, pages of a listing, comparison, engines. Pure."""

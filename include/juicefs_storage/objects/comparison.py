@@ -1,0 +1,240 @@
+"""Two listings become one list of rows: streamed, so that memory does not grow with the number of objects.
+
+Where both sides hold the same keys, which is what a copy that runs again finds, whole pages are compared at once.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
+from itertools import groupby
+
+from include.juicefs_storage.objects.model import Comparison, Listed, ObjectOutcome, Page
+
+#: Rows hold outcomes and comparisons as places in these.
+OUTCOMES = tuple(ObjectOutcome)
+COMPARISONS = tuple(Comparison)
+OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
+COMPARISON_CODES = {comparison: code for code, comparison in enumerate(COMPARISONS)}
+
+_MD5_HEX = 32
+EMPTY = Page([], [], [])
+
+
+@dataclass(slots=True)
+class Rows:
+    """What became of a stretch of keys, ordered by key: columns of one length.
+
+    Attributes:
+        sizes: In bytes, on the source; of the target where the source has no such key.
+        outcomes: One code a row, see OUTCOMES.
+        comparisons: One code a row, see COMPARISONS.
+        checksums: xxh3-64 in hex, for the rows that have one.
+        details: Why it failed, for the rows that have one.
+        time_s: When the outcomes were known, in Unix time.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    source_etags: list[str] = field(default_factory=list)
+    target_etags: list[str] = field(default_factory=list)
+    outcomes: bytearray = field(default_factory=bytearray)
+    comparisons: bytearray = field(default_factory=bytearray)
+    checksums: dict[int, str] = field(default_factory=dict)
+    details: dict[int, str] = field(default_factory=dict)
+    time_s: float = field(default_factory=time.time)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def add(
+        self,
+        keys: Sequence[str],
+        sizes: Sequence[int],
+        source_etags: Sequence[str],
+        target_etags: Sequence[str],
+        outcome: ObjectOutcome,
+        comparison: Comparison,
+    ) -> None:
+        """Append rows of one outcome."""
+        self.keys += keys
+        self.sizes += sizes
+        self.source_etags += source_etags
+        self.target_etags += target_etags
+        self.outcomes += bytes([OUTCOME_CODES[outcome]]) * len(keys)
+        self.comparisons += bytes([COMPARISON_CODES[comparison]]) * len(keys)
+
+    def put(
+        self, row: int, outcome: ObjectOutcome, comparison: Comparison, *, checksum: str = "", detail: str = ""
+    ) -> None:
+        """Set what became of one row."""
+        self.outcomes[row], self.comparisons[row] = OUTCOME_CODES[outcome], COMPARISON_CODES[comparison]
+        if checksum:
+            self.checksums[row] = checksum
+        if detail:
+            self.details[row] = detail
+
+    def extend(self, other: Rows) -> None:
+        """Append rows that follow these."""
+        first = len(self)
+        self.keys += other.keys
+        self.sizes += other.sizes
+        self.source_etags += other.source_etags
+        self.target_etags += other.target_etags
+        self.outcomes += other.outcomes
+        self.comparisons += other.comparisons
+        self.checksums.update((first + row, text) for row, text in other.checksums.items())
+        self.details.update((first + row, text) for row, text in other.details.items())
+
+    def listed(self, row: int) -> Listed:
+        """The object as the source's listing showed it."""
+        return self.keys[row], self.sizes[row], self.source_etags[row]
+
+
+def key_filter(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], object] | None:
+    """Whether a key is taken: by some `include` (all, where there is none), and by no `exclude`; None: every key.
+
+    Patterns are shell globs over the whole key below the prefix; `*` matches `/` too.
+    """
+    if not include and not exclude:
+        return None
+    wanted = "|".join(map(translate, include)) or ".*"
+    unwanted = f"(?!{'|'.join(map(translate, exclude))})" if exclude else ""
+    return re.compile(f"(?s:{unwanted}(?:{wanted}))").match
+
+
+def filtered(pages: Iterator[Page], taken: Callable[[str], object] | None) -> Iterator[Page]:
+    """Leave out the keys that a filter does not take, and pages without any."""
+    for page in pages:
+        if taken is None:
+            if page.keys:
+                yield page
+            continue
+        kept = [place for place, key in enumerate(page.keys) if taken(key)]
+        if kept:
+            yield Page([page.keys[at] for at in kept], [page.sizes[at] for at in kept], [page.etags[at] for at in kept])
+
+
+def aligned(source: Iterator[Page], target: Iterator[Page]) -> Iterator[tuple[Page, Page]]:
+    """Cut two listings into stretches of the same range of keys; one of the two may be empty in a stretch."""
+    left, right = next(source, EMPTY), next(target, EMPTY)
+    while left.keys or right.keys:
+        if not right.keys or (left.keys and left.keys[-1] < right.keys[0]):
+            yield left, EMPTY
+            left = next(source, EMPTY)
+        elif not left.keys or right.keys[-1] < left.keys[0]:
+            yield EMPTY, right
+            right = next(target, EMPTY)
+        else:
+            last = min(left.keys[-1], right.keys[-1])
+            one, left = cut_page(left, last)
+            other, right = cut_page(right, last)
+            yield one, other
+            left = left if left.keys else next(source, EMPTY)
+            right = right if right.keys else next(target, EMPTY)
+
+
+def cut_page(page: Page, last: str) -> tuple[Page, Page]:
+    """What a page holds up to a key, and what is left of it."""
+    at = bisect_right(page.keys, last)
+    if at == len(page.keys):
+        return page, EMPTY
+    return slice_page(page, 0, at), slice_page(page, at, len(page.keys))
+
+
+def slice_page(page: Page, first: int, end: int) -> Page:
+    """Some rows of a page."""
+    keys, sizes, etags = page
+    return Page(keys[first:end], sizes[first:end], etags[first:end])
+
+
+def plain_md5(etags: Sequence[str]) -> bool:
+    """Whether all ETags have the form of an MD5: those of multipart uploads do not."""
+    text = "".join(etags)
+    if len(text) != _MD5_HEX * len(etags):
+        return False
+    try:
+        bytes.fromhex(text)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(slots=True)
+class Classifier:
+    """Turns stretches of two listings into rows. What only the contents can tell is left to be compared.
+
+    Attributes:
+        rows: Filled by `add`.
+        missing: Places of rows that the target lacks (MISSING so far).
+        unsure: Places of rows whose contents are to be compared.
+        lost: Places of rows that no side has, though the metadata says that one must (LOST so far).
+    """
+
+    by_size: bool
+    trusted: Callable[[Page, Page], bool]
+    rows: Rows = field(default_factory=Rows)
+    missing: list[int] = field(default_factory=list)
+    unsure: list[int] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+
+    def add(self, source: Page, target: Page) -> None:
+        """Add a stretch.
+
+        Args:
+            source: From `aligned`.
+            target: The same range of the other side.
+        """
+        rows = self.rows
+        if source.keys == target.keys:
+            self._add_common(source, target)
+        elif not target.keys:
+            self.missing.extend(range(len(rows), len(rows) + len(source.keys)))
+            rows.add(*source, [""] * len(source.keys), ObjectOutcome.MISSING, Comparison.NONE)
+        elif not source.keys:
+            none = [""] * len(target.keys)
+            rows.add(target.keys, target.sizes, none, target.etags, ObjectOutcome.EXTRA, Comparison.NONE)
+        else:
+            self._add_mixed(source, target)
+
+    def _add_common(self, source: Page, target: Page) -> None:
+        """Both sides have these keys."""
+        rows, first = self.rows, len(self.rows)
+        if source.etags == target.etags:
+            target = target._replace(etags=source.etags)  # one copy of each in memory
+        if self.by_size:
+            rows.add(*source, target.etags, ObjectOutcome.SAME, Comparison.SIZE)
+        else:
+            rows.add(*source, target.etags, ObjectOutcome.SAME, Comparison.ETAG)
+            trusted = self.trusted(source, target)
+            if not (trusted and source.etags == target.etags and plain_md5(source.etags)):
+                pairs = enumerate(zip(source.etags, target.etags, strict=True), first)
+                unsure = [row for row, (one, other) in pairs if not (trusted and one == other and plain_md5((one,)))]
+                self.unsure += unsure
+        if source.sizes != target.sizes:
+            self._set_different(first, target.sizes)
+
+    def _set_different(self, first: int, target_sizes: Sequence[int]) -> None:
+        rows = self.rows
+        different = {row: size for row, size in enumerate(target_sizes, first) if size != rows.sizes[row]}
+        self.unsure = [row for row in self.unsure if row not in different]
+        for row, size in different.items():
+            detail = f"{rows.sizes[row]} bytes on the source, {size} on the target"
+            rows.put(row, ObjectOutcome.DIFFERENT, Comparison.SIZE, detail=detail)
+
+    def _add_mixed(self, source: Page, target: Page) -> None:
+        """Some keys are on one side alone: the runs of keys of one kind are added one after the other."""
+        ours, theirs = frozenset(source.keys), frozenset(target.keys)
+        left = right = 0
+        for kind, run in groupby(sorted(ours | theirs), lambda key: (key in ours, key in theirs)):
+            size = sum(1 for _ in run)
+            self.add(
+                slice_page(source, left, left + size) if kind[0] else EMPTY,
+                slice_page(target, right, right + size) if kind[1] else EMPTY,
+            )
+            left += size * kind[0]
+            right += size * kind[1]

@@ -1,0 +1,172 @@
+"""What a copy works with: keys and ranges of keys, pages of a listing, engines, and what became of each object.
+
+Keys are relative to the prefix of their side, and ordered as S3 orders them: by UTF-8 bytes, which is how Python
+orders `str`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+Compare = Literal["size", "etag", "content"]
+
+#: Key, size in bytes, ETag without quotes: one object as a listing shows it.
+Listed: TypeAlias = tuple[str, int, str]
+
+
+class ObjectOutcome(StrEnum):
+    """What became of one object."""
+
+    SAME = "same"  # it was there already, equal by the comparison named beside it
+    COPIED = "copied"
+    OVERWRITTEN = "overwritten"  # it was different; only with overwrite=true
+    MISSING = "missing"
+    DIFFERENT = "different"  # never overwritten unless overwrite=true
+    EXTRA = "extra"  # the target alone has it; never deleted
+    VANISHED = "vanished"  # the source lost it between the listing and the copy
+    CHANGED = "changed"  # the source replaced it between the listing and the copy
+    FAILED = "failed"
+    SKIPPED = "skipped"  # only with plan=metadata, as the two below: no file refers to this block; left alone
+    LOST = "lost"  # a file refers to it, and neither side has it
+    DAMAGED = "damaged"  # a file refers to it, and what the source has cannot hold it; never copied
+
+
+class Comparison(StrEnum):
+    """How an object was really compared, which may be more than was asked for."""
+
+    NONE = ""
+    SIZE = "size"
+    ETAG = "etag"
+    CONTENT = "content"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """The keys with `after` < key <= `until`; None: no bound on that side."""
+
+    after: str | None = None
+    until: str | None = None
+
+
+def below(prefix: str) -> KeyRange:
+    """The keys below a prefix that ends with `/`, without the key that is the prefix itself."""
+    return KeyRange(after=prefix, until=f"{prefix}\U0010ffff")
+
+
+class Page(NamedTuple):
+    """A stretch of a listing, ordered by key: three lists of one length. ETags are without quotes."""
+
+    keys: list[str]
+    sizes: list[int]
+    etags: list[str]
+
+
+class Side(Protocol):
+    """One side of a copy: a bucket, below a prefix."""
+
+    name: str
+    """For messages: bucket, prefix and endpoint; no keys."""
+
+    def check(self) -> None:
+        """HEAD the bucket and list one key.
+
+        Raises:
+            PermanentError: No such bucket, wrong keys, a clock that is off, a certificate that is not trusted.
+            TransientError: The store does not answer.
+        """
+
+    def pages(self, keys: KeyRange) -> Iterator[Page]:
+        """List a range in order, page by page (ListObjectsV2, 1,000 keys a page)."""
+
+    def first_after(self, key: str) -> str | None:
+        """The first key after this one (which need not exist): one LIST of one key."""
+
+    def prefixes(self, below: str) -> Iterator[str]:
+        """The common prefixes below a prefix that ends with `/` or is empty (delimiter `/`), in order."""
+
+    def md5(self, key: str) -> str | None:
+        """Read one object and hash it, in hex; None where there is none. Tells whether ETags here are MD5."""
+
+
+class Copied(NamedTuple):
+    """What an engine did with one object.
+
+    Attributes:
+        outcome: COPIED, OVERWRITTEN, VANISHED, CHANGED or FAILED; SAME or DIFFERENT, by CONTENT, where the object
+            appeared on the target meanwhile.
+        target_etag: What the target's PUT answered.
+        comparison: How the copy was checked end to end: ETAG, where the target's ETag is the source's, else CONTENT.
+        checksum: xxh3-64 in hex, where the content was hashed; else empty.
+        detail: Why it failed, without secrets.
+    """
+
+    outcome: ObjectOutcome
+    target_etag: str = ""
+    comparison: Comparison = Comparison.NONE
+    checksum: str = ""
+    detail: str = ""
+
+
+class Compared(NamedTuple):
+    """Two contents: SAME, DIFFERENT, MISSING (on the target), VANISHED (from the source) or FAILED."""
+
+    outcome: ObjectOutcome
+    checksum: str = ""
+    detail: str = ""
+
+
+class Engine(Protocol):
+    """Moves objects from one side to the other, several at once. Never deletes, leaves no half object and no other key.
+
+    One object that cannot be treated is an outcome, not an exception; what concerns all of them (keys refused,
+    bucket gone, store down for longer than the retries last) raises PermanentError or TransientError.
+    """
+
+    def copy(self, objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
+        """Copy the source's objects with their metadata, and check each at once, end to end.
+
+        Args:
+            objects: As the source's listing showed them.
+            overwrite: The target has other content under these keys, and it is to be replaced.
+
+        Returns:
+            In the order of `objects`.
+        """
+
+    def compare(self, objects: Sequence[Listed]) -> list[Compared]:
+        """Read both sides in full and compare xxh3-64, in the order of `objects`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """What a tool says that it did with a partition; counts of objects.
+
+    Attributes:
+        command: The command line, which holds no secret.
+        copied: Of these, under compare=content, some may have been repaired: the tool does not tell them apart.
+        lost: The source's listing had them and a GET did not find them.
+    """
+
+    command: str
+    found: int = 0
+    copied: int = 0
+    copied_bytes: int = 0
+    skipped: int = 0
+    checked: int = 0
+    failed: int = 0
+    lost: int = 0
+
+
+class MirrorTool(Protocol):
+    """A program that copies a whole partition in its own way: `juicefs sync`, `mc mirror`. Never deletes."""
+
+    def mirror(self, keys: KeyRange, *, compare: Compare, overwrite: bool) -> Mirrored:
+        """Copy what the target lacks within a range; with `overwrite` also what differs.
+
+        Raises:
+            TransientError: Some object was not copied, was lost, or the program failed; its last lines, masked.
+            PermanentError: The program is not there, or cannot do what is asked.
+        """

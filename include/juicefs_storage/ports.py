@@ -1,0 +1,373 @@
+"""What core needs of the outside world, as Protocols and frozen value types. `adapters` fulfils them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
+
+WorkloadKind = Literal["StatefulSet", "DaemonSet"]
+DumpKind = Literal[
+    "pods",
+    "events",
+    "statefulsets",
+    "daemonsets",
+    "persistentvolumes",
+    "persistentvolumeclaims",
+    "csidrivers",
+    "csinodes",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A client of the volume, from `jfs_session2`."""
+
+    sid: int
+    version: str
+    host: str
+    mount_point: str
+    expires: datetime
+
+
+class MetadataStore(Protocol):
+    """The volume's metadata database."""
+
+    def read_setting(self) -> Setting:
+        """Read the row `format` of `jfs_setting`."""
+
+    def replace_setting(self, expected: Setting, new: Setting) -> bool:
+        """Put `new` where `expected` stands, in one statement; False (and no change) where something else stands."""
+
+    def sessions(self) -> Sequence[Session]:
+        """The clients whose session has not expired."""
+
+    def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
+        """Id and size in bytes of every slice that some file refers to (`jfs_chunk_ref`, refs > 0), ordered by id.
+
+        Args:
+            first_id: The lowest id wanted.
+            end_id: No id as high as this one or higher; None: no bound.
+        """
+
+    def still_needed(self, slice_ids: Collection[int]) -> set[int]:
+        """Those of the slices that some file refers to."""
+
+    def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
+        """Slices of these and the path of each file that refers to one; what has no path is described in brackets.
+
+        Reads every chunk of the volume once.
+        """
+
+    def next_slice(self) -> int:
+        """No slice of this volume has this id or a higher one yet (`nextChunk` of `jfs_counter`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object of a listing."""
+
+    key: str
+    size_bytes: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """One bucket of an object store."""
+
+    def check_bucket(self) -> None:
+        """HEAD the bucket; never creates it."""
+
+    def probe(self, key: str) -> None:
+        """PUT, GET, LIST and DELETE one small object under a key of our own."""
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object under a prefix, ordered by the key's UTF-8 bytes."""
+
+    def read(self, key: str) -> bytes | None:
+        """A small object's content; None where there is none."""
+
+    def head(self, key: str) -> StoredObject | None:
+        """HEAD one object; None where there is none."""
+
+    def exists(self, key: str) -> bool:
+        """HEAD one object."""
+
+    def digest(self, key: str) -> str | None:
+        """SHA-256 of one object's content, read as a stream; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """One permission in RBAC terms; `name` where it is needed for one object alone."""
+
+    verb: str
+    resource: str
+    group: str = ""
+    subresource: str = ""
+    namespace: str | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        resource = "/".join(part for part in (self.resource, self.subresource) if part)
+        group = f".{self.group}" if self.group else ""
+        where = f" in namespace {self.namespace}" if self.namespace else " cluster-wide"
+        return f"{self.verb} {resource}{group}{f' {self.name}' if self.name else ''}{where}"
+
+
+@dataclass(frozen=True)
+class SecretObject:
+    """A Kubernetes Secret. `data` is decoded and holds secrets: it is left out of `repr`.
+
+    Attributes:
+        owners: The objects that it is owned by, as `Kind/name`.
+    """
+
+    namespace: str
+    name: str
+    resource_version: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict, repr=False)
+    owners: tuple[str, ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A StatefulSet or DaemonSet with what tells whether its rollout is done."""
+
+    kind: WorkloadKind
+    name: str
+    args: tuple[str, ...]
+    annotations: Mapping[str, str]
+    rolled_out: bool
+    progress: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadTemplate:
+    """What makes a workload start its pods anew, or others.
+
+    Attributes:
+        annotations: Its own and those of its pod template.
+        secrets: The Secrets that its pods take environment variables or volumes from.
+        args: Of its containers, with their commands.
+    """
+
+    kind: str
+    namespace: str
+    name: str
+    annotations: Mapping[str, str]
+    secrets: frozenset[str]
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod as the proofs need it.
+
+    Attributes:
+        restarts: The sum over its containers.
+        problem: Why a container of it waits, such as CrashLoopBackOff; empty where none does.
+        waiting_container: Which container that is.
+        unready_since: Since when it is not ready (UTC); None where it is, or where nobody has said so yet.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    node: str
+    ready: bool
+    restarts: int
+    problem: str
+    labels: Mapping[str, str]
+    commands: tuple[str, ...]
+    claims: tuple[str, ...]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    waiting_container: str = ""
+    unready_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PersistentVolume:
+    """A PV of the JuiceFS CSI driver and the claim bound to it."""
+
+    name: str
+    volume_handle: str
+    secret_namespace: str
+    secret_name: str
+    claim_namespace: str
+    claim_name: str
+    mount_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StorageClass:
+    """A StorageClass of the JuiceFS CSI driver: what the next PV will be like. The Secret's name may be a template."""
+
+    name: str
+    secret_namespace: str
+    secret_name: str
+    mount_options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What a command in a pod (or on the worker) printed, and how it ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Cluster(Protocol):
+    """The Kubernetes cluster, seen from one namespace: the CSI driver's."""
+
+    namespace: str
+
+    def allows(self, right: Right) -> bool:
+        """Ask the API server whether the connection's user may do this."""
+
+    def secret(self, name: str) -> SecretObject:
+        """Read one Secret."""
+
+    def secrets(self, label_selector: str = "") -> Sequence[SecretObject]:
+        """Read the Secrets, where wanted those with a label."""
+
+    def secrets_everywhere(self) -> Sequence[SecretObject] | None:
+        """Read the Secrets of all namespaces; None where the connection's user may not."""
+
+    def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
+        """Set values by JSON patch; refused by the server where the Secret changed since it was read."""
+
+    def workload(self, kind: WorkloadKind, name: str) -> Workload:
+        """Read one workload."""
+
+    def workload_templates(self) -> Sequence[WorkloadTemplate]:
+        """The Deployments, StatefulSets and DaemonSets."""
+
+    def deployments_everywhere(self) -> Sequence[WorkloadTemplate] | None:
+        """The Deployments of all namespaces; None where the connection's user may not list them."""
+
+    def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
+        """Set annotations of the pod template, which makes the workload replace its pods."""
+
+    def templates(self) -> Mapping[str, Any]:
+        """The pod templates of the CSI workloads, for the backup."""
+
+    def pods(self, label_selector: str = "", namespace: str | None = None) -> Sequence[Pod]:
+        """Read pods."""
+
+    def persistent_volumes(self) -> Sequence[PersistentVolume]:
+        """The PVs of driver csi.juicefs.com."""
+
+    def storage_classes(self) -> Sequence[StorageClass]:
+        """The StorageClasses of driver csi.juicefs.com."""
+
+    def driver_mount_options(self) -> Sequence[str]:
+        """The mount options in the driver's own configuration, for whichever volumes."""
+
+    def exec(
+        self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
+    ) -> ExecResult:
+        """Run a command in a pod and wait for its end."""
+
+    def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
+        """Objects as the API server sends them; of claims and volumes those of driver csi.juicefs.com alone."""
+
+    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
+        """The last lines of a pod's log, as they are; `container` where the pod has several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A Lease of coordination.k8s.io. Times are UTC. `holder` is empty where it was given back."""
+
+    name: str
+    holder: str
+    duration_s: int
+    acquired_at: datetime
+    renewed_at: datetime
+    transitions: int = 0
+    resource_version: str = ""
+
+
+class LeaseStore(Protocol):
+    """Where Leases are kept: `Cluster` is one."""
+
+    namespace: str
+
+    def lease(self, name: str) -> Lease | None:
+        """Read a Lease; None where there is none."""
+
+    def write_lease(self, lease: Lease) -> bool:
+        """Write a Lease as it was read and changed (create it where it has no `resource_version`).
+
+        Returns:
+            False (and no change) where somebody else wrote, created or deleted it since.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What a copy between two stores did."""
+
+    found: int
+    copied: int
+    copied_size: str
+
+
+class JuiceFS(Protocol):
+    """The juicefs command line, wherever it runs."""
+
+    def version(self) -> str:
+        """The version of the executable, such as `1.4.2+2026-01-01.abcdef`."""
+
+    def write_storage(self, config: StorageConfig) -> None:
+        """`juicefs config`: set storage, bucket and keys."""
+
+    def await_config(self, *, timeout_s: float) -> None:
+        """Wait until no `juicefs config` of this volume runs: one whose caller is gone may write yet."""
+
+    def status(self) -> Mapping[str, Any]:
+        """`juicefs status`."""
+
+    def mount_fresh(self, canary: str) -> Sequence[str]:
+        """Mount with an empty cache, read, write a file `canary` and list; the object keys of what was written."""
+
+    def unmount_fresh(self, canary: str) -> None:
+        """Remove that file and the mount."""
+
+    def copy_missing(
+        self, source: StorageConfig, target: StorageConfig, prefix: str, *, timeout_s: float
+    ) -> CopyResult:
+        """`juicefs sync`: copy what the target lacks; overwrites nothing, deletes nothing."""
+
+
+class WriteFence(Protocol):
+    """Keeps the volume's clients from writing to a store that can refuse one key. Each call may be made again."""
+
+    def is_up(self) -> bool:
+        """Whether the store refuses their writes."""
+
+    def up(self) -> None:
+        """Refuse from now on what would change the volume's objects with the clients' key; reads go on."""
+
+    def down(self) -> None:
+        """Allow it again."""
+
+
+class Vault(Protocol):
+    """Where backups lie, encrypted."""
+
+    def save(self, backup_id: str, content: bytes) -> None:
+        """Encrypt and write; then read back and compare."""
+
+    def load(self, backup_id: str) -> bytes | None:
+        """Read and decrypt; None where there is no such backup."""
+
+    def ids(self) -> Sequence[str]:
+        """The ids under which something lies here, sorted."""

@@ -1,0 +1,208 @@
+"""What the volume must be like: every client can follow, and can be proven."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from include.juicefs_storage.ports import MetadataStore, PersistentVolume, Session, WriteFence
+from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
+from include.juicefs_storage.volume.clients import MountPod, storage_overrides, unknown_sessions
+from include.juicefs_storage.volume.setting import S3_STORAGES, Setting
+
+MINIMUM_VERSION = (1, 1)
+#: A client gives up on a flush after so many seconds (pkg/vfs/writer.go of JuiceFS 1.4, by its default of retries).
+FLUSH_LIMIT_S = 300
+
+
+def _follows(version: str) -> bool:
+    return _version(version)[:2] >= MINIMUM_VERSION
+
+
+def _version(text: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(number) for number in found.groups("0")) if found else ()
+
+
+def check_volume(
+    setting: Setting,
+    mounts: Sequence[MountPod],
+    volumes: Sequence[PersistentVolume],
+    metadata: MetadataStore,
+    client_timeout_s: float,
+) -> list[Finding]:
+    """The volume and its clients can follow a change of the setting, and every client can be proven.
+
+    Args:
+        setting: The setting as it is now.
+        mounts: The volume's mount pods.
+        volumes: The PVs of the CSI driver; those that the mount pods serve are looked at.
+        metadata: Where the sessions are listed.
+        client_timeout_s: How long a client may take to follow, in seconds.
+    """
+    check, sessions = "volume", metadata.sessions()
+    findings = [finding for mount in mounts for finding in _mount_findings(mount, setting, client_timeout_s)]
+    findings += _too_old(sessions, mounts)
+    if setting.shards > 1:
+        findings.append(
+            refusal(check, f"The volume is sharded over {setting.shards} buckets.", "sharded volumes cannot be moved")
+        )
+    if setting.storage not in S3_STORAGES:
+        findings.append(
+            refusal(
+                check,
+                f"The volume's storage is of kind {setting.storage!r}, expected one of {', '.join(S3_STORAGES)}.",
+                "only volumes on S3 stores can be moved, and their kind stays what it is",
+            )
+        )
+    served = {mount.volume_id for mount in mounts}
+    findings += [
+        refusal(
+            check,
+            f"PersistentVolume {volume.name} has mountOptions {', '.join(options)}: its next mounts would not follow "
+            "the setting.",
+            "remove bucket and storage from its mountOptions and its StorageClass, then start its mount pods anew",
+        )
+        for volume in volumes
+        if volume.volume_handle in served and (options := storage_overrides(",".join(volume.mount_options)))
+    ]
+    findings += [
+        refusal(
+            check,
+            f"Session {session.sid} on {session.host} at {session.mount_point} is no mount pod of this cluster: "
+            "it cannot be proven to have followed.",
+            "unmount it for the time of the switch, or wait until its session has expired if it is dead",
+        )
+        for session in unknown_sessions(sessions, [mount.mount_path for mount in mounts])
+    ]
+    if any(finding.level == "refusal" for finding in findings):
+        return findings
+    return [*findings, ok(check, f"{setting.name} ({setting.uuid}), {len(mounts)} mount pods, all can follow")]
+
+
+def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) -> Iterator[Finding]:
+    check, name = "volume", f"Mount pod {mount.name}"
+    if not _follows(mount.version):
+        yield refusal(check, f"{name} runs JuiceFS {mount.version}, needs 1.1.", "upgrade the client")
+    if mount.heartbeat_s > client_timeout_s:
+        yield refusal(
+            check,
+            f"{name} has a heartbeat of {mount.heartbeat_s:g} s, longer than client_timeout_s.",
+            f"set client_timeout_s to more than {2 * mount.heartbeat_s:g}",
+        )
+    if mount.overrides or mount.bucket != setting.bucket:
+        yield refusal(
+            check,
+            f"{name} uses bucket {mount.bucket}, the setting {setting.bucket}: it runs with an override"
+            f"{''.join(f' ({option})' for option in mount.overrides)}.",
+            "remove bucket/storage from the PV's mountOptions and start the mount pod anew",
+        )
+    if mount.read_only:
+        yield refusal(
+            check,
+            f"{name} is mounted read-only: no block can be written through it to prove it.",
+            "unmount it for the time of the switch",
+        )
+    if mount.staged_blocks or mount.upload_delayed:
+        waiting = (
+            f"{mount.staged_blocks} blocks wait in its cache" if mount.staged_blocks else "its options delay uploads"
+        )
+        yield refusal(
+            check,
+            f"{name} runs with writeback, and {waiting}: they are on no store and cannot be accounted for.",
+            "wait until juicefs_staging_blocks is 0 in its .stats, without upload-delay and upload-hours",
+        )
+    elif mount.writeback:
+        yield warning(
+            check,
+            f"{name} runs with writeback: a block that it uploads late looks lost to prove_blocks, which rolls back.",
+            "switch while little is written, or mount it without writeback",
+        )
+
+
+def _too_old(sessions: Sequence[Session], mounts: Sequence[MountPod]) -> Iterator[Finding]:
+    """Clients that do not look at the setting again, by their sessions; mount pods have told it of themselves."""
+    told = {PurePosixPath(mount.mount_path).name for mount in mounts if not _follows(mount.version)}
+    for session in sessions:
+        if not _follows(session.version) and PurePosixPath(session.mount_point).name not in told:
+            yield refusal(
+                "volume",
+                f"Session {session.sid} on {session.host} at {session.mount_point} runs JuiceFS {session.version}, "
+                "needs 1.1.",
+                "upgrade the client",
+            )
+
+
+def check_late_commits(late_commit_s: int) -> list[Finding]:
+    """Slices may be committed long after their blocks were uploaded: a flush gives up after 300 s.
+
+    Args:
+        late_commit_s: After so many seconds the blocks are copied and proven once more; 0: not at all.
+    """
+    if late_commit_s >= FLUSH_LIMIT_S:
+        return []
+    waited = f"only {late_commit_s} s" if late_commit_s else "not"
+    return [
+        warning(
+            "late commits",
+            f"Slices that clients commit late are {waited} waited for: a block may become part of a file up to "
+            f"{FLUSH_LIMIT_S} s after it went to the old store, and would be missing on the new one.",
+            "set late_commit_s=360, or clear prove_blocks without Downstream 6 minutes after the run",
+        )
+    ]
+
+
+def check_fence(fence: WriteFence | None, *, catch_up: bool) -> list[Finding]:
+    """The write fence on the old store can be put up, and is not up yet.
+
+    Args:
+        fence: None: none is wanted.
+        catch_up: Whether a task follows the clients' writes, which also takes the fence down in time.
+    """
+    check = "write fence"
+    if fence is None:
+        return []
+    if not catch_up:
+        return [
+            refusal(check, "A write fence needs catch_up: nothing else takes it down in time.", "set catch_up=true")
+        ]
+    if fence.is_up():
+        return [
+            refusal(
+                check,
+                "A write fence is up on the store that the volume is on: its clients cannot write.",
+                "take the clients' user out of MinIO's group juicefs-storage-fence-<volume> (mc admin group rm)",
+            )
+        ]
+    return [ok(check, "it can be put up on the old store")]
+
+
+def check_runner(version: str, mounts: Sequence[MountPod], sessions: Sequence[Session]) -> list[Finding]:
+    """The juicefs that writes the setting is at least as new as the newest client.
+
+    An older one drops the fields of the setting that it does not know.
+
+    Args:
+        version: Of the executable that `juicefs_runner` names.
+        mounts: The volume's mount pods.
+        sessions: Every client of the volume.
+    """
+    check = "runner"
+    newest = max(
+        [*(mount.version for mount in mounts), *(session.version for session in sessions)], key=_version, default=""
+    )
+    if not _version(version):
+        return [
+            warning(check, f"juicefs calls its version {version!r}: it cannot be compared.", "use a released version")
+        ]
+    if _version(version) < _version(newest):
+        return [
+            refusal(
+                check,
+                f"juicefs is version {version} where it runs, a client of the volume {newest}: it would drop what it "
+                "does not know from the setting.",
+                "upgrade the CSI driver's image, or set juicefs_runner=worker with a newer juicefs there",
+            )
+        ]
+    return [ok(check, f"juicefs {version}, no client is newer")]

@@ -1,0 +1,103 @@
+"""What the cluster must be like: rights, and a CSI driver whose restart does no harm."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+from include.juicefs_storage.ports import Cluster, Right, Workload
+from include.juicefs_storage.switch.findings import Finding, ok, refusal
+from include.juicefs_storage.volume.csi import CSI_CONFIG_MAP, CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
+
+#: Why a container of a pod that is getting on waits; any other reason is trouble.
+_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
+#: A flag without a value is true.
+_BY_PROCESS = re.compile(r"--by-process(=(true|t|1))?(\s|$)", re.IGNORECASE)
+
+
+def needed_rights(namespace: str) -> list[Right]:
+    """Every right that the DAG uses; deploy/rbac.yaml grants exactly these."""
+    rights = [Right(verb, "pods", namespace=namespace) for verb in ("get", "list")]
+    rights += [
+        # The handshake of an exec over WebSocket is a GET; newer API servers ask for `create` as well.
+        Right("get", "pods", subresource="exec", namespace=namespace),
+        Right("create", "pods", subresource="exec", namespace=namespace),
+        Right("get", "pods", subresource="log", namespace=namespace),
+    ]
+    rights += [Right(verb, "secrets", namespace=namespace) for verb in ("get", "list", "patch")]
+    rights += [
+        Right(verb, resource, "apps", namespace=namespace)
+        for resource in ("statefulsets", "daemonsets")
+        for verb in ("get", "list", "patch")
+    ]
+    rights.append(Right("get", "configmaps", namespace=namespace, name=CSI_CONFIG_MAP))
+    rights.append(Right("list", "deployments", "apps", namespace=namespace))
+    rights += [
+        Right(verb, "leases", "coordination.k8s.io", namespace=namespace) for verb in ("get", "create", "update")
+    ]
+    rights += [Right("list", "pods"), Right("list", "persistentvolumes")]
+    rights.append(Right("list", "storageclasses", "storage.k8s.io"))
+    # For the diagnostics of a failure alone: asked for now, since then it is too late.
+    rights += [Right("list", "events", namespace=namespace), Right("list", "persistentvolumeclaims")]
+    rights += [Right("list", resource, "storage.k8s.io") for resource in ("csidrivers", "csinodes")]
+    return rights
+
+
+def check_rights(cluster: Cluster) -> list[Finding]:
+    """Ask for every right before the first of them is needed."""
+    rights = needed_rights(cluster.namespace)
+    missing = [right for right in rights if not cluster.allows(right)]
+    return [
+        refusal("rights", f"The connection's user may not {right}.", "apply deploy/rbac.yaml") for right in missing
+    ] or [ok("rights", f"all {len(rights)} rights are granted")]
+
+
+def check_csi(cluster: Cluster, *, rollout_timeout_s: float, now: datetime) -> list[Finding]:
+    """The CSI driver runs in mount-pod mode and is healthy.
+
+    Args:
+        cluster: Where it runs.
+        rollout_timeout_s: A pod that is not ready for longer is broken, and not in the middle of a rollout.
+        now: The time in UTC.
+    """
+    findings = []
+    for kind, name in CSI_WORKLOADS:
+        workload = cluster.workload(kind, name)
+        if any(_BY_PROCESS.search(arg) for arg in workload.args):
+            findings.append(
+                refusal(
+                    "csi",
+                    f"{kind}/{name} runs in process mode (--by-process=true): restarting it would break the mounts.",
+                    "move the driver to mount-pod mode",
+                )
+            )
+        if not workload.rolled_out:
+            findings.append(_not_rolled_out(cluster, workload, rollout_timeout_s, now))
+    if not findings and not any(pod.ready for pod in cluster.pods(CSI_CONTROLLER_SELECTOR)):
+        findings.append(
+            refusal("csi", f"No ready pod carries {CSI_CONTROLLER_SELECTOR}.", "see the pods of the CSI controller")
+        )
+    return findings or [ok("csi", "mount-pod mode, controller and node components are healthy")]
+
+
+def _not_rolled_out(cluster: Cluster, workload: Workload, rollout_timeout_s: float, now: datetime) -> Finding:
+    """A rollout is waited for; a pod that does not start must be repaired."""
+    where = f"{workload.kind}/{workload.name}"
+    for pod in cluster.pods(f"app={workload.name}"):
+        unready_s = (now - pod.unready_since).total_seconds() if pod.unready_since else 0
+        if pod.problem not in _STARTING:
+            trouble = f"is in {pod.problem}"
+        elif unready_s > rollout_timeout_s:
+            trouble = f"has not been ready for {unready_s:.0f} s"
+        else:
+            continue
+        return refusal(
+            "csi",
+            f"{where} is not healthy: pod {pod.name} {trouble} ({workload.progress}).",
+            f"repair it first: kubectl -n {cluster.namespace} describe pod {pod.name}",
+        )
+    return refusal(
+        "csi",
+        f"{where} is in the middle of a rollout: {workload.progress}.",
+        f"wait, then trigger again: kubectl -n {cluster.namespace} rollout status {where.lower()}",
+    )

@@ -1,0 +1,71 @@
+"""How long a move will take: what is left to copy before it, and how long clients may be on two stores in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from include.juicefs_storage.ports import MetadataStore, ObjectStore
+from include.juicefs_storage.volume.layout import block_objects
+from include.juicefs_storage.volume.needed import ID_BATCH
+from include.juicefs_storage.volume.setting import Setting
+
+#: How many blocks are read at most, and for how long.
+_SAMPLE_BLOCKS, _SAMPLE_S = 64, 2.0
+_AT_ONCE = 8
+#: Clients look for a new setting every heartbeat, give or take 5 % (pkg/meta/base.go of JuiceFS 1.4).
+_JITTER = 1.05
+
+
+def reading_rate(
+    metadata: MetadataStore, setting: Setting, store: ObjectStore, clock: Callable[[], float]
+) -> float | None:
+    """Blocks a second: some of the volume's newest blocks are read from a store, several at once, for two seconds.
+
+    A copy has to read them too, so it is hardly faster. None where there is nothing to read.
+
+    Args:
+        metadata: Tells the newest slices.
+        setting: The volume's.
+        store: Read only.
+        clock: A monotonic clock.
+    """
+    newest = list(metadata.slices(max(0, metadata.next_slice() - ID_BATCH)))[-_SAMPLE_BLOCKS:]
+    keys = [key for row in newest for key, _ in block_objects(setting, *row)][-_SAMPLE_BLOCKS:]
+    start, read = clock(), 0
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while keys and clock() - start < _SAMPLE_S:
+            taken, keys = keys[:_AT_ONCE], keys[_AT_ONCE:]
+            read += sum(digest is not None for digest in pool.map(store.digest, taken))
+    took_s = clock() - start
+    return read / took_s if read and took_s else None
+
+
+def forecast_lines(blocks_left: int | None, blocks_s: float | None, heartbeats_s: Sequence[float]) -> list[str]:
+    """What is left and how long it takes, a sentence each.
+
+    Args:
+        blocks_left: Blocks that the new store lacks; None: nobody has counted.
+        blocks_s: How many Airflow reads a second; None: not measured.
+        heartbeats_s: Of the clients.
+    """
+    if blocks_left is None:
+        lines = ["what is left to copy was not counted: `consistency` is `off` or `sample`"]
+    elif not blocks_left:
+        lines = ["no block is left to copy now"]
+    elif blocks_s:
+        took = f"about {duration(blocks_left / blocks_s)} at the {blocks_s:.0f} a second that Airflow just read"
+        lines = [f"{blocks_left} blocks are left to copy before the setting is written: {took}"]
+    else:
+        lines = [f"{blocks_left} blocks are left to copy before the setting is written"]
+    if heartbeats_s:
+        longest = duration(max(heartbeats_s) * _JITTER)
+        lines.append(f"the window, from the setting's write until the last client has moved: up to {longest}")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

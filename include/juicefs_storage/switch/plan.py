@@ -1,0 +1,115 @@
+"""The plan of a switch: made once from what was observed, shown to a human, and then carried out."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from include.juicefs_storage.markdown import bullets
+from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.switch.findings import Finding, findings_markdown
+from include.juicefs_storage.switch.forecast import forecast_lines
+from include.juicefs_storage.volume.clients import MountPod, PodIdentity
+from include.juicefs_storage.volume.setting import StorageConfig, masked
+
+
+class StorageView(Frozen):
+    """A storage as plans and reports show it."""
+
+    storage: str
+    bucket: str
+    access_key: str
+
+    @classmethod
+    def of(cls, config: StorageConfig) -> StorageView:
+        """Mask a storage."""
+        return cls(storage=config.storage, bucket=config.bucket, access_key=masked(config.access_key))
+
+
+class SecretChange(Frozen):
+    """The keys of one Secret that the switch sets."""
+
+    namespace: str
+    name: str
+    keys: tuple[str, ...]
+
+
+class Plan(Frozen):
+    """Everything that a switch will change, and everything that must not change."""
+
+    volume: str
+    uuid: str
+    before: StorageView
+    after: StorageView
+    target_fingerprint: str
+    secrets: tuple[SecretChange, ...]
+    workloads: tuple[str, ...]
+    mount_pods: tuple[MountPod, ...]
+    business_pods: tuple[PodIdentity, ...]
+    missing_objects: int | None
+    steps: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    #: The backup that the run goes back to; None in a switch.
+    backup_id: str | None = None
+    #: Blocks a second, as Airflow read the old store; None: not measured.
+    blocks_s: float | None = None
+
+    @property
+    def title(self) -> str:
+        """What is planned, in a line."""
+        return (
+            f"Revert volume {self.volume} to backup {self.backup_id}"
+            if self.backup_id
+            else f"Switch the storage of {self.volume}"
+        )
+
+    @property
+    def refusals(self) -> list[Finding]:
+        """What forbids the switch."""
+        return [finding for finding in self.findings if finding.level == "refusal"]
+
+    def to_markdown(self) -> str:
+        """The plan for the person who approves it."""
+        rows = [
+            ("storage", self.before.storage, self.after.storage),
+            ("bucket", self.before.bucket, self.after.bucket),
+            ("access key", self.before.access_key, self.after.access_key),
+        ]
+        secrets = [f"`{change.namespace}/{change.name}`: {', '.join(change.keys)}" for change in self.secrets]
+        lines = [
+            f"## Switch of volume `{self.volume}`"
+            if self.backup_id is None
+            else f"## Revert of volume `{self.volume}` to backup `{self.backup_id}`",
+            f"UUID `{self.uuid}`",
+            "",
+            "| | now | after |",
+            "|---|---|---|",
+            *(f"| {name} | `{before}` | `{after}` |" for name, before, after in rows),
+            "",
+            "### Findings",
+            *findings_markdown(self.findings),
+            "",
+            "### Steps, in this order",
+            *(f"{number}. {step}" for number, step in enumerate(self.steps, 1)),
+            "",
+            "### What is left, and how long it takes",
+            *bullets(forecast_lines(self.missing_objects, self.blocks_s, [pod.heartbeat_s for pod in self.mount_pods])),
+            "",
+            "### Secrets that will be patched",
+            *bullets(secrets),
+            "",
+            "### Clients that will be proven on the new store",
+            *bullets([f"`{pod.name}` on {pod.node}, heartbeat {pod.heartbeat_s:g} s" for pod in self.mount_pods]),
+            "",
+            "### Pods that must not restart",
+            f"{len(self.mount_pods)} mount pods, {len(self.business_pods)} business pods",
+        ]
+        return "\n".join(lines)
+
+
+def fingerprint(config: StorageConfig, key: bytes) -> str:
+    """A keyed digest of a storage with its keys: tells whether a connection changed since the plan was made."""
+    text = "\0".join(
+        (config.storage, config.bucket, config.access_key.get_secret_value(), config.secret_key.get_secret_value())
+    )
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]

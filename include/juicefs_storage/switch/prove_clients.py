@@ -1,0 +1,129 @@
+"""Prove that every client uses a storage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.ports import Cluster, ObjectStore, Pod, Session
+from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.volume.clients import (
+    MOUNT_POD_SELECTOR,
+    ClientState,
+    mount_path,
+    prove_client,
+    read_config,
+    unknown_sessions,
+)
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
+
+_PARALLEL_PODS = 8
+
+
+_CANARY_TIMEOUT_S = 30.0
+
+
+log = logging.getLogger(__name__)
+
+
+class ClientProof(Frozen):
+    """One mount pod that was proven to use a storage."""
+
+    pod: str
+    node: str
+    after_s: float
+    #: It followed only when the setting was written once more.
+    was_stuck: bool = False
+
+
+def prove_clients(
+    cluster: Cluster,
+    setting: Setting,
+    config: StorageConfig,
+    store: ObjectStore,
+    canary: str,
+    *,
+    timeout_s: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    unstick: Callable[[], None] | None = None,
+    sessions: Callable[[], Sequence[Session]] = tuple,
+) -> list[ClientProof]:
+    """Prove every mount pod of the volume, waiting for those that have not followed yet.
+
+    Args:
+        cluster: Where the mount pods are.
+        setting: Tells which mount pods serve this volume.
+        config: The storage that the clients must use.
+        store: The bucket behind it.
+        canary: How the names of the files begin that are written through the mounts and removed again.
+        timeout_s: How long the clients may take altogether, in seconds.
+        clock: A monotonic clock.
+        sleep: Waits the given seconds.
+        unstick: Makes every client try again; called once, where some show the storage in two looks on end and do not
+            use it. They have the whole time again then.
+        sessions: Lists the volume's clients: none but the mount pods may be left, for no other can be proven.
+
+    Raises:
+        PermanentError: Some client did not follow in time; each is named with what was found.
+    """
+    start = since = clock()
+    proven: dict[str, ClientProof] = {}
+    seen_stuck: set[str] = set()
+    unstuck: set[str] = set()
+    refused = ""
+    while True:
+        others, everyone = sessions(), cluster.pods(MOUNT_POD_SELECTOR)
+        pods = [pod for pod in everyone if pod.uid not in proven]
+        with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+            found = list(pool.map(lambda pod: _standing(cluster, pod, setting, config, store, canary), pods))
+        waiting = {
+            f"session {session.sid} on {session.host} at {session.mount_point}": "no mount pod, it cannot be proven: "
+            "unmount it, or wait until its session has expired if it is dead"
+            for session in unknown_sessions(others, map(mount_path, everyone))
+        }
+        stuck = set()
+        for pod, standing in zip(pods, found, strict=True):
+            if standing is None:
+                continue
+            if standing.problem:
+                waiting[pod.name] = standing.problem
+                stuck |= {pod.uid} if standing.stuck else set()
+            else:
+                proven[pod.uid] = ClientProof(
+                    pod=pod.name, node=pod.node, after_s=round(clock() - start, 1), was_stuck=pod.uid in unstuck
+                )
+        if not waiting:
+            return sorted(proven.values(), key=lambda proof: proof.pod)
+        if unstick and not unstuck and (unstuck := stuck & seen_stuck):
+            log.warning("Clients do not use the setting that they have read; it is written once more: %s", waiting)
+            try:
+                unstick()
+            except StorageSwitchError as error:
+                refused = f"\nThe setting was not written once more: {error.problem} {error.next_step}"
+            since = clock()
+        seen_stuck = stuck
+        if clock() - since >= timeout_s:
+            listed = "\n".join(f"- {name}: {problem}" for name, problem in waiting.items())
+            raise PermanentError(
+                f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {config.bucket} "
+                f"after {clock() - start:.0f} s:\n{listed}{refused}",
+                next_step=f"kubectl -n {cluster.namespace} logs <mount pod>, look for 'object storage:'; a client that "
+                "cannot follow tries again when the setting changes, or when its pod starts anew",
+            )
+        sleep(1)
+
+
+def _standing(
+    cluster: Cluster, pod: Pod, setting: Setting, config: StorageConfig, store: ObjectStore, canary: str
+) -> ClientState | None:
+    """None for another volume's client."""
+    try:
+        if (read_config(cluster, pod).get("Format") or {}).get("UUID") != setting.uuid:
+            return None
+        # A file of its own: of one that several clients write, each shows the block that another wrote last.
+        return prove_client(cluster, pod, config, store, f"{canary}-{pod.uid}", timeout_s=_CANARY_TIMEOUT_S)
+    except StorageSwitchError as error:
+        return ClientState(error.problem)

@@ -1,0 +1,41 @@
+"""Prove that a new mount with an empty cache works."""
+
+from __future__ import annotations
+
+from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.ports import JuiceFS, ObjectStore
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
+
+
+def prove_status(juicefs: JuiceFS, setting: Setting, config: StorageConfig) -> None:
+    """`juicefs status` names this volume on this storage.
+
+    Raises:
+        TransientError: It names something else.
+    """
+    form = juicefs.status().get("Setting") or {}
+    if form.get("UUID") != setting.uuid or form.get("Bucket") != config.bucket:
+        raise TransientError(
+            f"`juicefs status` shows bucket {form.get('Bucket')!r}, expected {config.bucket!r}.",
+            next_step="the task tries again; if it goes on, somebody writes the setting",
+        )
+
+
+def prove_fresh_mount(juicefs: JuiceFS, store: ObjectStore, config: StorageConfig, canary: str) -> int:
+    """A new mount with an empty cache reads and writes, and what it writes lands on the storage.
+
+    Returns:
+        The number of objects found on the storage.
+
+    Raises:
+        TransientError: An object that was written is not there.
+    """
+    try:
+        keys = juicefs.mount_fresh(canary)
+        if missing := [key for key in keys if not store.exists(key)]:
+            raise TransientError(
+                f"A fresh mount wrote {missing[0]}, which is not in {config.bucket}.", next_step="the task tries again"
+            )
+        return len(keys)
+    finally:
+        juicefs.unmount_fresh(canary)

@@ -1,0 +1,184 @@
+"""The report that ends every run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from include.juicefs_storage.markdown import bullets
+from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.switch.findings import Finding, findings_markdown
+from include.juicefs_storage.switch.plan import StorageView
+
+RunOutcome = Literal[
+    "switched",
+    "reverted",
+    "planned",
+    "refused",
+    "rejected",
+    "failed",
+    "held",
+    "rolled back",
+    "half rolled back",
+    "moved on",
+]
+
+#: What each outcome means for the person who reads it.
+MEANING: Mapping[RunOutcome, str] = {
+    "switched": "Every client is proven on the new store and no block is missing there.",
+    "reverted": "The volume is on the store of the backup: every client is proven there and no block is missing.",
+    "planned": "Dry run: nothing was changed. Trigger again with dry_run=false to carry the plan out.",
+    "refused": "Nothing was changed. Remove what was refused, then trigger again.",
+    "rejected": "The plan was not approved. Nothing was changed.",
+    "failed": "The run stopped before the setting was written: the volume is where it was.",
+    "held": "A step failed after the setting was written, and things were left as they are: on_failure=hold, or this "
+    "run had switched the volume before. Clear the failed task with Downstream to go on, or `decide` with Downstream "
+    "to have it judged again.",
+    "rolled back": "A step failed; the volume is back on the old store, every client proven there.",
+    "half rolled back": "A step failed and the rollback did not finish. A person must look: see the failed tasks.",
+    "moved on": "Every step passed, but now the setting or a Secret does not name the new store: somebody changed it "
+    "since. A person must look.",
+}
+
+
+class Report(Frozen):
+    """What happened in a run, in the order in which a person asks."""
+
+    outcome: RunOutcome
+    meaning: str
+    run_id: str
+    volume: str | None
+    before: StorageView | None
+    after: StorageView | None
+    setting_now: str | None
+    backup_id: str | None
+    approved_by: str | None
+    findings: tuple[Finding, ...]
+    states: dict[str, str]
+    took_s: dict[str, float]
+    proofs: tuple[str, ...]
+    results: dict[str, dict[str, Any]]
+
+    def to_note(self) -> str:
+        """How the run ended, in a line."""
+        what = [self.outcome, f"volume `{self.volume}`" if self.volume else ""]
+        if self.before and self.after:
+            what.append(f"from `{self.before.bucket}` to `{self.after.bucket}`")
+        refused = sum(finding.level == "refusal" for finding in self.findings)
+        more = [f"Refusals: {refused}." if refused else "", f"Backup: `{self.backup_id}`." if self.backup_id else ""]
+        return " ".join(filter(None, [f"{', '.join(filter(None, what))}.", *more]))
+
+    def to_markdown(self) -> str:
+        """The report for a person."""
+        lines = [f"## {self.outcome.capitalize()}: volume `{self.volume or '?'}`", self.meaning, ""]
+        if self.before and self.after:
+            lines += [
+                "| | storage | bucket | access key |",
+                "|---|---|---|---|",
+                f"| before | {self.before.storage} | `{self.before.bucket}` | `{self.before.access_key}` |",
+                f"| planned | {self.after.storage} | `{self.after.bucket}` | `{self.after.access_key}` |",
+                "",
+                f"The setting now names `{self.setting_now}`.",
+                "",
+            ]
+        lines += [f"Backup: `{self.backup_id or 'none'}`. Approved by: {self.approved_by or 'nobody was asked'}.", ""]
+        if self.backup_id and self.outcome in {"switched", "reverted"}:
+            lines += [f"To undo it, at any time: `juicefs_storage_revert` with `backup_id` = `{self.backup_id}`.", ""]
+        lines += ["### Proofs", *bullets(list(self.proofs)), ""]
+        lines += ["### Findings", *findings_markdown(self.findings), ""]
+        lines += ["### Steps", "| task | state | seconds |", "|---|---|---|"]
+        lines += [
+            f"| {task} | {state} | {self.took_s.get(task, '')} |"
+            for task, state in self.states.items()
+            if state != "skipped"
+        ]
+        return "\n".join(lines)
+
+
+def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the steps proved, a sentence each, from what they returned: task id -> result."""
+    lines = []
+    for task, side in (("prove_clients", "new"), ("prove_clients_on_old", "old")):
+        lines += [
+            f"client `{client['pod']}` on {client['node']} wrote a block to the {side} store "
+            f"{client['after_s']} s into `{task}`"
+            f"{_WAS_STUCK if client.get('was_stuck') else ''}"
+            for client in results.get(task, {}).get("clients", ())
+        ]
+    for task, text in _SENTENCES.items():
+        if task in results:
+            lines.append(text.format(**results[task]))
+    for task, side in (("follow_writes", "old"), ("follow_writes_back", "new")):
+        lines += _follow_lines(results.get(task, {}), side)
+    for task in ("prove_no_restarts", "prove_blocks_on_old"):
+        lines += _failed_lines(results.get(task, {}))
+    for task in ("catch_up_late", "copy_back_late"):
+        lines += _late_lines(results.get(task, {}))
+    return [*lines, *_settle_lines(results.get("settle", {}))]
+
+
+def _follow_lines(result: Mapping[str, Any], side: str) -> list[str]:
+    """What clients still wrote to the store that they were leaving."""
+    lines = []
+    if "slowest_s" in result:
+        slowest = f", the slowest {result['slowest_s']} s after it was seen" if result["copied"] else ""
+        lines.append(
+            f"{result['copied']} blocks that clients still wrote to the {side} store while they moved were copied at "
+            f"once{slowest}"
+        )
+    if problem := result.get("problem"):
+        lines.append(
+            f"at its end the following of the clients' writes failed, the later copies made up for it: {problem}"
+        )
+    return lines
+
+
+def _failed_lines(result: Mapping[str, Any]) -> list[str]:
+    """What the clients could not read or write at once, by their own count."""
+    if "failed_requests" not in result:
+        return []
+    failed = [f"{number} in `{pod}`" for pod, number in result.get("failed_in", {}).items()]
+    where = f": {', '.join(failed)}; each try counts" if failed else ""
+    return [f"{result['failed_requests']} object requests failed in the clients while they moved{where}"]
+
+
+def _late_lines(result: Mapping[str, Any]) -> list[str]:
+    """What was committed minutes after it was written."""
+    if not result:
+        return []
+    if not result["waited_s"]:
+        return ["late commits were not waited for: late_commit_s=0"]
+    found = (
+        f"{result['waited_s']} s after the last client had moved {result['copied']} more blocks were found and copied"
+    )
+    return [f"{found}; all {result['blocks']} blocks that files then referred to were there"]
+
+
+def _settle_lines(result: Mapping[str, Any]) -> list[str]:
+    """Who may have written old values while the setting was guarded, and who still may."""
+    lines = []
+    if repaired := result.get("repaired"):
+        pods = ", ".join(f"`{pod}`" for pod in result["wrote"]) or "none was seen"
+        lines.append(
+            f"put right while the setting was guarded: {'; '.join(repaired)}. "
+            f"Mount pods that started with old values: {pods}"
+        )
+    if waiting := result.get("waiting"):
+        pods = ", ".join(f"`{pod}`" for pod in waiting)
+        lines.append(f"mount pods made with old values have not started, and may write them yet: delete {pods}")
+    return lines
+
+
+_WAS_STUCK = ", when the setting had been written once more: it could not use it before"
+_SENTENCES: Mapping[str, str] = {
+    "copy_ahead": "{copied} blocks were copied before the setting was written",
+    "catch_up": "{copied} more blocks that clients wrote to the old store while they moved were copied to the new one",
+    "prove_blocks": "all {blocks} blocks that files refer to are on the new store",
+    "prove_fresh_mount": "a fresh mount with an empty cache read, wrote and listed on the new store",
+    "prove_no_restarts": "{mount_pods} mount pods and {business_pods} business pods: same UIDs, {restarts} restarts",
+    "collect_diagnostics": "diagnostics of the failure are kept as `{diagnostics_id}`, "
+    "see docs/rollback.md for how to read them",
+    "copy_back": "{copied} blocks were copied back before the setting was restored",
+    "copy_back_again": "{copied} blocks were copied back after the clients had returned",
+    "prove_blocks_on_old": "all {blocks} blocks that files refer to are on the old store",
+}

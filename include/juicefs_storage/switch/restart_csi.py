@@ -1,0 +1,82 @@
+"""Restart the CSI components, and wait for their rollouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from include.juicefs_storage.errors import (
+    PermanentError,
+)
+from include.juicefs_storage.ports import Cluster, WorkloadKind
+from include.juicefs_storage.switch.step import Fence, carry_out, no_fence
+from include.juicefs_storage.volume.csi import (
+    CSI_WORKLOADS,
+)
+
+#: Annotation of the pod templates; its value is the run, so that a retry does not restart twice.
+RESTART_ANNOTATION = "juicefs-storage-switch/restarted-by"
+
+
+_BAD_STARTS = frozenset({"CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"})
+
+
+#: A component that ends once or twice while the node settles is not broken yet.
+_CRASHES = 3
+
+
+@dataclass(frozen=True)
+class RestartCsi:
+    """Restart the CSI controller and node components. In mount-pod mode the mounts do not notice."""
+
+    cluster: Cluster
+    stamp: str
+    fence: Fence = no_fence
+
+    def plan(self) -> list[tuple[WorkloadKind, str]]:
+        """The workloads that do not carry this run's stamp yet."""
+        return [
+            (kind, name)
+            for kind, name in CSI_WORKLOADS
+            if self.cluster.workload(kind, name).annotations.get(RESTART_ANNOTATION) != self.stamp
+        ]
+
+    def apply(self) -> list[str]:
+        """Stamp the templates; the workloads' controllers do the rest.
+
+        Returns:
+            The workloads that were told to restart; empty where this run had told them already.
+        """
+        annotations = {RESTART_ANNOTATION: self.stamp}
+        restarted = carry_out(self.plan, lambda row: self.cluster.stamp_template(*row, annotations), self.fence)
+        return [f"{kind}/{name}" for kind, name in restarted]
+
+    def verify(self) -> list[str]:
+        """The rollouts that are not done yet, each with its progress; empty when all are done.
+
+        Raises:
+            PermanentError: A pod of a workload cannot start.
+        """
+        waiting = []
+        for kind, name in CSI_WORKLOADS:
+            workload = self.cluster.workload(kind, name)
+            if workload.rolled_out:
+                continue
+            line = f"{kind}/{name}: {workload.progress}"
+            for pod in self.cluster.pods(f"app={name}"):
+                if pod.problem not in _BAD_STARTS:
+                    continue
+                stamp = workload.annotations.get(RESTART_ANNOTATION)
+                if pod.annotations.get(RESTART_ANNOTATION) != stamp:
+                    # One from before the restart, which is to be replaced: no verdict on the restart.
+                    line += f"; pod {pod.name} from before the restart is in {pod.problem}"
+                    if kind == "StatefulSet":
+                        line += f" and may hold the others up: kubectl -n {pod.namespace} delete pod {pod.name}"
+                elif pod.problem != "CrashLoopBackOff" or pod.restarts >= _CRASHES:
+                    raise PermanentError(
+                        f"Pod {pod.name} of {kind}/{name} is in {pod.problem}. Its last lines:\n"
+                        f"{self.cluster.log_tail(pod.name, container=pod.waiting_container)}",
+                        state="the existing mounts go on; new volumes may not mount",
+                        next_step=f"kubectl -n {pod.namespace} describe pod {pod.name}",
+                    )
+            waiting.append(line)
+        return waiting

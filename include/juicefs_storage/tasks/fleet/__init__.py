@@ -1,0 +1,1 @@
+"""The tasks of `juicefs_storage_fleet`."""

@@ -1,0 +1,252 @@
+"""Apply and verify: back up, write the setting, patch the Secrets, restart the CSI components, prove everything."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import PokeReturnValue, TriggerRule
+
+from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.switch.backup import Backup
+from include.juicefs_storage.switch.plan import StorageView
+from include.juicefs_storage.switch.prove_fresh_mount import prove_fresh_mount as use_fresh_mount
+from include.juicefs_storage.switch.prove_fresh_mount import prove_status
+from include.juicefs_storage.switch.prove_no_restarts import prove_no_restarts as compare_pods
+from include.juicefs_storage.tasks.runtime import await_follower, run_id, runbook_task
+from include.juicefs_storage.tasks.switch.move import CATCH_UP_TIMEOUT_S, CONFIG_TIMEOUT_S, Move
+from include.juicefs_storage.volume.secret import storage_values, volume_secrets
+
+APPLY = (
+    "backup", "copy_ahead", "follow_writes", "write_setting", "patch_secret", "settle", "restart_csi",
+    "wait_for_rollouts", "prove_clients", "catch_up", "prove_blocks", "prove_fresh_mount", "prove_no_restarts",
+    "catch_up_late",
+)  # fmt: skip
+#: The tasks while which clients may be on either store.
+_MOVING = ("write_setting", "patch_secret", "settle", "restart_csi", "wait_for_rollouts", "prove_clients")
+_COPY_AHEAD_TIMEOUT_S = 6 * 3600
+
+
+@runbook_task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+def backup() -> dict[str, Any]:
+    """Record the state before the switch, encrypted; read it back and decrypt it before anything else happens.
+
+    From here to its end the run holds the volume's Lease; another run on the volume is refused.
+    **Changes** nothing in the volume; writes the Lease, and one file to the folder of connection `juicefs_backup`.
+    **Safe to clear**: yes; a backup that this run made before is kept.
+    """
+    move = Move.forward()
+    runtime, name = move.runtime, move.backup_id
+    setting = runtime.setting()
+    if existing := runtime.vault.load(name):
+        kept = Backup.from_bytes(existing)
+        if not setting.uses(kept.setting.config) and not setting.uses(kept.new):
+            raise NeedsHumanError(
+                f"This run's backup {name} names bucket {kept.setting.bucket}, the setting now {setting.bucket}.",
+                state="this task changed nothing",
+                next_step="find out who changed the setting, then start a new run",
+            )
+        return {"backup_id": name, "written": False}
+    target = move.approved_target()
+    if setting.uses(target):
+        raise PermanentError(
+            f"The setting names {setting.bucket} already and this run has no backup of what was before.",
+            state="the volume is on the new store",
+            next_step="nothing to switch",
+        )
+    if StorageView.of(setting.config) != move.plan.before:
+        raise NeedsHumanError(
+            f"The plan was made for a volume on {move.plan.before.bucket}; the setting now names {setting.bucket} "
+            "or has other keys.",
+            state="nothing was changed",
+            next_step="start a new run, so that the plan shows what will be done",
+        )
+    secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
+    record = Backup(
+        backup_id=name,
+        run_id=run_id(),
+        created_at=datetime.now(UTC),
+        setting_hex=setting.raw.hex(),
+        secrets={secret.name: storage_values(secret) for secret in secrets},
+        templates=dict(runtime.cluster.templates()),
+        target=(
+            target.storage,
+            target.bucket,
+            target.access_key.get_secret_value(),
+            target.secret_key.get_secret_value(),
+        ),
+        plan=move.plan,
+        params=runtime.params.model_dump(mode="json"),
+    )
+    runtime.vault.save(name, record.to_bytes())
+    return {"backup_id": name, "written": True}
+
+
+@runbook_task
+def copy_ahead() -> dict[str, Any]:
+    """Copy what the new store still lacks, so that as little as possible is left for the moment of the switch.
+
+    **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
+    """
+    move = Move.forward(take_lock=False)
+    if not move.runtime.params.catch_up:
+        return {"copied": 0}
+    return move.copy(move.old, move.new, timeout_s=_COPY_AHEAD_TIMEOUT_S)
+
+
+@runbook_task
+def follow_writes() -> dict[str, Any]:
+    """Copy what clients still write to the old store, within two seconds, until every one is proven on the new store.
+
+    It begins before the setting is written, and looks once a second at the slices that were committed since.
+    **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes; it ends with
+    prove_clients. To have the window followed again, clear copy_ahead with Downstream.
+    """
+    move = Move.forward(take_lock=False)
+    if not move.runtime.params.catch_up:
+        return {"copied": 0}
+    return move.follow(move.old, move.new, beside=_MOVING)
+
+
+@runbook_task
+def write_setting() -> dict[str, Any]:
+    """`juicefs config`: point the setting at the new store. This is the cut-over; clients follow within a heartbeat.
+
+    Where `fence_conn_id` is given, the old store refuses the clients' writes from right before.
+    **Changes** the row `format` of `jfs_setting`. **Safe to clear**: yes; "already written" is an answer.
+    **Undo**: restore_setting.
+    """
+    move = Move.forward()
+    # One that a killed try left behind may write later than this one, even when the volume is elsewhere again.
+    move.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
+    step = move.setting_step
+    followed = move.runtime.params.catch_up and await_follower("follow_writes")
+    fenced = False
+    if not step.observe().uses(step.target):
+        move.count_failed()
+        fenced = followed and move.raise_fence()
+    try:
+        written = step.apply()
+    except StorageSwitchError:
+        if fenced and not move.runtime.setting().uses(step.target):
+            move.lower_fence()
+        raise
+    return {"written": written, "bucket": step.target.bucket, "followed": followed, "fenced": fenced}
+
+
+@runbook_task
+def patch_secret() -> dict[str, Any]:
+    """Make the volume's Secrets, per-volume copies included, agree with the setting.
+
+    **Changes** the Secrets listed in the plan; the resourceVersion is tested. **Safe to clear**: yes.
+    **Undo**: restore_secret.
+    """
+    return {"patched": Move.forward().secrets_forward.apply()}
+
+
+@runbook_task
+def settle() -> dict[str, Any]:
+    """Guard setting and Secrets for `settle_s` seconds: a pod that started with old values may write them back.
+
+    Where that happened, clients may have followed it for a moment: they are proven, and caught up with, again.
+    **Changes** the setting and the Secrets only where they moved back. **Safe to clear**: yes.
+    """
+    move = Move.forward()
+    return move.settle(move.setting_step, move.secrets_forward, source=move.old, target=move.new)
+
+
+@runbook_task
+def restart_csi() -> dict[str, Any]:
+    """Tell the CSI controller StatefulSet and node DaemonSet to restart, stamped with this run.
+
+    **Changes** the pod templates' annotation. The mounts live in mount pods and do not notice.
+    **Safe to clear**: yes; a workload that carries this run's stamp is not restarted again.
+    """
+    return Move.forward().restart(run_id())
+
+
+@runbook_task(kind="sensor", mode="reschedule", poke_interval=3, timeout=7300)
+def wait_for_rollouts() -> PokeReturnValue:
+    """Wait until both rollouts are done, as `kubectl rollout status` decides it; holds no worker slot.
+
+    **Changes** nothing. **Safe to clear**: yes.
+    """
+    return Move.forward(take_lock=False).rollouts_done("restart_csi")
+
+
+@runbook_task
+def prove_clients() -> dict[str, Any]:
+    """Prove every mount pod on the new store: its `.config`, then a block written through its very mount.
+
+    **Changes** nothing; a small file is written through each mount and removed. Where a client shows the new bucket and
+    does not use it, the secret key in the setting is encrypted anew, once: every client tries again then.
+    **Safe to clear**: yes.
+    """
+    move = Move.forward(take_lock=False)
+    return move.prove_clients(move.new)
+
+
+@runbook_task
+def catch_up() -> dict[str, Any]:
+    """Copy what clients wrote to the old store between the setting's write and their own move.
+
+    **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
+    """
+    move = Move.forward(take_lock=False)
+    if not move.runtime.params.catch_up:
+        return {"copied": 0}
+    return move.copy(move.old, move.new, timeout_s=CATCH_UP_TIMEOUT_S)
+
+
+@runbook_task
+def prove_blocks() -> dict[str, Any]:
+    """Prove by the metadata (`jfs_chunk_ref`) that every block that some file refers to is on the new store.
+
+    **Changes** nothing. **Safe to clear**: yes.
+    """
+    move = Move.forward(take_lock=False)
+    return move.prove_blocks(move.new)
+
+
+@runbook_task
+def prove_fresh_mount() -> dict[str, Any]:
+    """`juicefs status`, then a fresh mount with an empty cache: write, read, list, unmount.
+
+    **Changes** nothing; one small file is written and removed. **Safe to clear**: yes.
+    """
+    move = Move.forward(take_lock=False)
+    juicefs, new = move.runtime.juicefs, move.new
+    prove_status(juicefs, move.before, new.config)
+    return {"objects": use_fresh_mount(juicefs, new.store, new.config, move.canary)}
+
+
+@runbook_task
+def prove_no_restarts() -> dict[str, Any]:
+    """Compare UIDs and restart counts of mount pods and business pods with those in the plan.
+
+    Counts the object requests that failed in each client since the setting was written. **Changes** nothing.
+    **Safe to clear**: yes.
+    """
+    move = Move.forward(take_lock=False)
+    # The plan that was carried out: another one, made since, would not know the pods that were there before.
+    cluster, plan = move.runtime.cluster, move.backup.plan
+    gone = compare_pods(cluster, plan)
+    return {
+        "mount_pods": len(plan.mount_pods),
+        "business_pods": len(plan.business_pods),
+        "restarts": 0,
+        "gone": gone,
+        **move.failed_since("write_setting"),
+    }
+
+
+@runbook_task(kind="sensor", mode="reschedule", timeout=7200)
+def catch_up_late() -> PokeReturnValue:
+    """When `late_commit_s` have passed since the last client moved: copy and prove once more; holds no slot till then.
+
+    A slice of several blocks is committed with its last block; the first may have gone to the old store minutes before.
+    **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
+    """
+    move = Move.forward(take_lock=False)
+    copies = move.runtime.params.catch_up
+    return move.catch_up_late(move.old, move.new, moved_by=("prove_clients", "settle"), copies=copies)

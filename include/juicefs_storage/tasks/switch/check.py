@@ -1,0 +1,340 @@
+"""Check, plan and approve: nothing is changed before a human has seen what will be."""
+
+from __future__ import annotations
+
+import functools
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.providers.standard.exceptions import HITLRejectException
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Context, TriggerRule, get_current_context
+from airflow.sdk.exceptions import AirflowFailException
+
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.switch import checks
+from include.juicefs_storage.switch.findings import Finding, findings_markdown
+from include.juicefs_storage.switch.forecast import reading_rate
+from include.juicefs_storage.switch.lease import check_lock
+from include.juicefs_storage.switch.params import resolve_params as validate_params
+from include.juicefs_storage.switch.patch_secret import PatchSecrets
+from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, fingerprint
+from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.tasks.notify import Notify
+from include.juicefs_storage.tasks.runtime import (
+    Runtime,
+    missing_connections_explained,
+    pull,
+    push,
+    read_registry,
+    runbook_task,
+    task_states,
+)
+from include.juicefs_storage.tasks.switch.move import volume_lock
+from include.juicefs_storage.volume.clients import business_pods, find_mount_pods
+from include.juicefs_storage.volume.csi import CSI_WORKLOADS
+from include.juicefs_storage.volume.secret import volume_secrets
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
+
+#: The checks by task id, for whoever makes them outside of a run of their own.
+CHECK_FUNCTIONS: dict[str, Callable[[Runtime], list[Finding]]] = {}
+
+
+@runbook_task
+def resolve_params() -> dict[str, Any]:
+    """Validate the params and fill in what the registry knows about the volume.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    given = dict(get_current_context()["params"])
+    try:
+        return validate_params(given, read_registry()).model_dump()
+    except PermanentError as error:
+        push("findings", [checks.refusal("resolve_params", error.problem, error.next_step).model_dump()])
+        raise
+
+
+def check_task(function: Callable[[Runtime], list[Finding]]) -> Any:
+    """A task that makes one check: leaves the findings for the plan, then fails where something is refused.
+
+    A check that could not be made is a refusal too.
+    """
+
+    @functools.wraps(function)
+    def run() -> list[dict[str, Any]]:
+        try:
+            with missing_connections_explained():
+                findings = function(Runtime.of_run())
+        except StorageSwitchError as error:
+            push("findings", [checks.refusal(function.__name__, error.problem, error.next_step).model_dump()])
+            raise
+        rows = [finding.model_dump() for finding in findings]
+        push("findings", rows)
+        if refused := [finding for finding in findings if finding.level == "refusal"]:
+            lines = "\n".join(f"{finding.message} Remedy: {finding.remedy}" for finding in refused)
+            raise PermanentError(lines, state="nothing was changed")
+        return rows
+
+    # The signature that Airflow sees: no argument is left to be filled in.
+    del run.__wrapped__
+    CHECK_FUNCTIONS[function.__name__] = function
+    return runbook_task(run)
+
+
+@check_task
+def check_rights(runtime: Runtime) -> list[Finding]:
+    """Ask the Kubernetes API for every right that the run will use.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream. Remedy for a refusal: `deploy/rbac.yaml`.
+    """
+    return checks.check_rights(runtime.cluster)
+
+
+@check_task
+def check_csi(runtime: Runtime) -> list[Finding]:
+    """The CSI driver runs in mount-pod mode, its components are healthy, and no other run holds the volume's Lease.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    csi = checks.check_csi(runtime.cluster, rollout_timeout_s=runtime.params.rollout_timeout_s, now=datetime.now(UTC))
+    return [*csi, *check_lock(volume_lock(runtime.cluster, runtime.setting().uuid))]
+
+
+@check_task
+def check_volume(runtime: Runtime) -> list[Finding]:
+    """Every client of the volume can follow a change of the setting, and can be proven.
+
+    Reads the setting, the sessions, and `.config` of every mount pod.
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    setting, volumes = runtime.setting(), runtime.cluster.persistent_volumes()
+    mounts, timeout_s = find_mount_pods(runtime.cluster, setting), runtime.params.client_timeout_s
+    return checks.gather(
+        "volume",
+        lambda: checks.check_volume(setting, mounts, volumes, runtime.metadata, timeout_s),
+        lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
+        lambda: checks.check_late_commits(runtime.params.late_commit_s),
+        # A run that has switched the volume before, and is cleared, keeps its fence.
+        lambda: (
+            []
+            if setting.uses(runtime.target(setting))
+            else checks.check_fence(runtime.fence(setting), catch_up=runtime.params.catch_up)
+        ),
+    )
+
+
+@check_task
+def check_secrets(runtime: Runtime) -> list[Finding]:
+    """Every Secret with the volume's values is known, and nothing puts the old ones back or restarts pods.
+
+    Reads the namespace's Secrets and workloads, and the PersistentVolumes.
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    setting = runtime.setting()
+    secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
+    return checks.check_secrets(runtime.cluster, setting, secrets, find_mount_pods(runtime.cluster, setting))
+
+
+@check_task
+def check_vault(runtime: Runtime) -> list[Finding]:
+    """The connection `juicefs_backup` has a usable key, and its folder can be looked into.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream. That it can be written is proven by backup itself.
+    """
+    runtime.vault.load("none")
+    return [checks.ok("vault", f"the key is usable, backups go to {runtime.vault.folder}")]
+
+
+@check_task
+def check_target_bucket(runtime: Runtime) -> list[Finding]:
+    """The new bucket exists, its keys work, it holds this volume's data, and the pods that will use it reach it.
+
+    **Changes** nothing in a dry run; else one probe object is written to the new bucket and deleted again.
+    The bucket is looked up with HEAD and never created. **Safe to clear**: yes, with Downstream.
+    """
+    setting = runtime.setting()
+    probe = None if runtime.params.dry_run else f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}"
+    target = runtime.target(setting)
+    controller = runtime.params.juicefs_runner == "controller"
+    return checks.gather(
+        "target",
+        lambda: checks.check_target(runtime.target_store, setting, target, probe_key=probe),
+        lambda: checks.check_reach(
+            runtime.cluster, target, find_mount_pods(runtime.cluster, setting), controller=controller
+        ),
+    )
+
+
+@check_task
+def check_consistency(runtime: Runtime) -> list[Finding]:
+    """Compare the stores as `consistency` says: a sample by content, all by key and size, or all by content.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream. `consistency=off` leaves it out, with a warning.
+    """
+    setting = runtime.setting()
+    if setting.uses(runtime.target(setting)):
+        return [checks.ok("consistency", "the volume is on this store already")]
+    source = runtime.source_store(runtime.source(setting))
+    findings, difference = checks.check_consistency(
+        source,
+        runtime.target_store,
+        setting,
+        runtime.metadata,
+        mode=runtime.params.consistency,
+        catch_up=runtime.params.catch_up,
+    )
+    counted = runtime.params.consistency not in {"off", "sample"}
+    push("missing_objects", difference.missing if counted else None)
+    if counted and difference.missing and difference.present:
+        push("blocks_s", reading_rate(runtime.metadata, setting, source, time.monotonic))
+    return findings
+
+
+#: The tasks that leave findings.
+CHECKS = ("resolve_params", *CHECK_FUNCTIONS)
+
+
+def all_findings() -> list[Finding]:
+    """What every check of this run found; a check that could not be made is a refusal."""
+    states = task_states(*CHECKS)
+    findings: list[Finding] = []
+    for task_id in CHECKS:
+        if states[task_id] == "upstream_failed":
+            continue
+        rows = pull(task_id, "findings") or []
+        findings += [Finding.model_validate(row) for row in rows]
+        if states[task_id] != "success" and not rows:
+            message = f"{task_id} could not be made (state {states[task_id]})."
+            findings.append(checks.refusal(task_id, message, "see its log"))
+    return findings
+
+
+@runbook_task(trigger_rule=TriggerRule.ALL_DONE)
+def plan() -> dict[str, Any]:
+    """Collect the checks; refuse, or write down exactly what will be changed.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream, as long as the setting has not been written.
+    All refusals are reported here together, each with its remedy. The plan stands in XCom `markdown`.
+    """
+    findings = all_findings()
+    if refused := [finding for finding in findings if finding.level == "refusal"]:
+        lines = "\n".join(f"- {finding.check}: {finding.message} Remedy: {finding.remedy}" for finding in refused)
+        push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
+        raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
+    missing, blocks_s = (pull("check_consistency", key) for key in ("missing_objects", "blocks_s"))
+    planned = make_plan(Runtime.of_run(), findings, missing, blocks_s)
+    push("markdown", planned.to_markdown())
+    push("subject", f"{planned.title}?")
+    return planned.model_dump(mode="json")
+
+
+def make_plan(
+    runtime: Runtime, findings: list[Finding], missing_objects: int | None, blocks_s: float | None = None
+) -> Plan:
+    """Write down what a run with these params would change, and what must not change. Reads only."""
+    params, setting, recorded = runtime.params, runtime.setting(), runtime.recorded
+    before, after = runtime.source(setting), runtime.target(setting)
+    exact = recorded.secrets if recorded else {}
+    patches = PatchSecrets(runtime.cluster, params.secret_name, setting.name, after, exact=exact).plan()
+    workloads = [f"{kind}/{name}" for kind, name in CSI_WORKLOADS] if params.restart_csi else []
+    secrets = [
+        SecretChange(namespace=secret.namespace, name=secret.name, keys=tuple(values)) for secret, values in patches
+    ]
+    return Plan(
+        backup_id=recorded.backup_id if recorded else None,
+        volume=setting.name,
+        uuid=setting.uuid,
+        before=StorageView.of(before),
+        after=StorageView.of(after),
+        target_fingerprint=fingerprint(after, runtime.vault.key),
+        secrets=tuple(secrets),
+        workloads=tuple(workloads),
+        mount_pods=tuple(find_mount_pods(runtime.cluster, setting)),
+        business_pods=tuple(business_pods(runtime.cluster, runtime.cluster.persistent_volumes())),
+        missing_objects=missing_objects,
+        blocks_s=blocks_s,
+        steps=_steps(runtime, setting, after, workloads, [change.name for change in secrets]),
+        findings=tuple(findings),
+    )
+
+
+def _steps(
+    runtime: Runtime, setting: Setting, after: StorageConfig, workloads: list[str], secrets: list[str]
+) -> tuple[str, ...]:
+    params, recorded = runtime.params, runtime.recorded
+    write = WriteSetting(
+        runtime.metadata, runtime.juicefs, setting, after, recorded=recorded.setting if recorded else None
+    )
+    again = "copy and " if params.catch_up else ""
+    steps = [
+        "back up the setting, the Secrets, the workloads' templates and the pods' identities, encrypted",
+        "copy what the new store still lacks" if params.catch_up else "",
+        "from here until every client has moved, copy within 2 s what clients still write to the old store"
+        if params.catch_up
+        else "",
+        "have the old store refuse the clients' writes until no mount pod carries its values"
+        if params.fence_conn_id
+        else "",
+        write.plan(),
+        f"patch Secrets {', '.join(secrets)}" if secrets else "no Secret needs a patch",
+        f"watch the setting for {params.settle_s} s and put it right if a starting pod writes old values back",
+        f"restart {', '.join(workloads)} and wait up to {params.rollout_timeout_s} s" if workloads else "",
+        f"prove every client on the new store, for up to {params.client_timeout_s} s",
+        "copy what is left of what clients wrote to the old store while they moved" if params.catch_up else "",
+        "prove by the metadata that no block is missing",
+        "prove a fresh mount with an empty cache, and that no pod restarted",
+        f"{params.late_commit_s} s after the last client moved: {again}prove the blocks once more, for slices that are "
+        "committed late"
+        if params.late_commit_s
+        else "",
+        "if a step fails: roll back" if params.on_failure == "rollback" else "if a step fails: hold, for a human",
+    ]
+    return tuple(step for step in steps if step)
+
+
+@runbook_task(kind="branch")
+def choose_path() -> str:
+    """A dry run ends here; a real run goes on, through approval where it is required.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    params = Runtime.of_run().params
+    if params.dry_run:
+        return "finalize"
+    return "approve" if params.require_approval else "backup"
+
+
+class PlanApproval(ApprovalOperator):
+    """Approval in which a rejection is final while everything else may be tried again.
+
+    Airflow 3.3 may fail the task when the answer comes before the process that asked has been seen to end; the
+    second try asks again.
+    """
+
+    #: What a rejection means.
+    rejected = "The plan was rejected: nothing was changed."
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Take the answer."""
+        try:
+            return super().execute_complete(context, event)
+        except HITLRejectException as error:
+            raise AirflowFailException(self.rejected) from error
+
+
+def approve() -> ApprovalOperator:
+    """The human gate: shows the plan; a rejection or 24 hours without an answer end the run, nothing changed."""
+    return PlanApproval(
+        task_id="approve",
+        subject="{{ ti.xcom_pull(task_ids='plan', key='subject') }}",
+        body="{{ ti.xcom_pull(task_ids='plan', key='markdown') }}",
+        defaults="Reject",
+        fail_on_reject=True,
+        response_timeout=timedelta(hours=24),
+        notifiers=[Notify("waits for approval", told_by="plan")],
+        doc_md="Wait for a human who has read the plan. A rejection, or no answer within 24 hours, ends the run "
+        "failed. **Changes** nothing. **Safe to clear**: yes, it asks again.",
+    )

@@ -1,0 +1,1 @@
+"""What a JuiceFS volume is: setting, metadata URL, Secrets, clients, blocks. Pure."""

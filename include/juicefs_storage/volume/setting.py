@@ -1,0 +1,228 @@
+"""The row `format` of table `jfs_setting`: where a JuiceFS volume keeps its data."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import SecretStr
+
+from include.juicefs_storage.errors import PermanentError
+
+#: The fields of the setting that a switch changes. Everything else in the row is left as it is found.
+STORAGE_FIELDS = ("Storage", "Bucket", "AccessKey", "SecretKey", "SessionToken", "KeyEncrypted")
+#: The kinds of storage whose objects this project can reach: both speak S3.
+S3_STORAGES = ("minio", "s3")
+#: What JuiceFS and S3 clients read in the same way; a path or keys in it they do not.
+ENDPOINT = re.compile(r"^https?://[^/\s?#@]+/?$")
+_NONCE_BYTES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """Where a volume's objects live and with which keys, in JuiceFS' own terms.
+
+    Attributes:
+        storage: JuiceFS' name of the store's kind: `minio`, `s3`.
+        bucket: The URL that JuiceFS calls `Bucket`: endpoint and bucket in one.
+        access_key: Masked in every `repr`.
+        secret_key: Masked in every `repr`.
+    """
+
+    storage: str
+    bucket: str
+    access_key: SecretStr
+    secret_key: SecretStr
+
+    @property
+    def endpoint_and_bucket(self) -> tuple[str, str]:
+        """Endpoint and the bucket's name, see `endpoint_and_bucket`."""
+        return endpoint_and_bucket(self.storage, self.bucket)
+
+
+def endpoint_and_bucket(storage: str, bucket: str) -> tuple[str, str]:
+    """`https://host:port` and the bucket's name, of the URL that JuiceFS calls `Bucket`.
+
+    Raises:
+        PermanentError: The URL is neither `http(s)://host[:port]/bucket` nor `http(s)://bucket.host`.
+    """
+    url = urlsplit(bucket if "://" in bucket else f"http://{bucket}")
+    path = url.path.strip("/").removeprefix("minio/" if storage == "minio" else "")
+    if path and "/" not in path:
+        return f"{url.scheme}://{url.netloc}", path
+    first, _, rest = url.netloc.partition(".")
+    if not path and rest and storage != "minio":
+        return f"{url.scheme}://{rest}", first
+    raise PermanentError(
+        f"Bucket URL {bucket!r} of storage {storage!r}: expected http(s)://host[:port]/bucket.",
+        next_step="correct the bucket or the endpoint",
+    )
+
+
+def normal_endpoint(endpoint: str) -> str:
+    """An endpoint in one form: lower case, no default port, no `/` at the end."""
+    scheme, _, host = endpoint.lower().rstrip("/").partition("://")
+    return f"{scheme}://{host.removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
+
+
+def masked(value: SecretStr) -> str:
+    """An access key as plans and reports show it: enough to tell two keys apart, not enough to use one."""
+    text = value.get_secret_value()
+    return f"{text[:2]}…{text[-2:]}" if len(text) >= 12 else ("…" if text else "(none)")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The setting as one immutable value; `raw` is the row's exact bytes and holds key material: never log it."""
+
+    raw: bytes
+
+    def __repr__(self) -> str:
+        return f"Setting(name={self.name!r}, bucket={self.bucket!r})"
+
+    @cached_property
+    def _fields(self) -> dict[str, Any]:
+        try:
+            fields = json.loads(self.raw)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict) or not {"Name", "UUID", "Storage", "Bucket", "BlockSize"} <= fields.keys():
+            raise PermanentError(
+                "The row `format` of jfs_setting is not the JSON of a JuiceFS volume.",
+                next_step="compare the metadata connection with the Secret's metaurl",
+            ) from None
+        return fields
+
+    @cached_property
+    def name(self) -> str:
+        """The volume's name: the first part of every object key."""
+        return str(self._fields["Name"])
+
+    @property
+    def uuid(self) -> str:
+        """The volume's UUID; the key of its encrypted fields derives from it."""
+        return str(self._fields["UUID"])
+
+    @property
+    def storage(self) -> str:
+        """The store's kind: `minio`, `s3`, …"""
+        return str(self._fields["Storage"])
+
+    @property
+    def bucket(self) -> str:
+        """The URL of endpoint and bucket."""
+        return str(self._fields["Bucket"])
+
+    @cached_property
+    def block_bytes(self) -> int:
+        """The length of a full block in bytes (`BlockSize` is in KiB)."""
+        return int(self._fields["BlockSize"]) * 1024
+
+    @cached_property
+    def hash_prefix(self) -> bool:
+        """Whether keys are spread over 256 prefixes."""
+        return bool(self._fields.get("HashPrefix"))
+
+    @property
+    def shards(self) -> int:
+        """Over how many buckets the keys are spread; 0 and 1 mean one."""
+        return int(self._fields.get("Shards") or 0)
+
+    @property
+    def shard_places(self) -> tuple[tuple[str, str], ...]:
+        """Endpoint and bucket of each shard: the number, from 0, in place of the `%d` of `Bucket`.
+
+        As `NewSharded` does it (pkg/object/sharding.go of JuiceFS 1.4).
+
+        Raises:
+            PermanentError: The bucket's URL has no such place, or is none of S3's.
+        """
+        try:
+            urls = [self.bucket % shard for shard in range(self.shards)]
+        except (TypeError, ValueError):
+            raise PermanentError(
+                f"The Bucket of volume {self.name}, which has {self.shards} shards: expected one %d in it.",
+                next_step="compare Bucket and Shards in the setting: juicefs status METAURL",
+            ) from None
+        return tuple(endpoint_and_bucket(self.storage, url) for url in urls)
+
+    @property
+    def compression(self) -> str:
+        """How blocks are compressed: `lz4`, `zstd`; empty: not at all."""
+        return str(self._fields.get("Compression") or "").lower().removeprefix("none")
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether blocks are encrypted."""
+        return bool(self._fields.get("EncryptKey"))
+
+    @property
+    def objects_have_plain_length(self) -> bool:
+        """Whether an object is as long as the block in it: neither compressed nor encrypted."""
+        return not self.compression and not self.encrypted
+
+    @cached_property
+    def config(self) -> StorageConfig:
+        """The storage in use, with the secret key decrypted.
+
+        JuiceFS keeps it as base64(nonce ‖ AES-128-GCM) under MD5(UUID) (pkg/meta/config.go of JuiceFS 1.4).
+
+        Raises:
+            PermanentError: The secret key cannot be decrypted.
+        """
+        secret = str(self._fields.get("SecretKey", ""))
+        if secret and self._fields.get("KeyEncrypted"):
+            try:
+                sealed = base64.b64decode(secret, validate=True)
+                secret = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None).decode()
+            except (ValueError, InvalidTag):
+                raise PermanentError(
+                    f"The secret key in the setting of volume {self.name} cannot be decrypted.",
+                    next_step="give the old store's keys as a connection in `source_conn_id`",
+                ) from None
+        access_key = SecretStr(str(self._fields.get("AccessKey", "")))
+        return StorageConfig(self.storage, self.bucket, access_key, SecretStr(secret))
+
+    @property
+    def _cipher(self) -> AESGCM:
+        return AESGCM(hashlib.md5(self.uuid.encode(), usedforsecurity=False).digest())
+
+    def sealed_anew(self) -> Setting:
+        """The same setting with its secret key encrypted anew: other bytes, which say the same.
+
+        Raises:
+            PermanentError: The secret key stands in it in plain, and cannot be said in another way.
+        """
+        if not self._fields.get("KeyEncrypted") or not self._fields.get("SecretKey"):
+            raise PermanentError(
+                f"The secret key in the setting of volume {self.name} is not encrypted: it cannot be encrypted anew.",
+                next_step="juicefs config METAURL --encrypt-secret, which every client reads as a change",
+            )
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = nonce + self._cipher.encrypt(nonce, self.config.secret_key.get_secret_value().encode(), None)
+        fields = self._fields | {"SecretKey": base64.b64encode(sealed).decode()}
+        return Setting(json.dumps(fields, indent=0, ensure_ascii=False).encode())
+
+    def uses(self, config: StorageConfig) -> bool:
+        """Whether the volume's clients are told to use exactly this storage and these keys."""
+        return self.config == config
+
+    def with_storage_of(self, other: Setting) -> Setting:
+        """This setting with the storage fields of another; everything else stays as it is now.
+
+        Where nothing else differs the result is the other's exact bytes.
+        """
+        merged = {key: value for key, value in self._fields.items() if key not in STORAGE_FIELDS}
+        merged |= {key: other._fields[key] for key in STORAGE_FIELDS if key in other._fields}
+        if merged == other._fields:
+            return other
+        return Setting(json.dumps(merged, indent=0, ensure_ascii=False).encode())

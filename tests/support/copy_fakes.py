@@ -1,0 +1,107 @@
+"""A copy's two sides and its engine, in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from include.juicefs_storage.objects.model import Compared, Comparison, Copied, KeyRange, Listed, ObjectOutcome, Page
+
+
+def etag(body: bytes) -> str:
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+
+class KilledError(BaseException):
+    """The process died."""
+
+
+@dataclass
+class MemorySide:
+    """`model.Side` on a dict; `etags` replaces what the listing says of a key."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    name: str = "memory"
+    page_keys: int = 3
+    etags: dict[str, str] = field(default_factory=dict)
+    lists: int = 0
+    hashed: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        pass
+
+    def pages(self, keys: KeyRange) -> Iterator[Page]:
+        after = keys.after
+        while True:
+            self.lists += 1
+            ordered = sorted(self.objects)
+            start = bisect_right(ordered, after) if after is not None else 0
+            found = [key for key in ordered[start : start + self.page_keys] if keys.until is None or key <= keys.until]
+            if not found:
+                return
+            yield Page(
+                found,
+                [len(self.objects[key]) for key in found],
+                [self.etags.get(key) or etag(self.objects[key]) for key in found],
+            )
+            after = found[-1]
+
+    def first_after(self, key: str) -> str | None:
+        self.lists += 1
+        return min((other for other in self.objects if other > key), default=None)
+
+    def prefixes(self, below: str) -> Iterator[str]:
+        self.lists += 1
+        heads = {key[len(below) :].partition("/")[0] for key in self.objects if "/" in key[len(below) :]}
+        yield from sorted(f"{below}{head}/" for head in heads)
+
+    def md5(self, key: str) -> str | None:
+        self.hashed.append(key)
+        return etag(self.objects[key]) if key in self.objects else None
+
+
+@dataclass
+class MemoryEngine:
+    """`model.Engine` between two of them; dies after `dies_after` objects, fails the keys in `fails`."""
+
+    source: MemorySide
+    target: MemorySide
+    dies_after: int | None = None
+    fails: set[str] = field(default_factory=set)
+    copied: list[str] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
+
+    def copy(self, objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
+        return [self._copy(*listed, overwrite) for listed in objects]
+
+    def _copy(self, key: str, size: int, _: str, overwrite: bool) -> Copied:
+        if self.dies_after is not None and len(self.copied) >= self.dies_after:
+            raise KilledError
+        if key in self.fails:
+            return Copied(ObjectOutcome.FAILED, detail="refused")
+        if key not in self.source.objects:
+            return Copied(ObjectOutcome.VANISHED)
+        if len(self.source.objects[key]) != size:
+            return Copied(ObjectOutcome.CHANGED)
+        self.copied.append(key)
+        self.target.objects[key] = self.source.objects[key]
+        return Copied(
+            ObjectOutcome.OVERWRITTEN if overwrite else ObjectOutcome.COPIED,
+            etag(self.source.objects[key]),
+            Comparison.ETAG,
+        )
+
+    def compare(self, objects: Sequence[Listed]) -> list[Compared]:
+        self.compared += [key for key, _, _ in objects]
+        found = []
+        for key, _, _ in objects:
+            one, other = self.source.objects.get(key), self.target.objects.get(key)
+            if one is None:
+                found.append(Compared(ObjectOutcome.VANISHED))
+            elif other is None:
+                found.append(Compared(ObjectOutcome.MISSING))
+            else:
+                found.append(Compared(ObjectOutcome.SAME if one == other else ObjectOutcome.DIFFERENT, etag(one)[:16]))
+        return found

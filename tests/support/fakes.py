@@ -1,0 +1,169 @@
+"""In-memory stand-ins for the ports, for tests of decisions; the adapters are tested against real servers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import SecretStr
+
+from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.ports import SecretObject, Session, StoredObject
+from include.juicefs_storage.switch.backup import Backup
+from include.juicefs_storage.switch.plan import Plan, StorageView
+from include.juicefs_storage.volume.csi import CSI_WORKLOADS
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
+
+UUID = "11111111-2222-3333-4444-555555555555"
+METAURL = "mysql://jfs:meta-pw@(db:3306)/jfs"
+OLD = StorageConfig("minio", "http://old:9000/data", SecretStr("OLDKEY"), SecretStr("old-secret-value"))
+NEW = StorageConfig("minio", "https://new:9000/data2", SecretStr("NEWKEY"), SecretStr("new-secret-value"))
+
+
+def setting(config: StorageConfig = OLD, *, encrypted: bool = True, **more: object) -> Setting:
+    """A row as `juicefs format` writes it."""
+    secret = config.secret_key.get_secret_value()
+    if encrypted:
+        nonce = os.urandom(12)
+        key = hashlib.md5(UUID.encode(), usedforsecurity=False).digest()
+        secret = base64.b64encode(nonce + AESGCM(key).encrypt(nonce, secret.encode(), None)).decode()
+    fields = {
+        "Name": "myjfs", "UUID": UUID, "Storage": config.storage, "Bucket": config.bucket,
+        "AccessKey": config.access_key.get_secret_value(), "SecretKey": secret, "BlockSize": 4096,
+        "Compression": "none", "TrashDays": 1, "KeyEncrypted": encrypted,
+    }  # fmt: skip
+    return Setting(json.dumps(fields | more, indent=0).encode())
+
+
+@dataclass
+class FakeMetadata:
+    row: Setting
+    rows: list[tuple[int, int]] = field(default_factory=list)
+    live: list[Session] = field(default_factory=list)
+
+    def read_setting(self) -> Setting:
+        return self.row
+
+    def replace_setting(self, expected: Setting, new: Setting) -> bool:
+        if self.row.raw != expected.raw:
+            return False
+        self.row = new
+        return True
+
+    def sessions(self) -> Sequence[Session]:
+        return self.live
+
+    def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
+        rows = sorted(row for row in self.rows if row[0] >= first_id and (end_id is None or row[0] < end_id))
+        return iter(rows)
+
+    def still_needed(self, slice_ids: Collection[int]) -> set[int]:
+        return set(slice_ids) & {slice_id for slice_id, _ in self.rows}
+
+    def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
+        return iter([(slice_id, f"/file-{slice_id}") for slice_id in sorted(slice_ids)])
+
+    def next_slice(self) -> int:
+        return 1 + max((slice_id for slice_id, _ in self.rows), default=0)
+
+
+@dataclass
+class FakeJuiceFS:
+    """Writes the row as `juicefs config` does; `lies` makes it report success without writing."""
+
+    metadata: FakeMetadata
+    calls: int = 0
+    lies: bool = False
+
+    def write_storage(self, config: StorageConfig) -> None:
+        self.calls += 1
+        if not self.lies:
+            self.metadata.row = setting(config)
+
+
+@dataclass
+class FakeStore:
+    objects: dict[str, int] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        for key in sorted(self.objects, key=str.encode):
+            if key.startswith(prefix):
+                yield StoredObject(key, self.objects[key], "")
+
+    def head(self, key: str) -> StoredObject | None:
+        return StoredObject(key, self.objects[key], "") if key in self.objects else None
+
+    def exists(self, key: str) -> bool:
+        return key in self.objects
+
+    def digest(self, key: str) -> str | None:
+        return self.contents.get(key, "as written") if key in self.objects else None
+
+
+@dataclass
+class FakeCluster:
+    namespace: str = "juicefs"
+    store: dict[str, SecretObject] = field(default_factory=dict)
+    refuse_patches: bool = False
+
+    def add(self, secret: str, labels: Mapping[str, str] | None = None, /, **data: str) -> None:
+        self.store[secret] = SecretObject(
+            self.namespace, secret, "1", labels or {}, data={k.replace("_", "-"): v for k, v in data.items()}
+        )
+
+    def secret(self, name: str) -> SecretObject:
+        return self.store[name]
+
+    def secrets(self, label_selector: str = "") -> list[SecretObject]:
+        assert not label_selector
+        return list(self.store.values())
+
+    def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
+        if secret.resource_version != self.store[secret.name].resource_version:
+            raise TransientError("changed")
+        if not self.refuse_patches:
+            self.store[secret.name] = replace(
+                secret, resource_version=f"{secret.resource_version}1", data={**secret.data, **values}
+            )
+
+
+@dataclass
+class FakeVault:
+    """Holds what it is given; what is `b"?"` cannot be decrypted."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def save(self, backup_id: str, content: bytes) -> None:
+        self.files[backup_id] = content
+
+    def load(self, backup_id: str) -> bytes | None:
+        if self.files.get(backup_id) == b"?":
+            raise PermanentError(f"{backup_id} cannot be decrypted.", next_step="put the key back")
+        return self.files.get(backup_id)
+
+    def ids(self) -> list[str]:
+        return sorted(self.files)
+
+
+def backup(backup_id: str, created_at: datetime, *, params: dict[str, Any] | None = None, **more: Any) -> Backup:
+    """The backup of a run from OLD to NEW."""
+    before, after = StorageView.of(OLD), StorageView.of(NEW)
+    plan = Plan(
+        volume="myjfs", uuid=UUID, before=before, after=after, target_fingerprint="", secrets=(), workloads=(),
+        mount_pods=(), business_pods=(), missing_objects=None, steps=(), findings=(),
+    )  # fmt: skip
+    target = (NEW.storage, NEW.bucket, NEW.access_key.get_secret_value(), NEW.secret_key.get_secret_value())
+    values = {
+        "backup_id": backup_id, "run_id": "run", "created_at": created_at, "setting_hex": setting().raw.hex(),
+        "secrets": {}, "templates": {f"{kind}/{name}": {} for kind, name in CSI_WORKLOADS}, "target": target,
+        "plan": plan, "params": params or {},
+    }  # fmt: skip
+    return Backup(**values | more)

@@ -1,0 +1,64 @@
+"""The params of the copy: what is refused, and by which name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from include.juicefs_storage.copy.params import check_places, resolve_sync_params
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.objects.model import KeyRange
+
+GIVEN = {"source_conn_id": "old", "source_bucket": "data", "target_conn_id": "new", "target_bucket": "data"}
+
+
+def test_defaults_are_safe() -> None:
+    params = resolve_sync_params(dict(GIVEN))
+    assert (params.dry_run, params.overwrite, params.mode, params.compare) == (True, False, "copy+verify", "etag")
+    assert params.keys == KeyRange()
+
+
+def test_a_prefix_is_a_folder() -> None:
+    assert resolve_sync_params({**GIVEN, "source_prefix": "myjfs"}).source_prefix == "myjfs/"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"source_bucket": "http://host/data"}, "`source_bucket`"),
+        ({"target_prefix": "/x"}, "`target_prefix`"),
+        ({"mode": "move"}, "`mode`"),
+        ({"delete": True}, "`delete` is not a param"),
+        ({"after": "b", "until": "a"}, "`after` and `until`"),
+        ({"include": [""]}, "`include`"),
+        ({"partitions": 0}, "`partitions`"),
+        ({"bandwidth_mib_s": 0}, "`bandwidth_mib_s`"),
+        ({"engine": "mc", "after": "a"}, "mc mirrors everything below a prefix"),
+        ({"engine": "mc", "partitions": 2}, "mc mirrors everything below a prefix"),
+        ({"target_conn_id": "old"}, "expected two places"),
+        ({"target_conn_id": "old", "target_prefix": "copy"}, "expected two places"),
+        ({"source_bucket": None}, "`source_bucket`"),
+    ],
+)
+def test_what_is_refused_is_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(PermanentError) as refused:
+        resolve_sync_params({**GIVEN, **change})
+    assert named in str(refused.value)
+
+
+def test_one_store_behind_two_connections_is_one_place() -> None:
+    params = resolve_sync_params(dict(GIVEN))
+    check_places(params, "http://old:9000", "http://new:9000")
+    with pytest.raises(PermanentError, match="expected two places"):
+        check_places(params, "https://Store/", "https://store:443")
+    beside = resolve_sync_params({**GIVEN, "source_prefix": "a", "target_prefix": "ab"})
+    check_places(beside, "http://store", "http://store")
+
+
+def test_a_refusal_of_params_together_says_what_it_expects_and_repeats_no_params() -> None:
+    with pytest.raises(PermanentError) as refused:
+        resolve_sync_params(GIVEN | {"plan": "metadata"})
+    assert refused.value.problem == (
+        "Params refused:\n- `plan`: metadata needs `meta_conn_id`, or a `volume` of the registry"
+    )

@@ -1,0 +1,167 @@
+"""The plan against the manifests: nothing is green that was not looked at."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
+from include.juicefs_storage.copy.params import SyncParams, resolve_sync_params
+from include.juicefs_storage.copy.partitions import Partition, Survey, cut
+from include.juicefs_storage.copy.plan import SyncPlan
+from include.juicefs_storage.copy.reconcile import SyncReport, about, reconcile
+from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
+from include.juicefs_storage.objects.model import KeyRange
+from tests.support.copy_fakes import MemoryEngine, MemorySide
+
+
+class Run:
+    """A copy in memory whose manifests are real."""
+
+    def __init__(self, folder: Path, source: dict[str, bytes], target: dict[str, bytes], **params: object) -> None:
+        self.folder, self.source, self.target = folder, MemorySide(source), MemorySide(target)
+        self.engine = MemoryEngine(self.source, self.target)
+        given = {"source_conn_id": "a", "source_bucket": "one", "target_conn_id": "b", "target_bucket": "two"}
+        self.params: SyncParams = resolve_sync_params({**given, **params})
+        segments = Survey(self.source, listers=2).run(KeyRange())
+        self.plan = SyncPlan(
+            source="one at a", target="two at b", params=self.params, cut_by="a listing",
+            partitions=tuple(cut(segments, KeyRange(), 4)),
+        )  # fmt: skip
+
+    def work(self, phase: str, indexes: range | list[int]) -> None:
+        function = copy_partition if phase == "copy" else verify_partition
+        for index in indexes:
+            partition = self.plan.partitions[index]
+            manifest = ParquetManifest(self.folder / phase, partition.name, about(self.plan, phase, partition))
+            function(self.source, self.target, self.engine, partition.keys, manifest, Options(self.params.compare))
+
+    def report(self) -> SyncReport:
+        def read(phase: str, partition: Partition) -> ManifestReader | None:
+            file = self.folder / phase / f"{partition.name}.parquet"
+            return ManifestReader(file) if file.exists() else None
+
+        def create(name: str) -> IO[str]:
+            return (self.folder / name).open("w", newline="")
+
+        return reconcile(self.plan, "run", read, create)
+
+    def listed(self, name: str) -> list[str]:
+        with (self.folder / f"{name}.csv").open(newline="") as file:
+            return [row["key"] for row in csv.DictReader(file)]
+
+
+def bodies(count: int) -> dict[str, bytes]:
+    return {f"k{number:03}": b"x" * (number + 1) for number in range(count)}
+
+
+ALL = range(4)
+
+
+def test_everything_copied_and_compared_is_proven(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), {"k0005": b"theirs"})
+    run.work("copy", ALL)
+    run.work("verify", ALL)
+    report = run.report()
+    assert (report.outcome, report.problems) == ("proven", ())
+    assert report.phases[0].totals == {"copied/etag": [40, 820], "extra/": [1, 6]}
+    assert report.phases[1].totals == {"same/etag": [40, 820], "extra/": [1, 6]}
+    assert run.listed("extra") == ["k0005", "k0005"]
+    text = report.to_markdown()
+    assert text.startswith("## Proven: 40 objects, 820 B in 4 partitions; copied: 40 objects, 820 B\n")
+    assert "| same | etag | 40 | 820 |" in text
+    assert "on the target alone (`extra.csv`)" in text
+
+
+@pytest.mark.parametrize("phase", ["copy", "verify"])
+def test_a_partition_that_never_ran_is_a_failure(phase: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), {})
+    run.work("copy", [0, 1, 3] if phase == "copy" else ALL)
+    run.work("verify", [0, 1, 3] if phase == "verify" else ALL)
+    report = run.report()
+    assert report.outcome == "not proven"
+    assert f"1 of 4 partitions have no finished manifest of `{phase}`: 2. Clear" in report.problems[0]
+
+
+def test_a_manifest_of_another_plan_counts_for_nothing(tmp_path: Path) -> None:
+    other = Run(tmp_path, bodies(40), {}, compare="size")
+    other.work("copy", ALL)
+    run = Run(tmp_path, bodies(40), {}, mode="copy")
+    assert "4 of 4 partitions have no finished manifest" in run.report().problems[0]
+
+
+def test_a_partition_that_runs_again_and_is_killed_is_not_accounted_for_by_its_earlier_pass(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), {}, mode="copy")
+    run.work("copy", ALL)
+    assert run.report().outcome == "proven"
+    partition = run.plan.partitions[1]
+    ParquetManifest(tmp_path / "copy", partition.name, about(run.plan, "copy", partition)).resume()
+    assert run.report().outcome == "not proven"
+
+
+def test_zero_objects_where_some_were_expected_is_a_failure(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), {}, mode="copy")
+    run.source.objects.clear()
+    run.work("copy", ALL)
+    report = run.report()
+    assert "the plan had counted objects, `copy` found none" in report.problems[0]
+    assert report.phases[0].shrank == 40
+
+
+def test_differences_are_named_with_what_to_do(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), bodies(40) | {"k007": b"y" * 8, "k030": b"short"}, mode="verify")
+    del run.target.objects["k012"]
+    run.work("verify", ALL)
+    report = run.report()
+    assert report.outcome == "not proven"
+    assert [problem.split(":")[0] for problem in report.problems] == [
+        "1 objects are missing after `verify`, in partitions 1 (`missing.csv`)",
+        "2 objects are different after `verify`, in partitions 0, 3 (`different.csv`)",
+    ]
+    assert run.listed("missing") == ["k012"]
+    assert run.listed("different") == ["k007", "k030"]
+    assert report.phases[0].fell_back == 1
+
+
+def test_what_was_written_after_the_copys_listing_is_new_and_not_missing(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), {})
+    run.work("copy", ALL)
+    run.source.objects["k0105"] = b"written meanwhile"
+    del run.target.objects["k011"]
+    run.work("verify", ALL)
+    report = run.report()
+    assert run.listed("new") == ["k0105"]
+    assert run.listed("missing") == ["k011"]
+    assert report.phases[1].new == 1
+    assert report.phases[1].totals["missing/"] == [1, 12]
+    run.target.objects["k011"] = run.source.objects["k011"]
+    run.work("verify", ALL)
+    report = run.report()
+    assert (report.outcome, report.phases[1].grew) == ("proven", 1)
+
+
+def test_objects_that_failed_are_named(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), {}, mode="copy")
+    run.engine.fails = {"k020"}
+    run.work("copy", ALL)
+    report = run.report()
+    assert "1 objects are failed after `copy`" in report.problems[0]
+    assert run.listed("failed") == ["k020"]
+
+
+def test_an_empty_source_is_proven_to_be_empty(tmp_path: Path) -> None:
+    run = Run(tmp_path, {}, {})
+    run.work("copy", range(1))
+    run.work("verify", range(1))
+    assert run.report().outcome == "proven"
+
+
+def test_the_plan_is_another_one_when_anything_in_it_is(tmp_path: Path) -> None:
+    one = Run(tmp_path, bodies(40), {}).plan
+    assert one.id == SyncPlan.model_validate_json(one.model_dump_json()).id
+    assert one.id != Run(tmp_path, bodies(40), {}, overwrite=True).plan.id
+    assert one.id != Run(tmp_path, bodies(41), {}).plan.id
+    assert "| 3 | after `k029` |" in one.to_markdown()

@@ -1,0 +1,246 @@
+"""One partition: what becomes of each key, what is written down, and what a killed try leaves to the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest, Row
+from include.juicefs_storage.copy import run
+from include.juicefs_storage.copy.run import Options, Status, Totals, copy_partition, verify_partition
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.objects.model import Comparison, KeyRange, Mirrored, ObjectOutcome, Page
+from tests.support.copy_fakes import KilledError, MemoryEngine, MemorySide
+
+ALL = KeyRange()
+
+
+def manifest_in(folder: Path, about: str = "plan") -> ParquetManifest:
+    return ParquetManifest(folder, "00000", {"plan": about})
+
+
+def rows_of(folder: Path) -> dict[str, Row]:
+    rows = list(ManifestReader(folder / "00000.parquet").rows(tuple(ObjectOutcome)))
+    assert [row.key for row in rows] == sorted(row.key for row in rows)
+    return {row.key: row for row in rows}
+
+
+def sides(source: dict[str, bytes], target: dict[str, bytes]) -> tuple[MemorySide, MemorySide, MemoryEngine]:
+    one, other = MemorySide(source, "source"), MemorySide(target, "target")
+    return one, other, MemoryEngine(one, other)
+
+
+def test_only_what_is_missing_is_copied_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    source, target, engine = sides(
+        {"a": b"1", "b": b"2", "c": b"3", "d": b"44", "e": b"5", "z": b""},
+        {"b": b"2", "c": b"x", "d": b"4", "da": b"theirs", "zz": b"theirs"},
+    )
+    before = dict(target.objects)
+    totals = copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    assert engine.copied == ["a", "e", "z"]
+    assert target.objects == {**before, "a": b"1", "e": b"5", "z": b""}
+    outcomes = {key: (row.outcome, row.comparison) for key, row in rows_of(tmp_path).items()}
+    assert outcomes == {
+        "a": ("copied", "etag"),
+        "b": ("same", "etag"),
+        "c": ("different", "content"),
+        "d": ("different", "size"),
+        "da": ("extra", ""),
+        "e": ("copied", "etag"),
+        "z": ("copied", "etag"),
+        "zz": ("extra", ""),
+    }
+    assert rows_of(tmp_path)["d"].detail == "2 bytes on the source, 1 on the target"
+    assert totals.objects() == 8
+    assert totals.objects(ObjectOutcome.COPIED) == 3
+    assert totals.bytes(ObjectOutcome.COPIED) == 2
+    assert totals.compared_by(Comparison.CONTENT) == 1
+    assert ManifestReader(tmp_path / "00000.parquet").count().counts == totals.counts
+
+
+def test_overwrite_replaces_what_is_different_and_nothing_else(tmp_path: Path) -> None:
+    source, target, engine = sides({"a": b"1", "b": b"22", "c": b"3"}, {"a": b"x", "b": b"2", "c": b"3", "d": b"4"})
+    totals = copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options(overwrite=True))
+    assert engine.copied == ["a", "b"]
+    assert target.objects == {"a": b"1", "b": b"22", "c": b"3", "d": b"4"}
+    assert totals.objects(ObjectOutcome.OVERWRITTEN) == 2
+
+
+@pytest.mark.parametrize(
+    ("compare", "outcome", "compared"),
+    [("size", ("same", "size"), 0), ("etag", ("different", "content"), 1), ("content", ("different", "content"), 2)],
+)
+def test_the_comparison_that_was_asked_for(
+    compare: str, outcome: tuple[str, str], compared: int, tmp_path: Path
+) -> None:
+    source, target, engine = sides({"a": b"1", "b": b"2"}, {"a": b"x", "b": b"2"})
+    verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options(compare=compare))  # type: ignore[arg-type]
+    found = rows_of(tmp_path)
+    assert (found["a"].outcome, found["a"].comparison) == outcome
+    assert found["b"].comparison == {"size": "size", "etag": "etag", "content": "content"}[compare]
+    assert len(engine.compared) == compared
+
+
+def test_etags_that_are_no_md5_are_not_trusted(tmp_path: Path) -> None:
+    """A foreign server's ETags may be equal over contents that are not."""
+    foreign = {"a": "0" * 32, "b": "1" * 32}
+    source, target, engine = sides({"a": b"1", "b": b"2"}, {"a": b"x", "b": b"2"})
+    source.etags, target.etags = dict(foreign), dict(foreign)
+    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    assert totals.objects(ObjectOutcome.DIFFERENT) == 1
+    assert totals.compared_by(Comparison.CONTENT) == 2
+    assert source.hashed == ["a"], "one sample"
+
+
+def test_multipart_etags_are_compared_by_content_and_the_rest_by_etag(tmp_path: Path) -> None:
+    bodies = {key: key.encode() for key in "abcdef"}
+    source, target, engine = sides(dict(bodies), dict(bodies))
+    source.etags = target.etags = {"c": "0" * 32 + "-2"}
+    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    assert engine.compared == ["c"]
+    assert totals.counts == {
+        (ObjectOutcome.SAME, Comparison.ETAG): (5, 5),
+        (ObjectOutcome.SAME, Comparison.CONTENT): (1, 1),
+    }
+
+
+def test_objects_that_tell_nothing_do_not_decide_for_the_rest(tmp_path: Path) -> None:
+    """The first page holds an upload in parts and an empty object."""
+    bodies = {"a": b"parts", "b": b"", "d": b"4", "e": b"5"}
+    source, target, engine = sides(dict(bodies), dict(bodies))
+    source.page_keys = target.page_keys = 2
+    source.etags = target.etags = {"a": "0" * 32 + "-2"}
+    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    assert engine.compared == ["a", "b"]
+    assert totals.compared_by(Comparison.ETAG) == 2
+
+
+def test_an_empty_page_is_not_the_end(tmp_path: Path) -> None:
+    source, target, engine = sides({"a": b"1", "b": b"2"}, {})
+    pages = list(source.pages(ALL))
+    source.pages = lambda keys: iter([Page([], [], []), *pages])  # type: ignore[method-assign]
+    assert copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options()).objects() == 2
+
+
+def test_verification_writes_nothing(tmp_path: Path) -> None:
+    source, target, engine = sides({"a": b"1", "b": b"2"}, {"b": b"x"})
+    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options(overwrite=True))
+    assert engine.copied == []
+    assert (totals.objects(ObjectOutcome.MISSING), totals.objects(ObjectOutcome.DIFFERENT)) == (1, 1)
+
+
+def test_patterns_and_ranges_leave_keys_alone_on_both_sides(tmp_path: Path) -> None:
+    source, target, engine = sides(
+        {"a/1": b"1", "a/2.tmp": b"2", "b/1": b"3", "c/1": b"4", "d": b"5"}, {"a/9.tmp": b"9", "c/2": b"8"}
+    )
+    options = Options(include=("a/*", "c/*"), exclude=("*.tmp",))
+    copy_partition(source, target, engine, KeyRange("a", "c/1"), manifest_in(tmp_path), options)
+    assert {key: row.outcome for key, row in rows_of(tmp_path).items()} == {"a/1": "copied", "c/1": "copied"}
+
+
+def test_what_vanishes_changes_or_fails_is_named(tmp_path: Path) -> None:
+    source, target, engine = sides({"a": b"1", "b": b"2", "c": b"3", "d": b"4"}, {})
+    engine.fails = {"d"}
+    found = list(source.pages(ALL))
+    del source.objects["b"]
+    source.objects["c"] = b"333"
+    source.pages = lambda keys: iter(found)  # type: ignore[method-assign]
+    copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    rows = rows_of(tmp_path)
+    assert {key: row.outcome for key, row in rows.items()} == {
+        "a": "copied", "b": "vanished", "c": "changed", "d": "failed",
+    }  # fmt: skip
+    assert rows["d"].detail == "refused"
+
+
+def test_a_killed_try_leaves_the_next_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "BATCH_KEYS", 10)
+    bodies = {f"{number:03}": b"x" * number for number in range(100)}
+    source, target, engine = sides(dict(bodies), {})
+    source.page_keys = target.page_keys = 7
+    engine.dies_after = 45
+    with pytest.raises(KilledError):
+        copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    assert not (tmp_path / "00000.parquet").exists()
+    checkpoints = len(list((tmp_path / "00000").iterdir()))
+    assert checkpoints >= 3
+
+    source.lists, engine.dies_after = 0, None
+    totals = copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    assert target.objects == bodies
+    assert sorted(engine.copied) == sorted(bodies), "no object was copied twice"
+    assert source.lists <= 11, "what is written down is not listed again"
+    assert totals.objects() == 100
+    assert list(rows_of(tmp_path)) == sorted(bodies)
+    assert list((tmp_path / "00000").iterdir()) == []
+    # A partition that is complete and is cleared runs anew.
+    totals = copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    assert totals.objects(ObjectOutcome.SAME) == 100
+    assert len(engine.copied) == 100
+
+
+def test_checkpoints_of_another_plan_are_refused(tmp_path: Path) -> None:
+    source, target, engine = sides({"a": b"1"}, {})
+    unfinished = manifest_in(tmp_path)
+    unfinished.finish = lambda: None  # type: ignore[method-assign]
+    copy_partition(source, target, engine, ALL, unfinished, Options())
+    with pytest.raises(PermanentError, match="expected a checkpoint of"):
+        copy_partition(source, target, engine, ALL, manifest_in(tmp_path, "another"), Options())
+
+
+def test_a_manifest_that_is_damaged_is_not_read_as_less(tmp_path: Path) -> None:
+    source, target, engine = sides({"a": b"1"}, {})
+    copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    file = tmp_path / "00000.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(PermanentError, match="cannot be read"):
+        ManifestReader(file).count()
+
+
+def test_nothing_at_all_is_a_manifest_too(tmp_path: Path) -> None:
+    source, target, engine = sides({}, {})
+    assert copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options()).objects() == 0
+    assert rows_of(tmp_path) == {}
+
+
+class SilentTool:
+    """A tool that skips one key and says nothing of it."""
+
+    def __init__(self, source: MemorySide, target: MemorySide) -> None:
+        self.source, self.target, self.runs = source, target, 0
+
+    def mirror(self, keys: KeyRange, *, compare: str, overwrite: bool) -> Mirrored:  # noqa: ARG002
+        self.runs += 1
+        left_out = max(self.source.objects)
+        for key, body in self.source.objects.items():
+            if key != left_out:
+                self.target.objects.setdefault(key, body)
+        return Mirrored("tool", found=3, copied=3)
+
+
+def test_no_tools_word_is_trusted(tmp_path: Path) -> None:
+    source, target, engine = sides({"a": b"1", "b": b"2", "c": b"3"}, {})
+    tool = SilentTool(source, target)
+    totals, said = run.mirror_partition(source, target, engine, tool, ALL, manifest_in(tmp_path), Options())
+    assert said == Mirrored("tool", found=3, copied=3)
+    assert (totals.objects(ObjectOutcome.SAME), totals.objects(ObjectOutcome.MISSING)) == (2, 1)
+    target.objects["c"] = b"3"
+    totals, said = run.mirror_partition(source, target, engine, tool, ALL, manifest_in(tmp_path), Options())
+    assert (totals.objects(ObjectOutcome.SAME), said, tool.runs) == (3, None, 1)
+
+
+def test_the_status_says_how_far_and_how_long_still(tmp_path: Path) -> None:
+    told: list[str] = []
+    status = Status("003 chunks/0/", objects=4, bytes=8, tell=told.append, every_s=0)
+    source, target, engine = sides(dict.fromkeys("abcd", b"22"), {})
+    copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options(), status)
+    assert told[-1].startswith("003 chunks/0/: 100.0 %, 4 of 4 objects, 0 MiB copied, ")
+    assert "ETA 0 s" in told[-1]
+
+
+def test_totals_survive_json() -> None:
+    totals = Totals()
+    totals.add(ObjectOutcome.COPIED, Comparison.ETAG, 2, 10)
+    totals.add(ObjectOutcome.EXTRA, Comparison.NONE, 1, 3)
+    assert Totals.from_json(totals.as_json()).counts == totals.counts

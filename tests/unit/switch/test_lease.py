@@ -1,0 +1,296 @@
+"""The Lease of a volume: who may have it, when it lapses, and what a write that did not come through means."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from include.juicefs_storage.errors import NeedsHumanError, TransientError
+from include.juicefs_storage.ports import Lease
+from include.juicefs_storage.switch.lease import VolumeLock, check_lock, lease_name
+from include.juicefs_storage.switch.patch_secret import PatchSecrets
+from include.juicefs_storage.switch.restart_csi import RestartCsi
+from include.juicefs_storage.switch.write_setting import WriteSetting
+from tests.support.fakes import METAURL, NEW, OLD, FakeCluster, FakeJuiceFS, FakeMetadata, setting
+
+NAME = "juicefs-storage-uuid"
+MINUTE = timedelta(minutes=1)
+
+
+@dataclass
+class FakeLeases:
+    """One Lease with a resourceVersion, as the API server keeps it. `trouble` happens to the next writes, in order."""
+
+    namespace: str = "juicefs"
+    kept: Lease | None = None
+    trouble: list[Callable[[Lease], bool]] = field(default_factory=list)
+    writes: int = 0
+
+    def lease(self, name: str) -> Lease | None:
+        assert name == NAME
+        return self.kept
+
+    def write_lease(self, lease: Lease) -> bool:
+        self.writes += 1
+        if self.trouble:
+            return self.trouble.pop(0)(lease)
+        return self.put(lease)
+
+    def put(self, lease: Lease) -> bool:
+        version = self.kept.resource_version if self.kept else ""
+        if lease.resource_version != version:
+            return False
+        self.kept = replace(lease, resource_version=str(int(version or 0) + 1))
+        return True
+
+    def lose_answer(self, lease: Lease) -> bool:
+        self.put(lease)
+        raise TransientError("no answer")
+
+    def lose_request(self, _: Lease) -> bool:
+        raise TransientError("no connection")
+
+
+@dataclass
+class Clock:
+    time: datetime = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def leases() -> FakeLeases:
+    return FakeLeases()
+
+
+@pytest.fixture
+def run(leases: FakeLeases, clock: Clock) -> Callable[[str], VolumeLock]:
+    return lambda holder: VolumeLock(leases, NAME, holder, clock, duration_s=600, sleep=lambda seconds: None)
+
+
+def test_the_name_derives_from_the_volume() -> None:
+    assert lease_name("ABCDEF01-2222-3333-4444-555555555555") == "juicefs-storage-abcdef01-2222-3333-4444-555555555555"
+
+
+def test_the_second_run_is_told_who_since_when_and_until_when(run, clock) -> None:
+    run("dag/first").acquire()
+    clock.time += 3 * MINUTE
+    run("dag/first").fence()
+    with pytest.raises(NeedsHumanError) as refused:
+        run("dag/second").acquire()
+    assert "dag/first" in refused.value.problem
+    assert "since 2026-05-04 12:00:00 UTC" in refused.value.problem
+    assert "until 2026-05-04 12:13:00 UTC" in refused.value.problem
+    assert f"delete lease {NAME}" in refused.value.next_step
+
+
+def test_tasks_of_one_run_share_the_hold(run, leases, clock) -> None:
+    run("dag/first").acquire()
+    clock.time += MINUTE
+    run("dag/first").acquire()
+    assert leases.kept.renewed_at - leases.kept.acquired_at == MINUTE
+    assert leases.kept.transitions == 0
+
+
+def test_a_dead_holder_is_taken_over_after_its_time(run, leases, clock) -> None:
+    run("dag/dead").acquire()
+    clock.time += 10 * MINUTE - timedelta(seconds=1)
+    with pytest.raises(NeedsHumanError):
+        run("dag/second").acquire()
+    clock.time += timedelta(seconds=1)
+    run("dag/second").acquire()
+    assert (leases.kept.holder, leases.kept.transitions, leases.kept.acquired_at) == ("dag/second", 1, clock.time)
+
+
+def test_a_run_that_lost_its_lease_stops_before_its_next_write(run, clock) -> None:
+    run("dag/slow").acquire()
+    clock.time += 11 * MINUTE
+    run("dag/second").acquire()
+    with pytest.raises(NeedsHumanError, match="dag/second"):
+        run("dag/slow").fence()
+    # Also when the other run has ended meanwhile: what was planned may be out of date.
+    run("dag/second").release()
+    with pytest.raises(NeedsHumanError, match="does not hold"):
+        run("dag/slow").fence()
+
+
+def test_a_hold_that_lapsed_and_that_nobody_took_goes_on(run, leases, clock) -> None:
+    run("dag/slow").acquire()
+    clock.time += 60 * MINUTE
+    run("dag/slow").fence()
+    assert leases.kept.renewed_at == clock.time
+
+
+def test_only_the_holder_gives_it_back(run, leases) -> None:
+    run("dag/first").acquire()
+    assert run("dag/second").release() is False
+    assert leases.kept.holder == "dag/first"
+    assert run("dag/first").release() is True
+    assert run("dag/first").release() is False
+    run("dag/second").acquire()
+    assert leases.kept.holder == "dag/second"
+
+
+def test_a_lease_that_was_deleted_stops_its_holder(run, leases) -> None:
+    run("dag/first").acquire()
+    leases.kept = None
+    with pytest.raises(NeedsHumanError, match="given back or deleted"):
+        run("dag/first").fence()
+    assert leases.kept is None
+    run("dag/first").acquire()
+    run("dag/first").fence()
+
+
+@pytest.mark.parametrize("trouble", ["lose_answer", "lose_request"])
+def test_a_write_without_an_answer_is_looked_up(run, leases, trouble) -> None:
+    leases.trouble = [getattr(leases, trouble)]
+    run("dag/first").acquire()
+    assert leases.kept.holder == "dag/first"
+    assert leases.writes == (1 if trouble == "lose_answer" else 2)
+    leases.trouble = [getattr(leases, trouble)]
+    assert run("dag/first").release() is True
+    assert leases.kept.holder == ""
+
+
+def test_who_loses_the_race_is_refused(run, leases, clock) -> None:
+    """Both find no Lease; the other one's write comes first."""
+
+    def other_was_faster(lease: Lease) -> bool:
+        leases.put(replace(lease, holder="dag/other"))
+        return leases.put(lease)
+
+    leases.trouble = [other_was_faster]
+    with pytest.raises(NeedsHumanError, match="dag/other"):
+        run("dag/first").acquire()
+    assert leases.kept.holder == "dag/other"
+
+
+def test_a_lease_that_cannot_be_written_is_not_taken_for_held(run, leases) -> None:
+    leases.trouble = [leases.lose_request] * 99
+    with pytest.raises(TransientError):
+        run("dag/first").acquire()
+    assert leases.writes < 10
+    leases.trouble = [lambda lease: False] * 99
+    with pytest.raises(TransientError, match="written by others"):
+        run("dag/first").acquire()
+
+
+def test_a_long_task_renews_on_the_way(run, leases, clock) -> None:
+    run("dag/first").acquire()
+    clock.time += MINUTE
+    renewed = threading.Event()
+    write = leases.write_lease
+    leases.write_lease = lambda lease: (write(lease), renewed.set())[0]
+    with run("dag/first").kept(every_s=0.01):
+        assert renewed.wait(10)
+    assert leases.kept.renewed_at == clock.time
+    leases.kept = replace(leases.kept, holder="dag/second")
+    before = leases.kept
+    with run("dag/first").kept(every_s=0.001):
+        threading.Event().wait(0.05)
+    assert leases.kept == before
+
+
+def test_the_check_refuses_where_another_run_is_at_work(run, clock) -> None:
+    assert [finding.level for finding in check_lock(run("dag/first"))] == ["ok"]
+    run("dag/first").acquire()
+    assert [finding.level for finding in check_lock(run("dag/first"))] == ["ok"]
+    (finding,) = check_lock(run("dag/second"))
+    assert (finding.level, "dag/first" in finding.message) == ("refusal", True)
+    assert "delete lease" in finding.remedy
+    clock.time += 10 * MINUTE
+    assert [finding.level for finding in check_lock(run("dag/second"))] == ["ok"]
+
+
+class LostError(Exception):
+    pass
+
+
+def lost() -> None:
+    raise LostError
+
+
+def test_no_step_writes_behind_a_fence_that_is_closed() -> None:
+    metadata = FakeMetadata(setting(OLD))
+    step = WriteSetting(metadata, FakeJuiceFS(metadata), metadata.row, NEW, fence=lost)
+    with pytest.raises(LostError):
+        step.apply()
+    metadata.row = setting(NEW)
+    with pytest.raises(LostError):
+        step.undo()
+    assert metadata.row.uses(NEW)
+    cluster = FakeCluster()
+    cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=OLD.bucket)
+    before = dict(cluster.store)
+    with pytest.raises(LostError):
+        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, fence=lost).apply()
+    assert cluster.store == before
+
+
+def test_a_fence_that_closes_between_two_writes_stops_the_second(monkeypatch) -> None:
+    cluster = FakeCluster()
+    driver = {"juicefs/secret": "true"}
+    cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", bucket=OLD.bucket)
+    cluster.add("juicefs-pvc-1-secret", driver, metaurl=METAURL, bucket=OLD.bucket)
+    left = [None]
+
+    def fence() -> None:
+        if not left:
+            raise LostError
+        left.pop()
+
+    with pytest.raises(LostError):
+        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, fence=fence).apply()
+    assert [secret.data["bucket"] for secret in cluster.store.values()] == [NEW.bucket, OLD.bucket]
+
+
+@dataclass
+class Workloads:
+    """The annotations of two workloads; `answers` lost or refused, in order."""
+
+    stamps: dict[str, str] = field(default_factory=dict)
+    answers: list[str] = field(default_factory=list)
+    calls: int = 0
+
+    def workload(self, _, name):
+        found = self.stamps.get(name)
+        return type("Found", (), {"annotations": {"juicefs-storage-switch/restarted-by": found} if found else {}})
+
+    def stamp_template(self, _, name, annotations):
+        self.calls += 1
+        answer = self.answers.pop(0) if self.answers else "ok"
+        if answer != "request lost":
+            self.stamps[name] = annotations["juicefs-storage-switch/restarted-by"]
+        if answer != "ok":
+            raise TransientError(answer)
+
+
+@pytest.mark.parametrize(
+    ("answers", "calls"), [(["answer lost"], 2), (["request lost"], 3), (["ok", "answer lost"], 2)]
+)
+def test_a_restart_whose_answer_is_lost_is_looked_up(answers, calls) -> None:
+    cluster = Workloads(answers=list(answers))
+    assert RestartCsi(cluster, "run-1").apply() == [
+        "StatefulSet/juicefs-csi-controller",
+        "DaemonSet/juicefs-csi-node",
+    ]
+    assert set(cluster.stamps.values()) == {"run-1"}
+    assert cluster.calls == calls
+
+
+def test_a_restart_that_cannot_be_ordered_fails_and_says_so() -> None:
+    cluster = Workloads(answers=["request lost"] * 99)
+    with pytest.raises(TransientError, match="request lost"):
+        RestartCsi(cluster, "run-1").apply()
+    assert cluster.stamps == {}
+    assert cluster.calls == 6

@@ -1,0 +1,63 @@
+"""Params are validated once, and a refusal names the field, what was expected and what was found."""
+
+from __future__ import annotations
+
+import pytest
+
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.switch.params import resolve_params
+
+GOOD = {"target_conn_id": "minio_new", "target_bucket": "data"}
+
+
+def test_defaults_are_the_safe_ones():
+    params = resolve_params(GOOD, {})
+    assert (params.dry_run, params.require_approval, params.on_failure, params.catch_up) == (
+        True,
+        True,
+        "rollback",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dryrun": False}, ["`dryrun`", "not a param", "dry_run"]),
+        ({"target_bucket": "http://h/data"}, ["`target_bucket`", "bucket's name alone", "http://h/data"]),
+        ({"target_bucket": ""}, ["`target_bucket`", "bucket's name alone"]),
+        ({"target_endpoint": "http://h:9000/data"}, ["`target_endpoint`", "without bucket"]),
+        ({"target_endpoint": "http://key:secret@h:9000"}, ["`target_endpoint`"]),
+        ({"on_failure": "panic"}, ["`on_failure`", "'rollback' or 'hold'", "panic"]),
+        ({"settle_s": -1}, ["`settle_s`", "greater than or equal to 0"]),
+        ({"client_timeout_s": "soon"}, ["`client_timeout_s`", "soon"]),
+    ],
+)
+def test_a_bad_param_is_refused_by_name(given, words):
+    with pytest.raises(PermanentError) as refused:
+        resolve_params(GOOD | given, {})
+    assert [word for word in words if word not in str(refused.value)] == []
+
+
+def test_all_bad_params_are_reported_together_with_an_example():
+    with pytest.raises(PermanentError) as refused:
+        resolve_params({"settle_s": -1}, {})
+    assert "`target_conn_id`" in str(refused.value)
+    assert '"minio_new"' in str(refused.value)
+    assert "`settle_s`" in str(refused.value)
+
+
+def test_the_registry_fills_in_what_is_left_at_its_default():
+    registry = {"home": {"namespace": "fs", "target_conn_id": "minio_new", "target_bucket": "data"}}
+    params = resolve_params({"volume": "home", "namespace": "juicefs", "target_bucket": "other"}, registry)
+    assert (params.namespace, params.target_conn_id, params.target_bucket) == ("fs", "minio_new", "other")
+
+
+def test_the_registry_cannot_switch_safety_off():
+    with pytest.raises(PermanentError, match="dry_run cannot be set there"):
+        resolve_params({"volume": "home"}, {"home": GOOD | {"dry_run": False}})
+
+
+def test_an_unknown_volume_is_refused_with_the_known_ones():
+    with pytest.raises(PermanentError, match="registered: home, work"):
+        resolve_params({"volume": "hoem"}, {"home": {}, "work": {}})

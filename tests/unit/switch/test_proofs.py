@@ -1,0 +1,166 @@
+"""How clients are proven: who has followed, who is stuck, and what is done about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pytest
+
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.ports import ExecResult, Pod, Session
+from include.juicefs_storage.switch.prove_clients import ClientProof, prove_clients
+from include.juicefs_storage.switch.report import proof_lines
+from include.juicefs_storage.volume.clients import reload_warning
+from include.juicefs_storage.volume.setting import StorageConfig
+from tests.support.fakes import NEW, OLD, UUID, FakeStore, setting
+
+FAILED = """\
+2026/01/31 09:00:00 juicefs[7] <INFO>: found new configuration: storage="minio" bucket="https://new:9000/data2"
+2026/01/31 09:00:00 juicefs[7] <WARNING>: object storage: failed to load config: unknown RetryMode [mount.go:483]
+"""
+RECOVERED = f"{FAILED}{FAILED.splitlines()[0]}\n"
+
+
+def test_the_last_reload_counts() -> None:
+    assert reload_warning(FAILED) == "failed to load config: unknown RetryMode [mount.go:483]"
+    assert reload_warning(RECOVERED) == ""
+    assert reload_warning("<WARNING>: object storage: of the start, or of a log that was cut") == ""
+
+
+@dataclass
+class Client:
+    """A mount pod: which storage it shows, and which it uses."""
+
+    shows: StorageConfig = NEW
+    uses: StorageConfig = NEW
+    log: str = ""
+    options: str = ""
+
+
+@dataclass
+class Clients:
+    """A cluster of mount pods, and the two stores that they write to."""
+
+    clients: dict[str, Client]
+    namespace: str = "juicefs"
+    new: FakeStore = field(default_factory=FakeStore)
+
+    def pods(self, *_: str) -> list[Pod]:
+        return [
+            Pod(
+                "juicefs", name, f"uid-{name}", "node", True, 0, "", {},
+                (f"juicefs format x; juicefs mount x /jfs/{name} -o {client.options}",), (),
+            )
+            for name, client in self.clients.items()
+        ]  # fmt: skip
+
+    def exec(self, pod: str, _: str, command: Sequence[str], **__: object) -> ExecResult:
+        client = self.clients[pod]
+        if ".config" in command[2]:
+            form = {"UUID": UUID, "Storage": "minio", "Bucket": client.shows.bucket}
+            return ExecResult(0, json.dumps({"Format": form | {"AccessKey": _key(client.shows)}}), "")
+        if "dd " in command[2]:
+            # Of a file that several clients write, each shows the block that was written last.
+            key = f"myjfs/chunks/0/0/{int(hashlib.sha256(command[-1].encode()).hexdigest(), 16)}_0_4096"
+            if client.uses is NEW:
+                self.new.objects[key] = 4096
+            return ExecResult(0, f"objects: {key}", "")
+        return ExecResult(0, "", "")
+
+    def log_tail(self, pod: str, *_: object) -> str:
+        return self.clients[pod].log
+
+
+def _key(config: StorageConfig) -> str:
+    return config.access_key.get_secret_value()
+
+
+def prove(clients: Clients, unstick=None, timeout_s: float = 5, sessions=tuple) -> list[ClientProof]:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    return prove_clients(
+        clients, setting(NEW), NEW, clients.new, "canary", timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
+        unstick=unstick, sessions=sessions,
+    )  # fmt: skip
+
+
+def test_a_client_that_is_stuck_is_made_to_try_again_once() -> None:
+    clients = Clients({"well": Client(), "stuck": Client(uses=OLD, log=FAILED)})
+    calls = []
+
+    def unstick() -> None:
+        calls.append("again")
+        clients.clients["stuck"].uses = NEW
+
+    assert {proof.pod: proof.was_stuck for proof in prove(clients, unstick)} == {"well": False, "stuck": True}
+    assert calls == ["again"]
+
+
+def test_a_client_that_stays_stuck_is_named_with_its_reason() -> None:
+    clients = Clients({"well": Client(), "stuck": Client(uses=OLD, log=FAILED)})
+    calls = []
+    with pytest.raises(PermanentError, match=r"1 of 2 clients(.|\n)*stuck: .*unknown RetryMode") as refused:
+        prove(clients, lambda: calls.append("again"))
+    assert calls == ["again"]
+    assert "after 6 s" in str(refused.value), "they have the whole time again"
+
+
+def test_a_remedy_that_cannot_be_applied_is_told() -> None:
+    def refuse() -> None:
+        raise PermanentError("not encrypted.", next_step="encrypt it")
+
+    with pytest.raises(PermanentError, match=r"not written once more: not encrypted\. encrypt it"):
+        prove(Clients({"stuck": Client(uses=OLD)}), refuse)
+
+
+@pytest.mark.parametrize(
+    "late", [Client(shows=OLD, uses=OLD), Client(shows=OLD, uses=OLD, options="bucket=http://x/y")]
+)
+def test_a_client_that_has_not_read_the_setting_is_not_stuck(late: Client) -> None:
+    calls = []
+    with pytest.raises(PermanentError, match=r"its \.config shows bucket") as refused:
+        prove(Clients({"late": late}), lambda: calls.append("again"))
+    assert calls == []
+    assert ("bucket=http://x/y; remove" in str(refused.value)) == bool(late.options)
+
+
+def test_a_client_that_came_since_the_checks_and_is_no_mount_pod_is_named() -> None:
+    clients = Clients({"well": Client()})
+    own, stranger = (
+        Session(sid, "1.4.2", "host", at, datetime.now(UTC)) for sid, at in ((1, "/jfs/well"), (2, "/mnt"))
+    )
+    with pytest.raises(PermanentError, match=r"1 of 2 clients(.|\n)*session 2 on host at /mnt: no mount pod"):
+        prove(clients, sessions=lambda: [own, stranger])
+    looks = iter([[own, stranger], [own]])
+    assert [proof.pod for proof in prove(clients, sessions=lambda: next(looks))] == ["well"]
+
+
+def test_the_report_tells_what_the_window_cost() -> None:
+    lines = proof_lines(
+        {
+            "prove_clients": {"clients": [{"pod": "a", "node": "n", "after_s": 9.0, "was_stuck": True}]},
+            "follow_writes": {"copied": 7, "slowest_s": 0.4, "problem": "the store is down."},
+            "prove_no_restarts": {
+                "mount_pods": 2, "business_pods": 1, "restarts": 0, "failed_requests": 3, "failed_in": {"a": 3},
+            },
+            "catch_up_late": {"waited_s": 360, "copied": 1, "blocks": 99},
+        }
+    )  # fmt: skip
+    for words in (
+        "9.0 s into `prove_clients`, when the setting had been written once more",
+        "7 blocks that clients still wrote to the old store while they moved were copied at once, the slowest 0.4 s",
+        "the later copies made up for it: the store is down.",
+        "3 object requests failed in the clients while they moved: 3 in `a`",
+        "360 s after the last client had moved 1 more blocks were found and copied; all 99 blocks",
+    ):
+        assert [line for line in lines if words in line], words
+    assert proof_lines({"catch_up_late": {"copied": 0, "waited_s": 0}}) == [
+        "late commits were not waited for: late_commit_s=0"
+    ]

@@ -1,0 +1,149 @@
+"""Which backup, and what a revert takes from the run that made it."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backup
+from include.juicefs_storage.switch.params import RevertForm, check_revert_form, resolve_revert_params
+from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.tasks import revert
+from tests.support.fakes import NEW, OLD, FakeJuiceFS, FakeMetadata, FakeVault, backup, setting
+
+RECORDED = {"namespace": "fs", "target_conn_id": "minio_new", "settle_s": 7, "dry_run": False, "on_failure": "hold"}
+
+
+@pytest.fixture
+def vault() -> FakeVault:
+    vault = FakeVault()
+    for name, day, params in (("myjfs.one", 1, {}), ("myjfs.two", 2, RECORDED)):
+        vault.save(name, backup(name, datetime(2026, 11, day, tzinfo=UTC), params=params).to_bytes())
+    vault.save("myjfs.two.switched", b"2026-11-02T10:00:00")
+    vault.save("myjfs.one.rolled-back", b"2026-11-01T10:00:00")
+    return vault
+
+
+def test_what_lies_beside_a_backup_is_no_backup(vault):
+    vault.save("myjfs-2.x", b"")
+    vault.save("myjfs.two.2", b"")
+    assert backup_ids(vault, "myjfs") == ["myjfs.one", "myjfs.two", "myjfs.two.2"]
+    assert backup_ids(vault) == ["myjfs-2.x", "myjfs.one", "myjfs.two", "myjfs.two.2"]
+
+
+def test_an_unknown_id_is_answered_with_the_known_ones(vault):
+    with pytest.raises(PermanentError, match=r"no backup 'myjfs\.tow'.*myjfs\.one, myjfs\.two"):
+        read_backup(vault, "myjfs.tow")
+
+
+def test_what_is_not_a_backup_is_refused_without_its_content(vault):
+    vault.save("myjfs.odd", b'{"secret_key": "old-secret-value"}')
+    with pytest.raises(PermanentError, match=r"myjfs\.odd can be decrypted and is not a backup") as refused:
+        read_backup(vault, "myjfs.odd")
+    assert "old-secret-value" not in str(refused.value)
+
+
+def test_backups_are_offered_newest_first_with_how_their_run_ended_and_no_key(vault):
+    vault.save("myjfs.damaged", b"?")
+    backups = revert.readable_backups(vault)
+    assert [found.backup_id for found in backups] == ["myjfs.two", "myjfs.one"]
+    rows = [row for row in revert.offer(backups, vault).splitlines() if row.startswith("| `")]
+    assert "2026-11-02 00:00 UTC" in rows[0]
+    assert rows[0].endswith("| switched |")
+    assert rows[1].endswith("| rolled-back |")
+    assert OLD.bucket in rows[0]
+    assert not [secret for secret in ("OLDKEY", "old-secret-value", "new-secret-value") if secret in "".join(rows)]
+
+
+def test_the_backup_fills_in_what_the_form_leaves_open_but_never_safety():
+    params = resolve_revert_params(RevertForm(), "myjfs.two", RECORDED, "data", still_there=True)
+    assert (params.namespace, params.settle_s, params.backup_id) == ("fs", 7, "myjfs.two")
+    assert (params.dry_run, params.require_approval, params.on_failure) == (True, True, "rollback")
+    # The stores change places.
+    assert (params.source_conn_id, params.target_conn_id, params.target_bucket) == ("minio_new", "", "data")
+
+
+def test_a_volume_that_moved_on_is_reached_by_its_setting_and_the_form_has_the_last_word():
+    form = RevertForm(namespace="other", settle_s=1, target_conn_id="minio_old")
+    params = resolve_revert_params(form, "myjfs.two", RECORDED, "data", still_there=False)
+    assert (params.namespace, params.settle_s) == ("other", 1)
+    assert (params.source_conn_id, params.target_conn_id) == (None, "minio_old")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dryrun": False}, ["`dryrun` is not a param of this DAG", "backup_id"]),
+        ({"target_bucket": "data"}, ["`target_bucket` is not a param of this DAG"]),
+        ({"on_failure": "panic"}, ["`on_failure`", "panic"]),
+    ],
+)
+def test_a_bad_param_is_refused_by_name(given, words):
+    with pytest.raises(PermanentError) as refused:
+        check_revert_form(given)
+    assert [word for word in words if word not in str(refused.value)] == []
+
+
+def test_a_number_out_of_its_range_is_refused_by_name():
+    with pytest.raises(PermanentError, match=r"`settle_s`.*greater than or equal to 0"):
+        resolve_revert_params(RevertForm(settle_s=-1), "myjfs.two", RECORDED, "data", still_there=True)
+
+
+def test_the_docs_and_the_dag_file_know_every_param():
+    root = Path(__file__).parents[3]
+    page, dag = ((root / name).read_text() for name in ("docs/revert.md", "dags/juicefs_storage_revert.py"))
+    assert [name for name in RevertForm.model_fields if f"`{name}`" not in page] == []
+    assert set(re.findall(r'^    "(\w+)": (?:text|flag|seconds)\(', dag, re.MULTILINE)) == set(RevertForm.model_fields)
+
+
+def now_on(monkeypatch: pytest.MonkeyPatch, **more: object) -> None:
+    row = setting(NEW, **more)
+    monkeypatch.setattr(revert, "Runtime", lambda params: SimpleNamespace(setting=lambda: row))
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"), [({"backup_id": "myjfs.two"}, None), ({}, {"chosen_options": ["myjfs.two"]})]
+)
+def test_the_backup_is_the_one_given_or_chosen(monkeypatch, vault, given, chosen):
+    now_on(monkeypatch)
+    params = revert.resolve(given, chosen, vault)
+    assert (params["backup_id"], params["target_bucket"], params["source_conn_id"]) == (
+        "myjfs.two",
+        "data",
+        "minio_new",
+    )
+
+
+def test_a_backup_of_another_volume_is_refused(monkeypatch, vault):
+    now_on(monkeypatch, UUID="99999999-2222-3333-4444-555555555555")
+    with pytest.raises(PermanentError, match=r"is of volume myjfs .*; the metadata database holds myjfs"):
+        revert.resolve({"backup_id": "myjfs.two"}, None, vault)
+
+
+@pytest.mark.parametrize("chosen", [None, {"chosen_options": []}])
+def test_without_any_backup_it_says_so(vault, chosen):
+    with pytest.raises(PermanentError, match="no readable backup"):
+        revert.resolve({}, chosen, FakeVault())
+
+
+def test_the_recorded_storage_goes_back_to_the_letter_and_nothing_else_does() -> None:
+    recorded = setting(OLD, SessionToken="sealed-token")
+    metadata = FakeMetadata(setting(NEW, TrashDays=9))
+    juicefs = FakeJuiceFS(metadata)
+    step = WriteSetting(metadata, juicefs, metadata.row, OLD, recorded=recorded)
+    assert step.apply() is True
+    fields: dict[str, Any] = metadata.row._fields
+    assert (fields["SecretKey"], fields["SessionToken"]) == (recorded._fields["SecretKey"], "sealed-token")
+    assert (fields["TrashDays"], juicefs.calls) == (9, 0)
+    assert step.apply() is False
+
+
+def test_backups_of_earlier_versions_can_be_read():
+    content = backup("myjfs.one", datetime(2026, 11, 1, tzinfo=UTC)).model_dump(mode="json", exclude={"params"})
+    assert Backup.model_validate(content).params == {}

@@ -1,0 +1,93 @@
+"""The row `format`: reading it, decrypting it, merging it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.volume.setting import Setting, StorageConfig, masked
+from tests.support.fakes import NEW, OLD, setting
+
+
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_the_secret_key_is_decrypted(encrypted):
+    assert setting(OLD, encrypted=encrypted).config == OLD
+    assert setting(OLD, encrypted=encrypted).uses(OLD)
+    assert not setting(OLD, encrypted=encrypted).uses(NEW)
+
+
+def test_a_secret_key_of_another_volume_is_refused_with_a_remedy():
+    row = json.loads(setting(OLD).raw) | {"UUID": "99999999-2222-3333-4444-555555555555"}
+    with pytest.raises(PermanentError, match="source_conn_id"):
+        Setting(json.dumps(row).encode()).config  # noqa: B018
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"not json"])
+def test_what_is_no_setting_is_refused(raw):
+    with pytest.raises(PermanentError, match="not the JSON of a JuiceFS volume"):
+        Setting(raw).name  # noqa: B018
+
+
+def test_restoring_gives_the_exact_bytes_back_when_nothing_else_changed():
+    before, now = setting(OLD), setting(NEW)
+    assert now.with_storage_of(before).raw == before.raw
+
+
+def test_restoring_keeps_what_else_changed_meanwhile():
+    before, now = setting(OLD), setting(NEW, TrashDays=7, FieldOfTomorrow={"a": 1})
+    merged = now.with_storage_of(before)
+    assert merged.uses(OLD)
+    fields = json.loads(merged.raw)
+    assert (fields["TrashDays"], fields["FieldOfTomorrow"]) == (7, {"a": 1})
+
+
+def test_a_setting_sealed_anew_has_other_bytes_and_says_the_same():
+    row = setting(OLD, TrashDays=7)
+    again = row.sealed_anew()
+    assert again.raw != row.raw
+    assert json.loads(again.raw).keys() == json.loads(row.raw).keys()
+    assert {key for key, value in json.loads(again.raw).items() if json.loads(row.raw)[key] != value} == {"SecretKey"}
+    assert again.uses(OLD)
+    with pytest.raises(PermanentError, match="--encrypt-secret"):
+        setting(OLD, encrypted=False).sealed_anew()
+
+
+def test_a_plain_row_restored_over_an_encrypted_one_stays_readable():
+    before = setting(OLD, encrypted=False)
+    assert setting(NEW, TrashDays=7).with_storage_of(before).uses(OLD)
+
+
+def test_no_repr_shows_a_key():
+    shown = repr(OLD) + repr(setting(OLD)) + repr([setting(OLD).config])
+    assert "OLDKEY" not in shown
+    assert "old-secret" not in shown
+
+
+@pytest.mark.parametrize(
+    ("storage", "bucket", "expected"),
+    [
+        ("minio", "http://h:9000/data", ("http://h:9000", "data")),
+        ("minio", "https://h:9000/data/", ("https://h:9000", "data")),
+        ("minio", "h:9000/data", ("http://h:9000", "data")),
+        ("minio", "http://h:9000/minio/data", ("http://h:9000", "data")),
+        ("s3", "https://data.s3.eu-west-1.amazonaws.com", ("https://s3.eu-west-1.amazonaws.com", "data")),
+        ("s3", "https://h:9000/data", ("https://h:9000", "data")),
+    ],
+)
+def test_endpoint_and_bucket(storage, bucket, expected):
+    assert StorageConfig(storage, bucket, OLD.access_key, OLD.secret_key).endpoint_and_bucket == expected
+
+
+@pytest.mark.parametrize(
+    ("storage", "bucket"), [("minio", "http://h:9000"), ("minio", "http://h:9000/a/b"), ("s3", "http://h")]
+)
+def test_a_url_that_juicefs_would_misread_is_refused(storage, bucket):
+    with pytest.raises(PermanentError, match="expected http"):
+        StorageConfig(storage, bucket, OLD.access_key, OLD.secret_key).endpoint_and_bucket  # noqa: B018
+
+
+def test_masked_keys_can_be_told_apart_but_not_used():
+    assert masked(StorageConfig("s3", "", type(OLD.access_key)("AKIAIOSFODNN7"), OLD.secret_key).access_key) == "AK…N7"
+    assert masked(OLD.access_key) == "…"
