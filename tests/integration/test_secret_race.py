@@ -22,7 +22,7 @@ from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.settle import Settled, settle
 from include.juicefs_storage.switch.write_setting import WriteSetting
-from include.juicefs_storage.volume.clients import MountPod, find_mount_pods, read_config, stale_mount_pods
+from include.juicefs_storage.volume.mount_pods import MountPod, find_mount_pods, read_config, stale_mount_pods
 from include.juicefs_storage.volume.secret import storage_values, volume_secrets, written_by_format
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 from lab.environment import Lab

@@ -25,8 +25,8 @@ from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.switch.follow_writes import Follower
 from include.juicefs_storage.switch.prove_clients import prove_clients
 from include.juicefs_storage.switch.write_setting import WriteSetting
-from include.juicefs_storage.volume.clients import MOUNT_POD_SELECTOR, read_config
 from include.juicefs_storage.volume.layout import block_objects
+from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, read_config
 from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
 from lab.process import wait_for

@@ -19,12 +19,20 @@ from include.juicefs_storage.ports import SecretObject, Session, StoredObject
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.plan import Plan, StorageView
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
+from include.juicefs_storage.volume.mount_pods import MountPod
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 UUID = "11111111-2222-3333-4444-555555555555"
 METAURL = "mysql://jfs:meta-pw@(db:3306)/jfs"
 OLD = StorageConfig("minio", "http://old:9000/data", SecretStr("OLDKEY"), SecretStr("old-secret-value"))
 NEW = StorageConfig("minio", "https://new:9000/data2", SecretStr("NEWKEY"), SecretStr("new-secret-value"))
+
+#: A mount pod of the volume on `OLD`, in good order.
+MOUNT = MountPod(
+    name="juicefs-node-1-pvc-1-abcdef", uid="1", node="node-1", restarts=0, volume_id="pvc-1",
+    mount_path="/jfs/pvc-1-abcdef", storage=OLD.storage, bucket=OLD.bucket, heartbeat_s=12, writeback=False,
+    read_only=False, version="1.4.2+2026-01-01.abc", request_errors=0,
+)  # fmt: skip
 
 
 def setting(config: StorageConfig = OLD, *, encrypted: bool = True, **more: object) -> Setting:

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.ports import Cluster, CopyResult, ExecResult
-from include.juicefs_storage.volume.clients import OBJECT_KEY
+from include.juicefs_storage.volume.canary import OBJECT_KEY
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
 from include.juicefs_storage.volume.metaurl import split_password
 from include.juicefs_storage.volume.setting import StorageConfig

@@ -14,8 +14,8 @@ import yaml
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.ports import Cluster, DumpKind, JuiceFS, Pod
-from include.juicefs_storage.volume.clients import MOUNT_POD_SELECTOR
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
+from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR
 
 #: Keys of a Secret whose values are no secret, and without which nothing can be read.
 _OPEN_KEYS = frozenset({"name", "storage", "bucket", "metaurl", "uniqueId", "isCe"})

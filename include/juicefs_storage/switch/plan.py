@@ -9,8 +9,9 @@ from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.records import Frozen
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import forecast_lines
-from include.juicefs_storage.volume.clients import MountPod, PodIdentity
+from include.juicefs_storage.volume.mount_pods import MountPod
 from include.juicefs_storage.volume.setting import StorageConfig, masked
+from include.juicefs_storage.volume.users import PodIdentity
 
 
 class StorageView(Frozen):

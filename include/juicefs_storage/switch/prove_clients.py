@@ -9,15 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Cluster, ObjectStore, Pod, Session
 from include.juicefs_storage.records import Frozen
-from include.juicefs_storage.volume.clients import (
-    MOUNT_POD_SELECTOR,
-    ClientState,
-    mount_path,
-    prove_client,
-    read_config,
-    unknown_sessions,
-)
+from include.juicefs_storage.volume.canary import ClientState, prove_client
+from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, mount_path, read_config
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from include.juicefs_storage.volume.users import unknown_sessions
 
 _PARALLEL_PODS = 8
 

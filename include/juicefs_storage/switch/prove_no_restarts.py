@@ -5,12 +5,8 @@ from __future__ import annotations
 from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.ports import Cluster
 from include.juicefs_storage.switch.plan import Plan
-from include.juicefs_storage.volume.clients import (
-    MOUNT_POD_SELECTOR,
-    MountPod,
-    PodIdentity,
-    business_pods,
-)
+from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, MountPod
+from include.juicefs_storage.volume.users import PodIdentity, business_pods
 
 
 def prove_no_restarts(cluster: Cluster, plan: Plan) -> list[str]:

@@ -14,7 +14,7 @@ from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import ExecResult, Pod, Session
 from include.juicefs_storage.switch.prove_clients import ClientProof, prove_clients
 from include.juicefs_storage.switch.report import proof_lines
-from include.juicefs_storage.volume.clients import reload_warning
+from include.juicefs_storage.volume.canary import reload_warning
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.fakes import NEW, OLD, UUID, FakeStore, setting
 

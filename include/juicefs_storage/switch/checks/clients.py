@@ -8,8 +8,9 @@ from pathlib import PurePosixPath
 
 from include.juicefs_storage.ports import MetadataStore, PersistentVolume, Session, WriteFence
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
-from include.juicefs_storage.volume.clients import MountPod, storage_overrides, unknown_sessions
+from include.juicefs_storage.volume.mount_pods import MountPod, storage_overrides
 from include.juicefs_storage.volume.setting import S3_STORAGES, Setting
+from include.juicefs_storage.volume.users import unknown_sessions
 
 MINIMUM_VERSION = (1, 1)
 #: A client gives up on a flush after so many seconds (pkg/vfs/writer.go of JuiceFS 1.4, by its default of retries).

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from include.juicefs_storage.ports import Cluster, SecretObject, WorkloadTemplate
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
-from include.juicefs_storage.volume.clients import MountPod, storage_overrides
 from include.juicefs_storage.volume.csi import CSI_CONFIG_MAP, CSI_WORKLOADS
+from include.juicefs_storage.volume.mount_pods import MountPod, storage_overrides
 from include.juicefs_storage.volume.secret import holds_volume
 from include.juicefs_storage.volume.setting import Setting
 

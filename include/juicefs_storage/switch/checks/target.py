@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.ports import Cluster, ObjectStore
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
-from include.juicefs_storage.volume.clients import MOUNT_CONTAINER, MountPod, cannot_reach
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR
+from include.juicefs_storage.volume.mount_pods import MOUNT_CONTAINER, MountPod
+from include.juicefs_storage.volume.reach import cannot_reach
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 #: Written by `juicefs format`, holds the volume's UUID; may be absent.

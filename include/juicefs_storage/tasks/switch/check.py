@@ -34,10 +34,11 @@ from include.juicefs_storage.tasks.runtime import (
     task_states,
 )
 from include.juicefs_storage.tasks.switch.move import volume_lock
-from include.juicefs_storage.volume.clients import business_pods, find_mount_pods
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
+from include.juicefs_storage.volume.mount_pods import find_mount_pods
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from include.juicefs_storage.volume.users import business_pods
 
 #: The checks by task id, for whoever makes them outside of a run of their own.
 CHECK_FUNCTIONS: dict[str, Callable[[Runtime], list[Finding]]] = {}

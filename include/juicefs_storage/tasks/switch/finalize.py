@@ -15,7 +15,7 @@ from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.check import CHECKS, all_findings
 from include.juicefs_storage.tasks.switch.move import Move
 from include.juicefs_storage.tasks.switch.rollback import DIAGNOSTICS, ROLLBACK, recorded_move, touched
-from include.juicefs_storage.volume.clients import mount_pods_naming
+from include.juicefs_storage.volume.mount_pods import mount_pods_naming
 from include.juicefs_storage.volume.setting import Setting
 
 

@@ -38,8 +38,9 @@ from include.juicefs_storage.tasks.runtime import (
     run_id,
     task_states,
 )
-from include.juicefs_storage.volume.clients import canary_name, find_mount_pods, request_errors, stale_mount_pods
+from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.comparison import Difference, missing_blocks
+from include.juicefs_storage.volume.mount_pods import find_mount_pods, request_errors, stale_mount_pods
 from include.juicefs_storage.volume.secret import written_by_format
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 

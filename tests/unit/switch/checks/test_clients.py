@@ -1,0 +1,65 @@
+"""Clients that cannot follow a change of the setting, or cannot be proven."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from include.juicefs_storage.switch.checks.clients import check_runner, check_volume
+from tests.support.fakes import MOUNT, OLD, FakeMetadata, setting
+
+
+def findings(row=None, **changes: Any) -> list[tuple[str, str]]:
+    row = row or setting()
+    found = check_volume(row, [MOUNT.model_copy(update=changes)], [], FakeMetadata(row), 60)
+    assert all(finding.remedy for finding in found if finding.level != "ok")
+    return [(finding.level, finding.message) for finding in found]
+
+
+def test_a_good_volume():
+    assert [level for level, _ in findings()] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": "1.0.4+2023-04-06.f1c475d"}, "runs JuiceFS 1.0.4"),
+        ({"version": ""}, "needs 1.1"),
+        ({"version": "0.17.5"}, "needs 1.1"),
+        ({"heartbeat_s": 61}, "heartbeat of 61 s"),
+        ({"read_only": True}, "read-only"),
+        ({"bucket": "http://elsewhere/b"}, "override"),
+        ({"staged_blocks": 3, "writeback": True}, "3 blocks wait"),
+    ],
+)
+def test_a_client_that_cannot_follow_or_be_proven(changes, words):
+    ((level, message),) = findings(**changes)
+    assert level == "refusal"
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [(setting(Shards=4), "4 buckets"), (setting(replace(OLD, storage="oss")), "kind 'oss'")],
+)
+def test_a_volume_that_cannot_move(row, words):
+    ((level, message),) = findings(row, bucket=row.bucket)
+    assert level == "refusal"
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("runner", "client", "level"),
+    [
+        ("1.4.2+2026-01-01.abc", "1.4.2+2025-12-12.def", "ok"),
+        ("1.4.2", "1.4.3", "refusal"),
+        ("1.10.0", "1.9.9", "ok"),
+        ("1.3.0-beta1", "1.2.5", "ok"),
+        ("unknown", "1.2.5", "warning"),
+    ],
+)
+def test_the_juicefs_that_writes_is_as_new_as_the_newest_client(runner, client, level):
+    (finding,) = check_runner(runner, [MOUNT.model_copy(update={"version": client})], [])
+    assert finding.level == level
