@@ -8,7 +8,7 @@ from include.juicefs_storage.tasks.fleet import plan as fleet_plan
 from include.juicefs_storage.tasks.fleet import waves as fleet
 from include.juicefs_storage.tasks.form import flag, seconds, text
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
+from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
 from include.juicefs_storage.tasks.switch import check
 
 DOC = """

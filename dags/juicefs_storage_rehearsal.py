@@ -9,7 +9,7 @@ from airflow.sdk import dag
 
 from include.juicefs_storage.tasks import rehearsal
 from include.juicefs_storage.tasks.form import text
-from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
+from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
 
 DOC = """
 ### Use this when

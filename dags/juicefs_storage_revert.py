@@ -6,7 +6,7 @@ from airflow.sdk import dag
 
 from include.juicefs_storage.tasks import revert
 from include.juicefs_storage.tasks.form import flag, seconds, text
-from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
+from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
 from include.juicefs_storage.tasks.switch.graph import move_volume
 
 DOC = """

@@ -6,7 +6,7 @@ from airflow.sdk import Param, dag
 
 from include.juicefs_storage.fleet.plan import SIDE_BY_SIDE
 from include.juicefs_storage.tasks.form import flag, seconds, text
-from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
+from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
 from include.juicefs_storage.tasks.switch import check
 from include.juicefs_storage.tasks.switch.graph import move_volume
 

@@ -6,7 +6,7 @@ from airflow.sdk import Param, chain, dag
 
 from include.juicefs_storage.tasks import sync
 from include.juicefs_storage.tasks.form import flag, number, text, texts
-from include.juicefs_storage.tasks.runtime import TASK_DEFAULTS
+from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
 
 DOC = """
 ### Use this when

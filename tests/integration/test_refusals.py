@@ -101,7 +101,7 @@ def look(lab: Lab, connections: object, tmp_path: Path, monkeypatch: pytest.Monk
 
     from include.juicefs_storage.errors import TransientError
     from include.juicefs_storage.switch.checks import consistency
-    from include.juicefs_storage.tasks import runtime
+    from include.juicefs_storage.tasks import context, runtime
     from include.juicefs_storage.tasks.switch import check, move
 
     # Whatever other tests have left in the volume: a sample that is all of it meets the block that a test changes.
@@ -112,9 +112,9 @@ def look(lab: Lab, connections: object, tmp_path: Path, monkeypatch: pytest.Monk
         made = runtime.Runtime(resolve_params(given | params, {}))
         pushed: dict[str, list[Any]] = {}
         kept = SimpleNamespace(xcom_push=lambda key, value: pushed.setdefault(key, []).append(value))
-        context = {"ti": kept, "dag": SimpleNamespace(dag_id="juicefs_storage_switch"), "run_id": "manual__test"}
-        for module in (runtime, move):
-            monkeypatch.setattr(module, "get_current_context", lambda: context)
+        current = {"ti": kept, "dag": SimpleNamespace(dag_id="juicefs_storage_switch"), "run_id": "manual__test"}
+        for module in (context, move):
+            monkeypatch.setattr(module, "get_current_context", lambda: current)
         monkeypatch.setattr(check.Runtime, "of_run", lambda: made)
         made_by = names or tuple(check.CHECK_FUNCTIONS)
         for name in made_by:

@@ -14,7 +14,7 @@ import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
-from include.juicefs_storage.tasks import runtime, sync
+from include.juicefs_storage.tasks import context, registry, sync
 from include.juicefs_storage.volume.needed import ID_BATCH, needed_objects
 from lab.environment import Lab
 from lab.mariadb import MariaDB
@@ -40,9 +40,9 @@ def start(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     cluster = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(lab.kube.kubeconfig)}}
     monkeypatch.setenv("AIRFLOW_CONN_CLUSTER", json.dumps(cluster))
     monkeypatch.setenv(sync.MANIFESTS_ENV, tmp_path.as_uri())
-    registry = tmp_path / "volumes.yaml"
-    registry.write_text(yaml.safe_dump({"theirs": {"kubernetes_conn_id": "cluster"}}))
-    monkeypatch.setattr(runtime, "REGISTRY", registry)
+    volumes = tmp_path / "volumes.yaml"
+    volumes.write_text(yaml.safe_dump({"theirs": {"kubernetes_conn_id": "cluster"}}))
+    monkeypatch.setattr(registry, "REGISTRY", volumes)
 
     def started(run_id: str, **params: Any) -> Airflow:
         given = {
@@ -53,9 +53,9 @@ def start(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         if "volume" not in params:
             given["meta_conn_id"] = "meta"
         airflow = Airflow(run_id, given | params)
-        context = {"params": airflow.params, "run_id": run_id, "ti": airflow, "dag": airflow}
-        for module in (runtime, sync):
-            monkeypatch.setattr(module, "get_current_context", lambda: context)
+        current = {"params": airflow.params, "run_id": run_id, "ti": airflow, "dag": airflow}
+        for module in (context, sync):
+            monkeypatch.setattr(module, "get_current_context", lambda: current)
         return airflow
 
     yield started

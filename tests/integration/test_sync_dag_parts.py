@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.copy import partitions as cutting
-from include.juicefs_storage.tasks import runtime, sync
+from include.juicefs_storage.tasks import context, sync
 from lab.environment import Lab
 from lab.seaweed import Store
 
@@ -82,9 +82,9 @@ def start(stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch) -> Any:
             "target_conn_id": "new", "target_bucket": target.bucket, "target_prefix": PREFIX,
         }  # fmt: skip
         airflow = Airflow(run_id, {**given, **params})
-        context = {"params": airflow.params, "run_id": run_id, "ti": airflow}
-        for module in (runtime, sync):
-            monkeypatch.setattr(module, "get_current_context", lambda: context)
+        current = {"params": airflow.params, "run_id": run_id, "ti": airflow}
+        for module in (context, sync):
+            monkeypatch.setattr(module, "get_current_context", lambda: current)
         return airflow
 
     return started

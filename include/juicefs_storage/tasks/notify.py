@@ -9,7 +9,7 @@ from airflow.sdk import BaseHook, BaseNotifier
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.tasks.runtime import log
+from include.juicefs_storage.tasks.context import log
 
 #: extra.notifier = class, extra.arguments = what it is made with; strings in there are templates.
 NOTIFY_CONN_ID = "juicefs_notify"

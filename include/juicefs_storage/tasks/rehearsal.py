@@ -14,15 +14,11 @@ from include.juicefs_storage.switch.checks import refusal
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.switch.params import resolve_params
 from include.juicefs_storage.switch.readiness import Readiness, judge, rehearse_restore
+from include.juicefs_storage.tasks.context import log, push
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runtime import (
-    Runtime,
-    log,
-    missing_connections_explained,
-    push,
-    read_registry,
-    runbook_task,
-)
+from include.juicefs_storage.tasks.registry import read_registry
+from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.check import CHECK_FUNCTIONS, make_plan
 
 #: One event for each volume and rehearsal; plugins/juicefs_storage_plugin.py shows the last of each volume.

@@ -15,16 +15,10 @@ from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backu
 from include.juicefs_storage.switch.checks import refusal
 from include.juicefs_storage.switch.params import check_revert_form, resolve_revert_params
 from include.juicefs_storage.switch.plan import StorageView
+from include.juicefs_storage.tasks.context import log, pull, push
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runtime import (
-    Runtime,
-    log,
-    missing_connections_explained,
-    open_vault,
-    pull,
-    push,
-    runbook_task,
-)
+from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runtime import Runtime, open_vault
 
 #: How many backups are offered at most, the newest first.
 OFFERED = 30

@@ -1,28 +1,15 @@
-"""From the params of a run to the adapters that it works with, and from our errors to Airflow's."""
+"""The adapters that a run works with, made from its params."""
 
 from __future__ import annotations
 
-import base64
-import functools
-import inspect
-import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from pathlib import Path
-from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, TypeVar, overload
-from urllib.parse import quote
+from typing import TYPE_CHECKING, TypeVar
 
-from airflow.sdk import get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
-
-from include.juicefs_storage.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
+from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import WriteFence
 from include.juicefs_storage.switch.backup import Backup, read_backup
 from include.juicefs_storage.switch.params import RevertParams, SwitchParams
+from include.juicefs_storage.tasks.context import mask, mask_keys, metadata_is_away, pull
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 if TYPE_CHECKING:
@@ -35,82 +22,8 @@ if TYPE_CHECKING:
 
 _Client = TypeVar("_Client", "S3Bucket", "S3Store")
 
-#: Of every task, where the task does not say otherwise.
-TASK_DEFAULTS: dict[str, Any] = {
-    "owner": "storage-sre",
-    "retries": 1,
-    "retry_delay": timedelta(seconds=5),
-    "execution_timeout": timedelta(hours=8),
-}
 #: Where backups lie: password = key (base64 of 32 bytes), extra.path = folder.
 BACKUP_CONN_ID = "juicefs_backup"
-#: The registry of volumes; the environment may name another file, outside of the image.
-REGISTRY = Path(os.environ.get("JUICEFS_STORAGE_VOLUMES") or Path(__file__).parents[2] / "volumes.yaml")
-#: For bulk copies; made by the lab and by deploy/init.sh. The tasks of the runbook take no slot of it: a volume in
-#: mid-move never waits behind a copy.
-COPY_POOL = "juicefs_storage"
-#: The states in which a task has ended.
-ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
-#: The XCom by which a task that follows the clients' writes tells that it has begun, and how long that may take.
-FOLLOWING = "following"
-_FOLLOWER_START_S, _FOLLOWER_POLL_S = 60, 0.3
-#: The XCom of a task that waited for the metadata database in vain, and for how long others need not wait again.
-_WAITED, _WAITED_LATELY = "waited_for_metadata", timedelta(minutes=3)
-
-log = logging.getLogger(__name__)
-
-
-@overload
-def runbook_task(function: Callable[..., Any], /) -> Any: ...
-@overload
-def runbook_task(**options: Any) -> Callable[[Callable[..., Any]], Any]: ...
-def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """`@task` for a step of the runbook.
-
-    The docstring becomes `doc_md`. XCom `timing` gets `applied_at` (UTC) and `took_s` (seconds).
-    Our own errors that will not go away by themselves fail the task at once; the others are tried again.
-    """
-    if function is None:
-        return functools.partial(runbook_task, **options)
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        start = monotonic()
-        with errors_for_airflow():
-            result = function(*args, **kwargs)
-        push("timing", {"applied_at": datetime.now(UTC).isoformat(), "took_s": round(monotonic() - start, 1)})
-        log.info("Done: %s", result)
-        return result
-
-    kind = options.pop("kind", None)
-    decorator = getattr(task, kind) if kind else task
-    return decorator(doc_md=inspect.getdoc(function), **options)(run)
-
-
-@contextmanager
-def errors_for_airflow() -> Iterator[None]:
-    """Our own errors that will not go away by themselves fail the task at once; the others are tried again."""
-    try:
-        with missing_connections_explained():
-            yield
-    except StillAwayError as error:
-        push(_WAITED, datetime.now(UTC).isoformat())
-        raise AirflowFailException(str(error)) from error
-    except TransientError:
-        raise
-    except StorageSwitchError as error:
-        raise AirflowFailException(str(error)) from error
-
-
-@contextmanager
-def missing_connections_explained() -> Iterator[None]:
-    """Turn Airflow's answer for a connection that does not exist into an error of ours."""
-    try:
-        yield
-    except AirflowNotFoundException as error:
-        raise PermanentError(
-            f"{error}", next_step="make the connection in Airflow (Admin → Connections), or correct the param"
-        ) from None
 
 
 class Runtime:
@@ -157,8 +70,8 @@ class Runtime:
         from include.juicefs_storage.adapters.mysql import MySqlMetadata
 
         if self.params.meta_conn_id:
-            return MySqlMetadata.from_connection(self.params.meta_conn_id, _waited_for)
-        return MySqlMetadata.from_metaurl(self.metaurl, _waited_for)
+            return MySqlMetadata.from_connection(self.params.meta_conn_id, metadata_is_away)
+        return MySqlMetadata.from_metaurl(self.metaurl, metadata_is_away)
 
     @cached_property
     def juicefs(self) -> JuiceFSCommand:
@@ -251,96 +164,8 @@ class Runtime:
         return MinioFence(admin, config.access_key, setting.name)
 
 
-def read_registry() -> dict[str, dict[str, Any]]:
-    """Volume name -> the params that it fills in.
-
-    Raises:
-        PermanentError: The file is not there, or is not of that form.
-    """
-    import yaml
-
-    try:
-        registry: dict[str, dict[str, Any]] = yaml.safe_load(REGISTRY.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise PermanentError(
-            f"The registry of volumes {REGISTRY} cannot be read ({type(error).__name__}).", next_step="correct the file"
-        ) from None
-    if not isinstance(registry, dict) or not all(isinstance(entry, dict) for entry in registry.values()):
-        raise PermanentError(
-            f"The registry of volumes {REGISTRY}: expected a volume's name and below it its params.",
-            next_step="correct the file; include/volumes.yaml has an example",
-        )
-    return registry
-
-
 def open_vault() -> FileVault:
     """The backups, which belong to no single volume."""
     from include.juicefs_storage.adapters.vault import FileVault
 
     return FileVault.from_connection(BACKUP_CONN_ID)
-
-
-def _waited_for() -> bool:
-    """Whether another task of this run waited for the metadata database in vain just now.
-
-    Each task would wait anew, and a run whose database is gone take a quarter of an hour to say so.
-    """
-    since = datetime.now(UTC) - _WAITED_LATELY
-    found = (pull(task_id, _WAITED) for task_id in get_current_context()["dag"].task_ids)
-    return any(isinstance(at, str) and datetime.fromisoformat(at) > since for at in found)
-
-
-def pull(task_id: str, key: str = "return_value") -> Any:
-    """An XCom of this run; None where there is none."""
-    return get_current_context()["ti"].xcom_pull(task_ids=task_id, key=key)
-
-
-def push(key: str, value: Any) -> None:
-    """Set an XCom of the task that is running; it stays when the task fails afterwards."""
-    get_current_context()["ti"].xcom_push(key=key, value=value)
-
-
-def await_follower(task_id: str) -> bool:
-    """Wait until a task that follows the clients' writes is at work, for as long as its start may take.
-
-    Returns:
-        False where it is not: there is no free worker slot, or it has ended, as after a clear that left it out.
-    """
-    deadline = monotonic() + _FOLLOWER_START_S
-    while (state := task_states(task_id)[task_id]) not in ENDED and monotonic() < deadline:
-        if state == "running" and pull(task_id, FOLLOWING):
-            return True
-        sleep(_FOLLOWER_POLL_S)
-    log.warning(
-        "Task %s does not follow (%s): what clients write meanwhile is copied when they have moved.", task_id, state
-    )
-    return False
-
-
-def run_id() -> str:
-    """The id of this run."""
-    return str(get_current_context()["run_id"])
-
-
-def task_states(*task_ids: str) -> dict[str, str]:
-    """The states of tasks of this run; `none` where a task has none yet."""
-    context = get_current_context()
-    states = context["ti"].get_task_states(dag_id=context["dag"].dag_id, task_ids=list(task_ids), run_ids=[run_id()])
-    found = states.get(run_id(), {})
-    return {task_id: str(found.get(task_id) or "none") for task_id in task_ids}
-
-
-def mask_keys(config: StorageConfig) -> None:
-    """Keep a storage's keys out of the logs."""
-    mask(config.access_key.get_secret_value(), config.secret_key.get_secret_value())
-
-
-def mask(*values: str) -> None:
-    """Keep values out of the logs, in the forms that they take elsewhere too: base64 (Secrets) and quoted (URLs)."""
-    from airflow.sdk.log import mask_secret
-
-    for value in filter(None, values):
-        mask_secret(value)
-        mask_secret(base64.b64encode(value.encode()).decode())
-        if (quoted := quote(value, safe="")) != value:
-            mask_secret(quoted)

@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> int:
         return 2
     # Outside of a task Airflow looks into its own database for connections only where it is told so.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
-    from include.juicefs_storage.tasks.runtime import missing_connections_explained, open_vault
+    from include.juicefs_storage.tasks.runbook import missing_connections_explained
+    from include.juicefs_storage.tasks.runtime import open_vault
 
     try:
         with missing_connections_explained():

@@ -25,18 +25,11 @@ from include.juicefs_storage.errors import PermanentError, StorageSwitchError, T
 from include.juicefs_storage.objects.comparison import key_filter
 from include.juicefs_storage.objects.model import Mirrored, ObjectOutcome
 from include.juicefs_storage.switch.params import resolve_params
+from include.juicefs_storage.tasks.context import log, mask, pull, push, run_id
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runtime import (
-    COPY_POOL,
-    Runtime,
-    log,
-    mask,
-    pull,
-    push,
-    read_registry,
-    run_id,
-    runbook_task,
-)
+from include.juicefs_storage.tasks.registry import read_registry
+from include.juicefs_storage.tasks.runbook import COPY_POOL, runbook_task
+from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.needed import needed_objects, watermark
 

@@ -25,6 +25,7 @@ from include.juicefs_storage.fleet.plan import (
     volumes_by_secret,
 )
 from include.juicefs_storage.ports import SecretObject
+from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.fleet.runs import (
     ACTIVE,
     LONGEST_WAIT_S,
@@ -36,17 +37,9 @@ from include.juicefs_storage.tasks.fleet.runs import (
     run_state,
     trigger,
 )
-from include.juicefs_storage.tasks.runtime import (
-    Runtime,
-    log,
-    missing_connections_explained,
-    pull,
-    push,
-    read_registry,
-    run_id,
-    runbook_task,
-    task_states,
-)
+from include.juicefs_storage.tasks.registry import read_registry
+from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.volume.setting import Setting, endpoint_and_bucket
 
 _PARALLEL_SETTINGS = 8

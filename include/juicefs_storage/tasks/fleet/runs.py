@@ -12,7 +12,8 @@ from airflow.sdk.exceptions import DagRunTriggerException
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.fleet.plan import SWITCH, FleetPlan
 from include.juicefs_storage.switch.backup import FLEET_PREFIX
-from include.juicefs_storage.tasks.runtime import open_vault, pull, run_id
+from include.juicefs_storage.tasks.context import pull, run_id
+from include.juicefs_storage.tasks.runtime import open_vault
 
 #: How often a volume's run, and a volume after it, is looked at, in seconds.
 POLL_S = 15

@@ -30,6 +30,7 @@ from include.juicefs_storage.switch.prove_blocks import require_all_blocks
 from include.juicefs_storage.switch.prove_clients import prove_clients
 from include.juicefs_storage.switch.prove_no_restarts import prove_no_restarts
 from include.juicefs_storage.switch.restart_csi import RestartCsi
+from include.juicefs_storage.tasks.context import log, push, run_id, task_states
 from include.juicefs_storage.tasks.fleet.runs import (
     ACTIVE,
     LONGEST_WAIT_S,
@@ -43,15 +44,8 @@ from include.juicefs_storage.tasks.fleet.runs import (
     trigger,
 )
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runtime import (
-    Runtime,
-    log,
-    missing_connections_explained,
-    push,
-    run_id,
-    runbook_task,
-    task_states,
-)
+from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.check import PlanApproval
 from include.juicefs_storage.tasks.switch.move import rollouts_done
 from include.juicefs_storage.volume.canary import canary_name

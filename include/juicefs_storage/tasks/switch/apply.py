@@ -13,7 +13,8 @@ from include.juicefs_storage.switch.plan import StorageView
 from include.juicefs_storage.switch.prove_fresh_mount import prove_fresh_mount as use_fresh_mount
 from include.juicefs_storage.switch.prove_fresh_mount import prove_status
 from include.juicefs_storage.switch.prove_no_restarts import prove_no_restarts as compare_pods
-from include.juicefs_storage.tasks.runtime import await_follower, run_id, runbook_task
+from include.juicefs_storage.tasks.context import await_follower, run_id
+from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.switch.move import CATCH_UP_TIMEOUT_S, CONFIG_TIMEOUT_S, Move
 from include.juicefs_storage.volume.secret import storage_values, volume_secrets
 

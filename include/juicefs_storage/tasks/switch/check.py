@@ -23,16 +23,11 @@ from include.juicefs_storage.switch.params import resolve_params as validate_par
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, fingerprint
 from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.tasks.context import pull, push, task_states
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runtime import (
-    Runtime,
-    missing_connections_explained,
-    pull,
-    push,
-    read_registry,
-    runbook_task,
-    task_states,
-)
+from include.juicefs_storage.tasks.registry import read_registry
+from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.move import volume_lock
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import find_mount_pods

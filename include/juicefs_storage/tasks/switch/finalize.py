@@ -10,7 +10,9 @@ from airflow.sdk import TriggerRule
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.plan import Plan
 from include.juicefs_storage.switch.report import MEANING, Report, RunOutcome, proof_lines
-from include.juicefs_storage.tasks.runtime import Runtime, log, pull, push, run_id, runbook_task, task_states
+from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
+from include.juicefs_storage.tasks.runbook import runbook_task
+from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.check import CHECKS, all_findings
 from include.juicefs_storage.tasks.switch.move import Move

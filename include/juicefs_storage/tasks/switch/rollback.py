@@ -12,7 +12,8 @@ from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.collect_diagnostics import Masker, collect, secret_values
-from include.juicefs_storage.tasks.runtime import await_follower, log, pull, push, run_id, runbook_task, task_states
+from include.juicefs_storage.tasks.context import await_follower, log, pull, push, run_id, task_states
+from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.move import CATCH_UP_TIMEOUT_S, CONFIG_TIMEOUT_S, Move
 from include.juicefs_storage.volume.metaurl import split_password

@@ -1,0 +1,95 @@
+"""The run and the task that are running, as Airflow knows them: XComs, states, masked values."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from datetime import UTC, datetime, timedelta
+from time import monotonic, sleep
+from typing import Any
+from urllib.parse import quote
+
+from airflow.sdk import get_current_context
+
+from include.juicefs_storage.volume.setting import StorageConfig
+
+#: The states in which a task has ended.
+ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
+#: The XCom by which a task that follows the clients' writes tells that it has begun, and how long that may take.
+FOLLOWING = "following"
+_FOLLOWER_START_S, _FOLLOWER_POLL_S = 60, 0.3
+#: The XCom of a task that exhausted its retry budget for the metadata database, and for how long others need no retry.
+_METADATA_AWAY, _AWAY_FOR = "metadata_away", timedelta(minutes=3)
+
+log = logging.getLogger(__name__)
+
+
+def pull(task_id: str, key: str = "return_value") -> Any:
+    """An XCom of this run; None where there is none."""
+    return get_current_context()["ti"].xcom_pull(task_ids=task_id, key=key)
+
+
+def push(key: str, value: Any) -> None:
+    """Set an XCom of the task that is running; it stays when the task fails afterwards."""
+    get_current_context()["ti"].xcom_push(key=key, value=value)
+
+
+def await_follower(task_id: str) -> bool:
+    """Wait until a task that follows the clients' writes is at work, for as long as its start may take.
+
+    Returns:
+        False where it is not: there is no free worker slot, or it has ended, as after a clear that left it out.
+    """
+    deadline = monotonic() + _FOLLOWER_START_S
+    while (state := task_states(task_id)[task_id]) not in ENDED and monotonic() < deadline:
+        if state == "running" and pull(task_id, FOLLOWING):
+            return True
+        sleep(_FOLLOWER_POLL_S)
+    log.warning(
+        "Task %s does not follow (%s): what clients write meanwhile is copied when they have moved.", task_id, state
+    )
+    return False
+
+
+def run_id() -> str:
+    """The id of this run."""
+    return str(get_current_context()["run_id"])
+
+
+def task_states(*task_ids: str) -> dict[str, str]:
+    """The states of tasks of this run; `none` where a task has none yet."""
+    context = get_current_context()
+    states = context["ti"].get_task_states(dag_id=context["dag"].dag_id, task_ids=list(task_ids), run_ids=[run_id()])
+    found = states.get(run_id(), {})
+    return {task_id: str(found.get(task_id) or "none") for task_id in task_ids}
+
+
+def mask_keys(config: StorageConfig) -> None:
+    """Keep a storage's keys out of the logs."""
+    mask(config.access_key.get_secret_value(), config.secret_key.get_secret_value())
+
+
+def mask(*values: str) -> None:
+    """Keep values out of the logs, in the forms that they take elsewhere too: base64 (Secrets) and quoted (URLs)."""
+    from airflow.sdk.log import mask_secret
+
+    for value in filter(None, values):
+        mask_secret(value)
+        mask_secret(base64.b64encode(value.encode()).decode())
+        if (quoted := quote(value, safe="")) != value:
+            mask_secret(quoted)
+
+
+def note_metadata_away() -> None:
+    """Record that this task waited for the metadata database until its retry budget was exhausted."""
+    push(_METADATA_AWAY, datetime.now(UTC).isoformat())
+
+
+def metadata_is_away() -> bool:
+    """Whether another task of this run has just exhausted its retry budget for the metadata database.
+
+    Otherwise every task repeats the full wait, and a run without a database takes a quarter of an hour to say so.
+    """
+    since = datetime.now(UTC) - _AWAY_FOR
+    found = (pull(task_id, _METADATA_AWAY) for task_id in get_current_context()["dag"].task_ids)
+    return any(isinstance(at, str) and datetime.fromisoformat(at) > since for at in found)
