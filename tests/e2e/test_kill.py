@@ -16,8 +16,7 @@ import psutil
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.process import Server, wait_for
-from tests.e2e.conftest import RUN_S, finish
-from tests.e2e.test_switch import DAG_ID, buckets, start
+from tests.support.live_runs import RUN_S, SWITCH, buckets, finish, start_switch
 from tests.support.world import assert_nothing_lost, writing
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -25,7 +24,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 def kill(lab: Lab, airflow: Airflow, run_id: str, task_id: str, try_number: int) -> None:
     """SIGKILL the process of a task as soon as this try of it runs; only ever one of this lab's scheduler."""
-    path = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/{task_id}"
+    path = f"/dags/{SWITCH}/dagRuns/{run_id}/taskInstances/{task_id}"
 
     def running() -> bool:
         found = airflow.api("GET", path)
@@ -43,10 +42,10 @@ def test_a_task_that_is_killed_is_tried_again_and_killed_again_is_rolled_back(la
     before, row = buckets(lab), lab.mariadb.query("SELECT value FROM jfs_setting")
     processes = lab.mount_processes()
     with writing(lab, "killed") as writer:
-        run_id = start(lab, airflow, dry_run=False)
+        run_id = start_switch(lab, airflow, dry_run=False)
         kill(lab, airflow, run_id, "settle", 1)
         kill(lab, airflow, run_id, "settle", 2)
-        state, report = finish(airflow, DAG_ID, run_id)
+        state, report = finish(airflow, SWITCH, run_id)
 
     assert (state, report["outcome"]) == ("failed", "rolled back"), report["states"]
     assert report["states"]["settle"] == "failed"
@@ -56,9 +55,9 @@ def test_a_task_that_is_killed_is_tried_again_and_killed_again_is_rolled_back(la
     assert_nothing_lost(lab, writer)
 
     # Only what failed: no way to a green run, nor to a volume that moved without anybody judging it.
-    airflow.clear(DAG_ID, run_id, ["settle", "finalize"])
-    assert airflow.wait_run(DAG_ID, run_id, timeout_s=RUN_S) == "failed"
-    assert airflow.xcom(DAG_ID, run_id, "finalize", "report")["outcome"] == "rolled back"
+    airflow.clear(SWITCH, run_id, ["settle", "finalize"])
+    assert airflow.wait_run(SWITCH, run_id, timeout_s=RUN_S) == "failed"
+    assert airflow.xcom(SWITCH, run_id, "finalize", "report")["outcome"] == "rolled back"
     assert buckets(lab) == before
 
     # The diagnostics are read where Airflow's own commands run, with the connection of its database.

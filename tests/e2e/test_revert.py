@@ -14,10 +14,10 @@ import httpx
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.process import wait_for
-from tests.e2e.conftest import SHORT, finish
+from tests.support.live_runs import SHORT, SWITCH, finish
 from tests.support.oncall import EXTRA, oncall
 
-SWITCH, REVERT, REHEARSAL = "juicefs_storage_switch", "juicefs_storage_revert", "juicefs_storage_rehearsal"
+REVERT, REHEARSAL = "juicefs_storage_revert", "juicefs_storage_rehearsal"
 
 
 def connect(airflow: Airflow, conn_id: str, **values: object) -> None:

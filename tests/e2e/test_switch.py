@@ -18,31 +18,17 @@ from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.mariadb import mutating
 from lab.process import wait_for
-from tests.e2e.conftest import RUN_S, SHORT, finish
+from tests.support.live_runs import RUN_S, SHORT, SWITCH, buckets, finish, start_switch
 from tests.support.world import assert_nothing_lost, writing
-
-DAG_ID = "juicefs_storage_switch"
-
-
-def start(lab: Lab, airflow: Airflow, **params: object) -> str:
-    target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
-    return airflow.trigger(DAG_ID, target | SHORT | params)
 
 
 def error_of(airflow: Airflow, run_id: str, task_id: str) -> str:
-    task = next(task for task in airflow.task_states(DAG_ID, run_id) if task.task_id == task_id)
-    return airflow.task_error(DAG_ID, run_id, task)
+    task = next(task for task in airflow.task_states(SWITCH, run_id) if task.task_id == task_id)
+    return airflow.task_error(SWITCH, run_id, task)
 
 
 def note_of(airflow: Airflow, run_id: str) -> str:
-    return str(airflow.api("GET", f"/dags/{DAG_ID}/dagRuns/{run_id}")["note"])
-
-
-def buckets(lab: Lab) -> set[str]:
-    """Where the setting, the Secret and every mount point to."""
-    secret = json.loads(lab.kubectl("get", "secret", "juicefs-sc-secret", "-n", "juicefs", "-o", "json"))
-    mounts = {json.loads((mount / ".config").read_text())["Format"]["Bucket"] for mount in lab.mounts()}
-    return {lab.mariadb.setting()["Bucket"], base64.b64decode(secret["data"]["bucket"]).decode()} | mounts
+    return str(airflow.api("GET", f"/dags/{SWITCH}/dagRuns/{run_id}")["note"])
 
 
 def world(lab: Lab) -> dict[str, Any]:
@@ -74,7 +60,7 @@ def test_a_dry_run_makes_no_mutating_call(lab: Lab, airflow: Airflow) -> None:
     requests = [store.mutating_requests() for store in (lab.old_store, lab.new_store)]
     audited = len(lab.kube.audit())
     lab.mariadb.start_general_log()
-    state, report = finish(airflow, DAG_ID, start(lab, airflow, dry_run=True, meta_conn_id="meta_reader"))
+    state, report = finish(airflow, SWITCH, start_switch(lab, airflow, dry_run=True, meta_conn_id="meta_reader"))
     lab.mariadb.stop_general_log()
 
     assert (state, report["outcome"]) == ("success", "planned")
@@ -98,13 +84,13 @@ def test_a_dry_run_makes_no_mutating_call(lab: Lab, airflow: Airflow) -> None:
 def test_a_dry_run_and_a_real_run_plan_the_same_steps(lab: Lab, airflow: Airflow) -> None:
     """Approval is refused, so that the real run stops after its plan; nothing was changed."""
     before = world(lab)
-    dry = start(lab, airflow, dry_run=True)
-    finish(airflow, DAG_ID, dry)
-    real = start(lab, airflow, dry_run=False, require_approval=True)
-    airflow.answer(DAG_ID, real, "approve", "Reject")
-    state, report = finish(airflow, DAG_ID, real)
+    dry = start_switch(lab, airflow, dry_run=True)
+    finish(airflow, SWITCH, dry)
+    real = start_switch(lab, airflow, dry_run=False, require_approval=True)
+    airflow.answer(SWITCH, real, "approve", "Reject")
+    state, report = finish(airflow, SWITCH, real)
     assert (state, report["outcome"]) == ("failed", "rejected")
-    plans = [airflow.xcom(DAG_ID, run_id, "plan") for run_id in (dry, real)]
+    plans = [airflow.xcom(SWITCH, run_id, "plan") for run_id in (dry, real)]
     assert plans[0]["steps"] == plans[1]["steps"]
     assert world(lab) == before
 
@@ -120,8 +106,8 @@ def test_a_dry_run_and_a_real_run_plan_the_same_steps(lab: Lab, airflow: Airflow
 )
 def test_a_switch_that_cannot_work_is_refused_before_anything_is_touched(lab, airflow, params, words):
     before = world(lab)
-    run_id = start(lab, airflow, dry_run=False, **params)
-    state, report = finish(airflow, DAG_ID, run_id)
+    run_id = start_switch(lab, airflow, dry_run=False, **params)
+    state, report = finish(airflow, SWITCH, run_id)
     assert (state, report["outcome"]) == ("failed", "refused")
     refused = error_of(airflow, run_id, "plan")
     assert [word for word in words if word not in refused] == []
@@ -145,8 +131,8 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
     with writing(lab, "rolled-back") as writer:
         saboteur.start()
         try:
-            run_id = start(lab, airflow, dry_run=False)
-            state, report = finish(airflow, DAG_ID, run_id)
+            run_id = start_switch(lab, airflow, dry_run=False)
+            state, report = finish(airflow, SWITCH, run_id)
         finally:
             saboteur.join()
             lab.new_store.allow_writes()
@@ -162,12 +148,12 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
     assert lab.mount_processes() == processes
     way = f"from `{lab.old_store.bucket_url}` to `{lab.new_store.bucket_url}`"
     outcome = f"/report)**: rolled back, volume `myjfs`, {way}. Backup: `{report['backup_id']}`."
-    assert note_of(airflow, run_id).startswith(f"**[Outcome](juicefs-storage/runs/{DAG_ID}/")
+    assert note_of(airflow, run_id).startswith(f"**[Outcome](juicefs-storage/runs/{SWITCH}/")
     assert note_of(airflow, run_id).endswith(outcome)
-    airflow.api("PATCH", f"/dags/{DAG_ID}/dagRuns/{run_id}", json={"note": f"INC-7\n\n{note_of(airflow, run_id)}"})
+    airflow.api("PATCH", f"/dags/{SWITCH}/dagRuns/{run_id}", json={"note": f"INC-7\n\n{note_of(airflow, run_id)}"})
     # The run's steps forward refuse from now on: "only failed" would go green over a half-undone volume.
-    airflow.clear(DAG_ID, run_id, ["settle"])
-    assert airflow.wait_run(DAG_ID, run_id, timeout_s=RUN_S) == "failed"
+    airflow.clear(SWITCH, run_id, ["settle"])
+    assert airflow.wait_run(SWITCH, run_id, timeout_s=RUN_S) == "failed"
     assert "rolled back since" in error_of(airflow, run_id, "settle")
     assert buckets(lab) == before
     assert note_of(airflow, run_id).startswith("INC-7\n\n**[Outcome](")
@@ -182,9 +168,9 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
 
 
 def test_the_plan_and_the_report_are_pages_for_those_who_may_see_the_run(lab: Lab, airflow: Airflow) -> None:
-    runs = airflow.api("GET", f"/dags/{DAG_ID}/dagRuns", params={"order_by": "-start_date"})["dag_runs"]
+    runs = airflow.api("GET", f"/dags/{SWITCH}/dagRuns", params={"order_by": "-start_date"})["dag_runs"]
     run_id = next(run["dag_run_id"] for run in runs if run["state"] == "failed")
-    links = airflow.api("GET", f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/finalize/links")["extra_links"]
+    links = airflow.api("GET", f"/dags/{SWITCH}/dagRuns/{run_id}/taskInstances/finalize/links")["extra_links"]
     for name, words in {"Plan": "Switch of volume", "Report": "Rolled back: volume"}.items():
         page = f"{airflow.url}/{links[name]}"
         assert httpx.get(page).status_code == httpx.codes.UNAUTHORIZED
@@ -201,13 +187,13 @@ def test_a_live_volume_moves_and_nothing_is_lost(lab: Lab, airflow: Airflow) -> 
     processes, old_objects = lab.mount_processes(), lab.old_store.objects()
     with writing(lab, "moving") as writer:
         begun = time.time()
-        run_id = start(lab, airflow, dry_run=False, require_approval=True)
-        airflow.answer(DAG_ID, run_id, "approve", "Approve")
-        state, report = finish(airflow, DAG_ID, run_id)
+        run_id = start_switch(lab, airflow, dry_run=False, require_approval=True)
+        airflow.answer(SWITCH, run_id, "approve", "Approve")
+        state, report = finish(airflow, SWITCH, run_id)
         during = writer.summary(since=begun)
 
-    failed = [task for task in airflow.task_states(DAG_ID, run_id) if task.state == "failed"]
-    assert state == "success", [airflow.task_error(DAG_ID, run_id, task) for task in failed]
+    failed = [task for task in airflow.task_states(SWITCH, run_id) if task.state == "failed"]
+    assert state == "success", [airflow.task_error(SWITCH, run_id, task) for task in failed]
     assert (report["outcome"], report["approved_by"]) == ("switched", "admin")
     assert "/report)**: switched, volume `myjfs`, from " in note_of(airflow, run_id)
     assert buckets(lab) == {lab.new_store.bucket_url}
@@ -237,13 +223,13 @@ def assert_no_secrets(lab: Lab, airflow: Airflow, run_id: str) -> None:
     secrets = keys + [base64.b64encode(key.encode()).decode() for key in keys]
     shown = [json.dumps([entry.command for entry in lab.kube.audit()]), note_of(airflow, run_id)]
     shown += [file.read_bytes().decode("latin-1") for file in (lab.state / "backups").iterdir()]
-    for task in airflow.task_states(DAG_ID, run_id):
-        path = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/{task.task_id}"
+    for task in airflow.task_states(SWITCH, run_id):
+        path = f"/dags/{SWITCH}/dagRuns/{run_id}/taskInstances/{task.task_id}"
         shown.append(json.dumps(airflow.api("GET", path)))  # rendered fields among it
         entries = airflow.api("GET", f"{path}/xcomEntries")["xcom_entries"]
-        shown += [json.dumps(airflow.xcom(DAG_ID, run_id, task.task_id, entry["key"])) for entry in entries]
+        shown += [json.dumps(airflow.xcom(SWITCH, run_id, task.task_id, entry["key"])) for entry in entries]
         if task.state in {"success", "failed"} and task.start:
-            log = airflow.task_log(DAG_ID, run_id, task.task_id, try_number=task.try_number)
+            log = airflow.task_log(SWITCH, run_id, task.task_id, try_number=task.try_number)
             assert log
             shown.append(log)
     assert len(shown) > 40

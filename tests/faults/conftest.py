@@ -11,8 +11,8 @@ import pytest
 from include.juicefs_storage.tasks.revert import readable_backups
 from lab.environment import Lab
 from lab.writer import Writer
-from tests.conftest import up
 from tests.support.harness import REVERT_ID, SHORT, Run, vault
+from tests.support.labs import up
 from tests.support.worker import Fault
 from tests.support.world import Sides, writing
 

@@ -6,17 +6,12 @@ import pytest
 
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.rollback import ROLLBACK
+from tests.support.faults import fails
 from tests.support.harness import vault
-from tests.support.worker import Fault
 from tests.support.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, believed, row
 
-ORDERED = "ordered to fail"
 #: Until the setting is written there is nothing to put back.
 UNTOUCHED = ("backup", "copy_ahead")
-
-
-def fails(task: str, point: str = "after") -> Fault:
-    return Fault(task, point, error=ORDERED, tries=9)  # type: ignore[arg-type]
 
 
 def some(names: tuple[str, ...], quick: set[str]) -> list[object]:

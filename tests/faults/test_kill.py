@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.faults import BROKEN, CONFIG
 from tests.support.worker import Fault
 from tests.support.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
 
@@ -12,7 +13,6 @@ pytestmark = pytest.mark.timeout(900)
 
 _ADAPTERS = "include.juicefs_storage.adapters"
 VAULT = f"{_ADAPTERS}.vault:FileVault.save"
-CONFIG = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.write_storage"
 SYNC = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.copy_missing"
 COPY = f"{_ADAPTERS}.s3.engine:NativeEngine.copy"
 MOUNT = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.mount_fresh"
@@ -107,8 +107,6 @@ REVERT_BACK = [
 #: Those that `make test` runs too: the cut-over itself, and the way back.
 SOME = {("write_setting", "during", 1), ("patch_secret", "after", 1)}
 SOME_BACK = {("restore_setting", "during", 1)}
-#: What begins a rollback: a proof that fails after all clients have moved.
-BROKEN = Fault("prove_blocks", "after", error="ordered to fail", tries=2)
 
 
 def _cases(faults: list[Fault], some: set[tuple[str, str, int]]) -> list[object]:

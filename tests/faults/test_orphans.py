@@ -14,7 +14,7 @@ import pytest
 
 from lab.environment import Lab
 from lab.process import Server, wait_for
-from tests.faults.test_kill import CONFIG
+from tests.support.faults import CONFIG
 from tests.support.harness import Run
 from tests.support.worker import Fault
 from tests.support.world import Sides, assert_all_on, assert_nothing_left_over, assert_nothing_lost, row

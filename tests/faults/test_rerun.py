@@ -10,8 +10,7 @@ import pytest
 
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from lab.seaweed import Store
-from tests.faults.test_failing import fails
-from tests.faults.test_kill import BROKEN
+from tests.support.faults import BROKEN, fails
 from tests.support.harness import Run
 from tests.support.worker import Fault
 from tests.support.world import assert_all_on, assert_nothing_lost, believed, row

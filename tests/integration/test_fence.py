@@ -25,8 +25,8 @@ from include.juicefs_storage.volume.setting import Setting
 from lab.environment import Lab
 from lab.process import LabUnavailableError, Server, binary, free_ports, run, wait_for
 from lab.s3_proxy import S3Proxy
-from tests.conftest import up
 from tests.support.harness import REVERT_ID, SHORT, Run
+from tests.support.labs import lacking, up
 from tests.support.worker import Fault
 from tests.support.world import assert_nothing_lost, writing
 
@@ -40,7 +40,7 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store]:
     try:
         juicefs = binary("juicefs")
     except LabUnavailableError as error:
-        pytest.skip(str(error))
+        lacking(str(error))
     meta = f"sqlite3://{folder}/meta.db"
     run([juicefs, "format", meta, "gateway", "--storage", "file", "--bucket", f"{folder}/data/"])
     (port,) = free_ports(1)
@@ -76,7 +76,7 @@ def user(minio: S3Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any
     try:
         mc = find()
     except PermanentError as error:
-        pytest.skip(str(error))
+        lacking(str(error))
     monkeypatch.setenv("MC_HOST_lab", minio.endpoint.replace("://", f"://{minio.access_key}:{minio.secret_key}@"))
     monkeypatch.setenv("MC_CONFIG_DIR", str(tmp_path))
     run([mc, "admin", "user", "add", "lab", USER, USER_KEY])

@@ -15,8 +15,8 @@ from include.juicefs_storage.switch.plan import Plan, fingerprint
 from lab.environment import Lab
 from lab.fleet import add_volume, mount_of, secret_name
 from lab.volume import copy_volume
-from tests.conftest import up
 from tests.support.harness import Run, connections
+from tests.support.labs import up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,10 +21,10 @@ from lab.mariadb import MariaDB
 from lab.process import binary, run
 from lab.seaweed import Store
 from lab.volume import STORAGE, fresh_mount
-from tests.integration.test_sync_dag_parts import Airflow
+from tests.support.sync_run import SyncRun
 
 LEAKED = "chunks/0/0/0_7_5"
-Start = Callable[..., Airflow]
+Start = Callable[..., SyncRun]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def start(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     volumes.write_text(yaml.safe_dump({"theirs": {"kubernetes_conn_id": "cluster"}}))
     monkeypatch.setattr(registry, "REGISTRY", volumes)
 
-    def started(run_id: str, **params: Any) -> Airflow:
+    def started(run_id: str, **params: Any) -> SyncRun:
         given = {
             "source_conn_id": "old", "source_bucket": lab.old_store.bucket, "source_prefix": prefix,
             "target_conn_id": "new", "target_bucket": lab.new_store.bucket, "target_prefix": prefix,
@@ -52,7 +52,7 @@ def start(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         }  # fmt: skip
         if "volume" not in params:
             given["meta_conn_id"] = "meta"
-        airflow = Airflow(run_id, given | params)
+        airflow = SyncRun(run_id, given | params)
         current = {"params": airflow.params, "run_id": run_id, "ti": airflow, "dag": airflow}
         for module in (context, sync):
             monkeypatch.setattr(module, "get_current_context", lambda: current)
@@ -281,7 +281,7 @@ def test_a_run_for_each_bucket_of_a_sharded_volume(
     assert all(lists)
     assert sum(map(len, lists)) == len(needed(mariadb)) == 36
 
-    def go(run_id: str, shard: int, **params: Any) -> Airflow:
+    def go(run_id: str, shard: int, **params: Any) -> SyncRun:
         given = {
             "source_bucket": template % shard, "source_prefix": f"{name}/",
             "target_bucket": template % shard, "target_prefix": f"{name}/", "meta_conn_id": "own",

@@ -14,45 +14,10 @@ from include.juicefs_storage.copy import partitions as cutting
 from include.juicefs_storage.tasks import context, sync
 from lab.environment import Lab
 from lab.seaweed import Store
+from tests.support.sync_run import SyncRun
 
 PREFIX = "parts/"
 KEYS = [f"{head}/{number:03}" for head in ("a", "b/c", "zz ü+%") for number in range(20)]
-
-
-class Airflow:
-    """What a task sees of Airflow, for one run: params, and XComs in memory."""
-
-    def __init__(self, run_id: str, params: dict[str, Any]) -> None:
-        self.run_id, self.params = run_id, params
-        self.xcoms: dict[tuple[str, str], Any] = {}
-        self.task = ""
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        self.xcoms[self.task, key] = json.loads(json.dumps(value))
-
-    def xcom_pull(self, task_ids: str, key: str) -> Any:
-        return self.xcoms.get((task_ids, key))
-
-    def run(self, task: str, *arguments: Any) -> Any:
-        self.task = task
-        return getattr(sync, task).function(*arguments)
-
-    def returned(self, task: str, value: Any) -> Any:
-        self.task = task
-        self.xcom_push("return_value", value)
-        return value
-
-    def whole(self) -> dict[str, Any]:
-        """Every task of the DAG, in order; the report."""
-        self.returned("check", self.run("check"))
-        for phase, planner in (("copy", "plan_partitions"), ("verify", "list_to_verify")):
-            shards = self.returned(planner, self.run(planner))
-            results = [self.run(phase, shard) for shard in shards]
-            # As Airflow hands them over: one alone is no list.
-            self.returned(phase, results[0] if len(results) == 1 else results)
-        report: dict[str, Any] = self.returned("reconcile", self.run("reconcile"))
-        self.run("finalize")
-        return report
 
 
 @pytest.fixture
@@ -75,13 +40,13 @@ def stores(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture
 def start(stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch) -> Any:
-    def started(run_id: str, **params: Any) -> Airflow:
+    def started(run_id: str, **params: Any) -> SyncRun:
         source, target = stores
         given = {
             "source_conn_id": "old", "source_bucket": source.bucket, "source_prefix": PREFIX,
             "target_conn_id": "new", "target_bucket": target.bucket, "target_prefix": PREFIX,
         }  # fmt: skip
-        airflow = Airflow(run_id, {**given, **params})
+        airflow = SyncRun(run_id, {**given, **params})
         current = {"params": airflow.params, "run_id": run_id, "ti": airflow}
         for module in (context, sync):
             monkeypatch.setattr(module, "get_current_context", lambda: current)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab.soak import in_a_lab, run_control, run_soak
-from tests.conftest import skipped_without_lab
+from tests.support.labs import lab_required
 
 HEARTBEATS_S = (1, 2, 4)
 
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.timeout(1200)
 
 def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
     soak = partial(run_soak, minutes=0, heartbeats_s=HEARTBEATS_S, writers=1, late_commit_s=5)
-    with skipped_without_lab():
+    with lab_required():
         assert in_a_lab(tmp_path / "soak", HEARTBEATS_S[0], soak) == []
 
 
 @pytest.mark.slow
 def test_the_checker_finds_what_a_switch_without_catch_up_loses(tmp_path: Path) -> None:
-    with skipped_without_lab():
+    with lab_required():
         assert in_a_lab(tmp_path / "control", HEARTBEATS_S[0], partial(run_control, heartbeat_s=6)) == []
