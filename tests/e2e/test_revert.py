@@ -34,8 +34,8 @@ def last_event(airflow: Airflow) -> dict[str, Any]:
     """The last event of the asset: what the page of the volumes shows."""
     asset = airflow.api("GET", "/assets", params={"name_pattern": "juicefs_storage_readiness"})["assets"][0]
     query = {"asset_id": asset["id"], "order_by": "-timestamp", "limit": 1}
-    event: dict[str, Any] = airflow.api("GET", "/assets/events", params=query)["asset_events"][0]
-    return event["extra"]
+    extra: dict[str, Any] = airflow.api("GET", "/assets/events", params=query)["asset_events"][0]["extra"]
+    return extra
 
 
 def test_a_rehearsal_tells_who_is_ready_and_since_when(lab: Lab, airflow: Airflow) -> None:

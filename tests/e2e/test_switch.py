@@ -104,7 +104,9 @@ def test_a_dry_run_and_a_real_run_plan_the_same_steps(lab: Lab, airflow: Airflow
         ({"dryrun": False}, ["`dryrun` is not a param"]),
     ],
 )
-def test_a_switch_that_cannot_work_is_refused_before_anything_is_touched(lab, airflow, params, words):
+def test_a_switch_that_cannot_work_is_refused_before_anything_is_touched(
+    lab: Lab, airflow: Airflow, params: dict[str, Any], words: list[str]
+) -> None:
     before = world(lab)
     run_id = start_switch(lab, airflow, dry_run=False, **params)
     state, report = finish(airflow, SWITCH, run_id)

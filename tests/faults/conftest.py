@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from include.juicefs_storage.tasks.revert import readable_backups
 from lab.environment import Lab
 from lab.writer import Writer
-from tests.support.harness import REVERT_ID, SHORT, Run, vault
+from tests.support.harness import REVERT_ID, SHORT, Run, Start, Tell, vault
 from tests.support.labs import up
 from tests.support.worker import Fault
 from tests.support.world import Sides, writing
@@ -36,7 +36,7 @@ def sides(fault_lab: Lab) -> Sides:
 
 
 @pytest.fixture
-def start(fault_lab: Lab, sides: Sides, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+def start(fault_lab: Lab, sides: Sides, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Make a run from `source` to `target` with some faults in it."""
 
     def make(*faults: Fault, **params: Any) -> Run:
@@ -48,7 +48,7 @@ def start(fault_lab: Lab, sides: Sides, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def revert(fault_lab: Lab, sides: Sides, start: Callable[..., Run]) -> Callable[..., Run]:
+def revert(fault_lab: Lab, sides: Sides, start: Start) -> Start:
     """Make a run that goes back to the newest backup of `sides.target`, with some faults in it.
 
     Every revert makes a backup of where it began, so that the next one finds the way back.
@@ -81,7 +81,7 @@ def writer(fault_lab: Lab) -> Iterator[Writer]:
 
 
 @pytest.fixture
-def tell() -> Callable[[str, str, str, str], None]:
+def tell() -> Tell:
     """Add a line to the table: step, fault, what was done then, outcome."""
     return lambda *line: _rows.append(line)
 

@@ -6,9 +6,11 @@ import pytest
 
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.rollback import ROLLBACK
+from lab.environment import Lab
+from lab.writer import Writer
 from tests.support.faults import fails
-from tests.support.harness import vault
-from tests.support.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, believed, row
+from tests.support.harness import Start, Tell, vault
+from tests.support.world import Sides, assert_all_on, assert_nothing_left_over, assert_nothing_lost, believed, row
 
 #: Until the setting is written there is nothing to put back.
 UNTOUCHED = ("backup", "copy_ahead")
@@ -19,7 +21,9 @@ def some(names: tuple[str, ...], quick: set[str]) -> list[object]:
 
 
 @pytest.mark.parametrize("step", some(APPLY, {"patch_secret"}))
-def test_a_step_that_fails_for_good_leaves_the_volume_on_the_old_store(step, fault_lab, sides, start, writer, tell):
+def test_a_step_that_fails_for_good_leaves_the_volume_on_the_old_store(
+    step: str, fault_lab: Lab, sides: Sides, start: Start, writer: Writer, tell: Tell
+) -> None:
     before, processes = row(fault_lab), fault_lab.mount_processes()
     run = start(fails(step))
     outcome = run.go()
@@ -36,7 +40,9 @@ def test_a_step_that_fails_for_good_leaves_the_volume_on_the_old_store(step, fau
 
 
 @pytest.mark.parametrize("undo", some(ROLLBACK, set()))
-def test_a_rollback_goes_on_after_an_undo_that_failed_and_says_which(undo, fault_lab, sides, start, writer, tell):
+def test_a_rollback_goes_on_after_an_undo_that_failed_and_says_which(
+    undo: str, fault_lab: Lab, sides: Sides, start: Start, writer: Writer, tell: Tell
+) -> None:
     run = start(fails("prove_blocks"), fails(undo, "before"))
     assert run.go() == "half rolled back"
     assert run.failed() == {"prove_blocks", undo}
@@ -54,7 +60,7 @@ def test_a_rollback_goes_on_after_an_undo_that_failed_and_says_which(undo, fault
     tell(undo, "fails for good", "cleared with Downstream", f"{outcome}, all old")
 
 
-def test_diagnostics_tell_what_was_and_hold_no_secret(fault_lab, sides, start):
+def test_diagnostics_tell_what_was_and_hold_no_secret(fault_lab: Lab, sides: Sides, start: Start) -> None:
     run = start(fails("prove_clients"))
     assert run.go() == "rolled back"
     result = run.xcom("collect_diagnostics")
@@ -73,14 +79,16 @@ def test_diagnostics_tell_what_was_and_hold_no_secret(fault_lab, sides, start):
 
 
 @pytest.mark.slow
-def test_diagnostics_that_cannot_be_had_do_not_stop_the_rollback(fault_lab, sides, start):
+def test_diagnostics_that_cannot_be_had_do_not_stop_the_rollback(fault_lab: Lab, sides: Sides, start: Start) -> None:
     run = start(fails("prove_blocks"), fails("collect_diagnostics", "before"))
     assert run.go() == "rolled back"
     assert run.states["collect_diagnostics"] == "failed"
     assert_all_on(fault_lab, sides.source)
 
 
-def test_hold_leaves_things_as_they_are_and_says_how_to_go_on(fault_lab, sides, start, writer, tell):
+def test_hold_leaves_things_as_they_are_and_says_how_to_go_on(
+    fault_lab: Lab, sides: Sides, start: Start, writer: Writer, tell: Tell
+) -> None:
     run = start(fails("prove_clients"), on_failure="hold")
     assert run.go() == "held"
     assert run.states["copy_back"] == "skipped"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import pytest
 
+from lab.environment import Lab
+from lab.writer import Writer
 from tests.support.faults import BROKEN, CONFIG
-from tests.support.worker import Fault
-from tests.support.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
+from tests.support.harness import Run, Start, Tell
+from tests.support.worker import Fault, Point
+from tests.support.world import Sides, assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
 
 #: A case takes 15 to 30 s, the first revert three times as much; a busy machine makes it minutes.
 pytestmark = pytest.mark.timeout(900)
@@ -22,9 +28,14 @@ STAMP = f"{_ADAPTERS}.kubernetes:KubernetesCluster.stamp_template"
 EXEC = f"{_ADAPTERS}.kubernetes:KubernetesCluster.exec"
 UPDATE = f"{_ADAPTERS}.mysql:MySqlMetadata.replace_setting"
 
+#: Runs it and asks the world: run, fault, the outcome that is expected, what to add to the table's line.
+Arrives: TypeAlias = Callable[..., None]
+Returns: TypeAlias = Callable[..., None]
+
 #: Of the script that writes the canary through a client's mount.
 CANARY = "dd if=/dev/urandom"
-POINTS = ("before", "during", "after")
+POINTS: tuple[Point, ...] = ("before", "during", "after")
+ENDS: tuple[Point, ...] = ("before", "after")
 
 
 def _points(task: str, effect: str, nth: int = 1, having: str = "") -> list[Fault]:
@@ -33,7 +44,7 @@ def _points(task: str, effect: str, nth: int = 1, having: str = "") -> list[Faul
 
 def _ends(*tasks: str) -> list[Fault]:
     """For tasks that change nothing: as they begin, and when they are done and nobody knows it yet."""
-    return [Fault(task, point) for task in tasks for point in ("before", "after")]
+    return [Fault(task, point) for task in tasks for point in ENDS]
 
 
 FORWARD = [
@@ -127,10 +138,10 @@ def name(fault: Fault) -> str:
 
 
 @pytest.fixture
-def arrives(fault_lab, sides, writer, tell):
+def arrives(fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell) -> Arrives:
     """Run to the end, clear what has no second try, and ask the world whether all is new."""
 
-    def check(run, fault, outcome, what="") -> None:
+    def check(run: Run, fault: Fault, outcome: str, what: str = "") -> None:
         processes = fault_lab.mount_processes()
         found, then = run.go(), "tried again"
         if fault.task == "finalize":
@@ -150,10 +161,10 @@ def arrives(fault_lab, sides, writer, tell):
 
 
 @pytest.fixture
-def returns(fault_lab, sides, writer, tell):
+def returns(fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell) -> Returns:
     """Run to the end, and ask the world whether all is as it was."""
 
-    def check(run, fault, what="") -> None:
+    def check(run: Run, fault: Fault, what: str = "") -> None:
         before, processes = row(fault_lab), fault_lab.mount_processes()
         outcome = run.go()
         writer.stop()
@@ -172,28 +183,34 @@ def returns(fault_lab, sides, writer, tell):
 
 
 @pytest.mark.parametrize("fault", _cases(FORWARD, SOME))
-def test_a_task_killed_on_the_way_forward_runs_again_to_the_end(fault, start, arrives):
+def test_a_task_killed_on_the_way_forward_runs_again_to_the_end(fault: Fault, start: Start, arrives: Arrives) -> None:
     """Airflow tries a killed task again; `finalize`, which has no second try, is cleared by hand."""
     arrives(start(fault), fault, "switched")
 
 
 @pytest.mark.parametrize("fault", _cases(BACK, SOME_BACK))
-def test_a_task_killed_on_the_way_back_runs_again_to_the_end(fault, start, returns):
+def test_a_task_killed_on_the_way_back_runs_again_to_the_end(fault: Fault, start: Start, returns: Returns) -> None:
     returns(start(fault, BROKEN), fault)
 
 
 @pytest.mark.parametrize("fault", _cases(WORKER, set()))
-def test_a_task_killed_with_juicefs_on_the_worker_runs_again_to_the_end(fault, start, arrives):
+def test_a_task_killed_with_juicefs_on_the_worker_runs_again_to_the_end(
+    fault: Fault, start: Start, arrives: Arrives
+) -> None:
     arrives(start(fault, juicefs_runner="worker"), fault, "switched", ", on the worker")
 
 
 @pytest.mark.parametrize("fault", _cases(REVERT, set()))
-def test_a_task_of_a_revert_killed_on_the_way_forward_runs_again_to_the_end(fault, revert, arrives):
+def test_a_task_of_a_revert_killed_on_the_way_forward_runs_again_to_the_end(
+    fault: Fault, revert: Start, arrives: Arrives
+) -> None:
     """A representative set: the graph is shared with the switch, whose every point is tried above."""
     arrives(revert(fault), fault, "reverted", ", in a revert")
 
 
 @pytest.mark.parametrize("fault", _cases(REVERT_BACK, set()))
-def test_a_task_of_a_revert_killed_on_the_way_back_runs_again_to_the_end(fault, revert, returns):
+def test_a_task_of_a_revert_killed_on_the_way_back_runs_again_to_the_end(
+    fault: Fault, revert: Start, returns: Returns
+) -> None:
     """The same for the rollback of a revert."""
     returns(revert(fault, BROKEN), fault, ", in a revert")

@@ -13,13 +13,16 @@ from kubernetes import config
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 from include.juicefs_storage.switch.lease import VolumeLock, lease_name
 from include.juicefs_storage.tasks.switch.rollback import ROLLBACK
-from tests.support.world import assert_all_on, assert_nothing_lost, believed, row
+from lab.environment import Lab
+from lab.writer import Writer
+from tests.support.harness import Start, Tell
+from tests.support.world import Sides, assert_all_on, assert_nothing_lost, believed, row
 
 OTHER = "juicefs_storage_switch/manual__from_elsewhere"
 
 
 @pytest.fixture
-def other(fault_lab) -> Iterator[VolumeLock]:
+def other(fault_lab: Lab) -> Iterator[VolumeLock]:
     """A run in another Airflow."""
     cluster = KubernetesCluster(config.new_client_from_config(str(fault_lab.kube.kubeconfig)), "juicefs")
     uuid = fault_lab.mariadb.setting()["UUID"]
@@ -41,7 +44,9 @@ def take_over(other: VolumeLock) -> Callable[[], None]:
     return take
 
 
-def test_a_volume_that_another_run_holds_is_refused_by_the_checks(fault_lab, sides, start, other, tell):
+def test_a_volume_that_another_run_holds_is_refused_by_the_checks(
+    fault_lab: Lab, sides: Sides, start: Start, other: VolumeLock, tell: Tell
+) -> None:
     other.acquire()
     before, requests = row(fault_lab), len(fault_lab.kube.audit())
     run = start()
@@ -55,7 +60,9 @@ def test_a_volume_that_another_run_holds_is_refused_by_the_checks(fault_lab, sid
     tell("check_csi", "another run holds the volume", "-", f"{outcome}, all old")
 
 
-def test_of_two_runs_that_were_both_approved_the_second_is_refused(fault_lab, sides, start, other, tell):
+def test_of_two_runs_that_were_both_approved_the_second_is_refused(
+    fault_lab: Lab, sides: Sides, start: Start, other: VolumeLock, tell: Tell
+) -> None:
     before = row(fault_lab)
     run = start()
     run.before = {"backup": other.acquire}
@@ -73,8 +80,8 @@ def test_of_two_runs_that_were_both_approved_the_second_is_refused(fault_lab, si
 
 
 def test_a_run_that_lost_the_volume_writes_nothing_more_until_it_has_it_again(
-    fault_lab, sides, start, writer, other, tell
-):
+    fault_lab: Lab, sides: Sides, start: Start, writer: Writer, other: VolumeLock, tell: Tell
+) -> None:
     run = start()
     held: list[str] = []
 

@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 from lab.environment import Lab
-from lab.process import Server, wait_for
+from lab.process import wait_for
+from lab.seaweed import Store
+from lab.writer import Writer
 from tests.support.faults import CONFIG
-from tests.support.harness import Run
+from tests.support.harness import Run, Start, Tell
 from tests.support.worker import Fault
 from tests.support.world import Sides, assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
 
@@ -39,12 +41,14 @@ def configs(lab: Lab) -> list[psutil.Process]:
 
 
 @contextmanager
-def first_config_stopped(run: Run, server: Server, for_s: float = 600) -> Iterator[list[psutil.Process]]:
+def first_config_stopped(run: Run, store: Store, for_s: float = 600) -> Iterator[list[psutil.Process]]:
     """Stop the first `juicefs config` of a run for so many seconds; the store stands still until it is there.
 
     Yields:
         The process, from when it is stopped.
     """
+    server = store.server()
+    assert server
     stopped: list[psutil.Process] = []
     over = threading.Event()
 
@@ -85,7 +89,14 @@ def store_stands_still(sides: Sides) -> Iterator[tuple[Callable[[], None], Calla
 
 
 @pytest.mark.slow
-def test_it_is_waited_for_before_a_run_is_judged(start, fault_lab, sides, store_stands_still, writer, tell):
+def test_it_is_waited_for_before_a_run_is_judged(
+    start: Start,
+    fault_lab: Lab,
+    sides: Sides,
+    store_stands_still: tuple[Callable[[], None], Callable[[], None]],
+    writer: Writer,
+    tell: Tell,
+) -> None:
     """The store stands still while the setting is written, the task is killed on both tries, the store goes on."""
     before = row(fault_lab)
     run = start(replace(KILLED, tries=2))
@@ -102,11 +113,13 @@ def test_it_is_waited_for_before_a_run_is_judged(start, fault_lab, sides, store_
 
 
 @pytest.mark.slow
-def test_one_that_does_not_end_is_ended_before_a_run_is_judged(start, fault_lab, sides, writer, tell):
+def test_one_that_does_not_end_is_ended_before_a_run_is_judged(
+    start: Start, fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell
+) -> None:
     """It may not write when the run has been declared all old, however long it was held up."""
     before = row(fault_lab)
     run = start(KILLED, Fault("write_setting", "before"))
-    with first_config_stopped(run, sides.target.server()) as stopped:
+    with first_config_stopped(run, sides.target) as stopped:
         outcome = run.go()
         assert len(stopped) == 1
         assert not stopped[0].is_running()
@@ -120,11 +133,13 @@ def test_one_that_does_not_end_is_ended_before_a_run_is_judged(start, fault_lab,
 
 
 @pytest.mark.slow
-def test_the_next_try_waits_for_it_so_that_a_later_revert_is_not_undone(start, fault_lab, sides, writer, tell):
+def test_the_next_try_waits_for_it_so_that_a_later_revert_is_not_undone(
+    start: Start, fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell
+) -> None:
     """It would write the new storage again when the volume has long been taken back."""
     run, left = start(KILLED), list[int]()
     run.before = {"patch_secret": lambda: left.append(len(configs(fault_lab)))}
-    with first_config_stopped(run, sides.target.server(), LATE_S) as stopped:
+    with first_config_stopped(run, sides.target, LATE_S) as stopped:
         outcome = run.go()
     writer.stop()
     assert run.struck == {KILLED: 1}
@@ -136,7 +151,14 @@ def test_the_next_try_waits_for_it_so_that_a_later_revert_is_not_undone(start, f
 
 
 @pytest.mark.slow
-def test_on_the_worker_it_ends_with_its_task(start, fault_lab, sides, store_stands_still, writer, tell):
+def test_on_the_worker_it_ends_with_its_task(
+    start: Start,
+    fault_lab: Lab,
+    sides: Sides,
+    store_stands_still: tuple[Callable[[], None], Callable[[], None]],
+    writer: Writer,
+    tell: Tell,
+) -> None:
     """The next try may run on another worker, and could not see it."""
     before, left = row(fault_lab), list[bool]()
     stand_still, go_on = store_stands_still

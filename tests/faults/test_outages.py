@@ -6,19 +6,26 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
-from tests.support.world import assert_all_on, assert_nothing_lost, believed
+from lab.environment import Lab
+from lab.writer import Writer
+from tests.support.harness import Start, Tell
+from tests.support.world import Sides, assert_all_on, assert_nothing_lost, believed
 
 AWAY_S = 6.0
 #: A database whose machine starts again, or whose replica takes over.
 FAILOVER_S = 30.0
+#: From how a server stops and how it starts: what takes it away in a run.
+Away: TypeAlias = Callable[..., Callable[[], None]]
+#: From trouble of the cluster: what orders it in a run.
+Order: TypeAlias = Callable[[dict[str, str]], Callable[[], None]]
 
 
 @pytest.fixture
-def away(fault_lab) -> Iterator[Callable[..., Callable[[], None]]]:
+def away(fault_lab: Lab) -> Iterator[Away]:
     """Stop a server when called, and start it again some seconds later, or only at the end of the test."""
     timers: list[threading.Timer] = []
 
@@ -49,7 +56,9 @@ def away(fault_lab) -> Iterator[Callable[..., Callable[[], None]]]:
         *(pytest.param(task, FAILOVER_S, marks=pytest.mark.slow) for task in ("copy_ahead", "write_setting", "settle")),
     ],
 )
-def test_a_database_that_restarts_in_mid_run_is_waited_for(task, for_s, fault_lab, sides, start, away, tell):
+def test_a_database_that_restarts_in_mid_run_is_waited_for(
+    task: str, for_s: float, fault_lab: Lab, sides: Sides, start: Start, away: Away, tell: Tell
+) -> None:
     run = start(client_timeout_s=60)
     run.before = {task: away(fault_lab.mariadb.stop, fault_lab.mariadb.restart, for_s=for_s)}
     outcome = run.go()
@@ -61,16 +70,18 @@ def test_a_database_that_restarts_in_mid_run_is_waited_for(task, for_s, fault_la
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_database_that_is_gone_for_good_is_no_success_and_the_way_back_waits_for_it(
-    fault_lab, sides, start, away, tell
-):
+    fault_lab: Lab, sides: Sides, start: Start, away: Away, tell: Tell
+) -> None:
     """It is waited for once, not by every task anew: the person on call is told within three minutes."""
     run = start()
     run.before = {"settle": away(fault_lab.mariadb.stop, fault_lab.mariadb.restart, for_good=True)}
     assert run.go() == "half rolled back"
     assert {"settle", "restore_setting"} <= run.failed()
     assert "metadata database answered" in run.errors["restore_setting"]
-    done = ("resolve_params", "check_", "plan", "choose_path", "backup", "copy_ahead", "write_setting", "patch_secret")
-    done += ("follow_writes",)  # which run beside the others
+    done = (
+        "resolve_params", "check_", "plan", "choose_path", "backup", "copy_ahead", "write_setting", "patch_secret",
+        "follow_writes",  # which runs beside the others
+    )  # fmt: skip
     took_s = {task: took_s for task, took_s in run.took_s.items() if not task.startswith(done)}
     assert sum(took_s.values()) < 180, took_s
 
@@ -85,7 +96,9 @@ def test_a_database_that_is_gone_for_good_is_no_success_and_the_way_back_waits_f
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["copy_ahead", "write_setting", "prove_clients"])
-def test_a_new_store_that_hangs_for_some_seconds(task, fault_lab, sides, start, writer, away, tell):
+def test_a_new_store_that_hangs_for_some_seconds(
+    task: str, fault_lab: Lab, sides: Sides, start: Start, writer: Writer, away: Away, tell: Tell
+) -> None:
     server = sides.target.server()
     assert server is not None
     run = start()
@@ -102,8 +115,8 @@ def test_a_new_store_that_hangs_for_some_seconds(task, fault_lab, sides, start, 
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("for_good", [False, True])
 def test_a_new_store_that_goes_away_after_the_setting_was_written(
-    for_good, fault_lab, sides, start, writer, away, tell
-):
+    for_good: bool, fault_lab: Lab, sides: Sides, start: Start, writer: Writer, away: Away, tell: Tell
+) -> None:
     run = start()
     run.before = {"prove_clients": away(sides.target.stop, sides.target.start, for_good=for_good)}
     outcome = run.go()
@@ -125,7 +138,7 @@ def test_a_new_store_that_goes_away_after_the_setting_was_written(
 
 
 @pytest.fixture
-def order(fault_lab) -> Iterator[Callable[[dict[str, str]], Callable[[], None]]]:
+def order(fault_lab: Lab) -> Iterator[Order]:
     """Order a fault of the cluster when called; none is left after the test, and the CSI components are well."""
     yield lambda fault: lambda: fault_lab.kube.order_fault(fault)
     fault_lab.kube.clear_faults()
@@ -150,7 +163,9 @@ PASSING: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", PASSING)
-def test_trouble_of_the_cluster_that_passes_does_not_stop_a_run(trouble, fault_lab, sides, start, writer, order, tell):
+def test_trouble_of_the_cluster_that_passes_does_not_stop_a_run(
+    trouble: str, fault_lab: Lab, sides: Sides, start: Start, writer: Writer, order: Order, tell: Tell
+) -> None:
     task, fault = PASSING[trouble]
     processes = fault_lab.mount_processes()
     run = start()
@@ -166,8 +181,8 @@ def test_trouble_of_the_cluster_that_passes_does_not_stop_a_run(trouble, fault_l
 
 @pytest.mark.slow
 def test_a_controller_that_never_becomes_ready_leaves_the_volume_proven_on_the_old_store(
-    fault_lab, sides, start, writer, order, tell
-):
+    fault_lab: Lab, sides: Sides, start: Start, writer: Writer, order: Order, tell: Tell
+) -> None:
     run = start(rollout_timeout_s=10)
     run.before = {"restart_csi": order({"rollout": "never-ready", "name": "juicefs-csi-controller"})}
     assert run.go() == "half rolled back"
@@ -187,7 +202,9 @@ def test_a_controller_that_never_becomes_ready_leaves_the_volume_proven_on_the_o
 
 
 @pytest.mark.slow
-def test_a_crash_loop_fails_the_rollout_with_the_containers_last_words(fault_lab, sides, start, order, tell):
+def test_a_crash_loop_fails_the_rollout_with_the_containers_last_words(
+    fault_lab: Lab, sides: Sides, start: Start, order: Order, tell: Tell
+) -> None:
     run = start()
     run.before = {
         "restart_csi": order({"rollout": "crash-loop", "name": "juicefs-csi-node"}),

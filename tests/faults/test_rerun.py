@@ -9,11 +9,13 @@ from contextlib import contextmanager
 import pytest
 
 from include.juicefs_storage.tasks.switch.apply import APPLY
+from lab.environment import Lab
 from lab.seaweed import Store
+from lab.writer import Writer
 from tests.support.faults import BROKEN, fails
-from tests.support.harness import Run
+from tests.support.harness import Run, Start, Tell
 from tests.support.worker import Fault
-from tests.support.world import assert_all_on, assert_nothing_lost, believed, row
+from tests.support.world import Sides, assert_all_on, assert_nothing_lost, believed, row
 
 #: The last first: a step whose upstream has failed would not run.
 FORWARD = ["restart_csi", "settle", "patch_secret", "write_setting", "backup"]
@@ -30,7 +32,7 @@ def stopped(store: Store) -> Iterator[None]:
 
 
 @pytest.fixture
-def rolled_back(start, writer):
+def rolled_back(start: Start, writer: Writer) -> Run:
     """A run that rolled back after all its clients had moved."""
     run = start(BROKEN)
     assert run.go() == "rolled back", run.errors
@@ -38,7 +40,7 @@ def rolled_back(start, writer):
     return run
 
 
-def test_only_failed_after_a_rollback_refuses_and_stays_red(rolled_back, fault_lab, sides):
+def test_only_failed_after_a_rollback_refuses_and_stays_red(rolled_back: Run, fault_lab: Lab, sides: Sides) -> None:
     """What went green over a half-undone volume before there was a guard."""
     rolled_back.clear(only_failed=True)
     assert rolled_back.go() == "rolled back"
@@ -49,7 +51,9 @@ def test_only_failed_after_a_rollback_refuses_and_stays_red(rolled_back, fault_l
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["write_setting", "prove_blocks", "decide", "plan"])
-def test_with_downstream_after_a_rollback_rolls_back_once_more(task, rolled_back, fault_lab, sides, writer):
+def test_with_downstream_after_a_rollback_rolls_back_once_more(
+    task: str, rolled_back: Run, fault_lab: Lab, sides: Sides, writer: Writer
+) -> None:
     before = row(fault_lab)
     rolled_back.clear(task, downstream=True)
     assert rolled_back.go() == "rolled back", rolled_back.errors
@@ -60,7 +64,9 @@ def test_with_downstream_after_a_rollback_rolls_back_once_more(task, rolled_back
     assert_nothing_lost(fault_lab, writer)
 
 
-def test_nothing_of_an_old_run_moves_a_volume_that_another_run_moved_since(rolled_back, start, fault_lab, sides):
+def test_nothing_of_an_old_run_moves_a_volume_that_another_run_moved_since(
+    rolled_back: Run, start: Start, fault_lab: Lab, sides: Sides
+) -> None:
     later = start()
     assert later.go() == "switched", later.errors
     for task, reason in (
@@ -94,7 +100,9 @@ def test_nothing_of_an_old_run_moves_a_volume_that_another_run_moved_since(rolle
 
 
 @pytest.mark.slow
-def test_only_failed_before_the_setting_was_written_does_not_move_the_volume_unjudged(start, fault_lab, sides):
+def test_only_failed_before_the_setting_was_written_does_not_move_the_volume_unjudged(
+    start: Start, fault_lab: Lab, sides: Sides
+) -> None:
     run = start(Fault("copy_ahead", "after", error="ordered to fail", tries=9))
     assert run.go() == "failed"
     run.faults = ()
@@ -134,7 +142,7 @@ def kept(run: Run) -> Callable[[], None]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("end", ENDS)
-def test_each_task_cleared_alone(end, start, fault_lab, sides, tell):
+def test_each_task_cleared_alone(end: str, start: Start, fault_lab: Lab, sides: Sides, tell: Tell) -> None:
     """It is done again and nothing moves, or it refuses and says what to clear; no clear makes a red run green."""
     run = start(*ENDS[end], on_failure="hold" if end == "held" else "rollback")
     assert run.go() == end, run.errors
@@ -167,7 +175,9 @@ def test_each_task_cleared_alone(end, start, fault_lab, sides, tell):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_with_downstream_after_a_green_run_everything_is_proven_again(start, fault_lab, sides, writer, tell):
+def test_with_downstream_after_a_green_run_everything_is_proven_again(
+    start: Start, fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell
+) -> None:
     run = start()
     assert run.go() == "switched", run.errors
     now = row(fault_lab)
@@ -183,7 +193,9 @@ def test_with_downstream_after_a_green_run_everything_is_proven_again(start, fau
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["patch_secret", "prove_clients"])
-def test_a_held_run_is_judged_again_and_goes_on(task, start, fault_lab, sides, writer, tell):
+def test_a_held_run_is_judged_again_and_goes_on(
+    task: str, start: Start, fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell
+) -> None:
     run = start(fails(task, "before"), on_failure="hold")
     assert run.go() == "held", run.errors
     run.clear("decide", downstream=True)
@@ -205,7 +217,9 @@ def test_a_held_run_is_judged_again_and_goes_on(task, start, fault_lab, sides, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("undo", ["copy_back", "restore_secret", "restore_setting", "prove_clients_on_old"])
-def test_only_failed_after_half_a_rollback_is_never_taken_for_a_whole_one(undo, start, fault_lab, sides, writer, tell):
+def test_only_failed_after_half_a_rollback_is_never_taken_for_a_whole_one(
+    undo: str, start: Start, fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell
+) -> None:
     """What clients write until they are back is copied back, or nobody says that the volume is."""
     run = start(BROKEN, fails(undo, "before"))
     assert run.go() == "half rolled back", run.errors

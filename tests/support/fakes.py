@@ -169,7 +169,7 @@ def backup(backup_id: str, created_at: datetime, *, params: dict[str, Any] | Non
         mount_pods=(), business_pods=(), missing_objects=None, steps=(), findings=(),
     )  # fmt: skip
     target = (NEW.storage, NEW.bucket, NEW.access_key.get_secret_value(), NEW.secret_key.get_secret_value())
-    values = {
+    values: dict[str, Any] = {
         "backup_id": backup_id, "run_id": "run", "created_at": created_at, "setting_hex": setting().raw.hex(),
         "secrets": {}, "templates": {f"{kind}/{name}": {} for kind, name in CSI_WORKLOADS}, "target": target,
         "plan": plan, "params": params or {},

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lab.environment import Lab
 from lab.process import binary
@@ -193,7 +193,8 @@ class Run:
         if not hasattr(task, "choose_branch") or self.states.get(task_id) != "success":
             return set(task.downstream_task_ids)
         chosen = self.xcom(task_id)
-        return {chosen} | find_dag(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)
+        below: set[str] = find_dag(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)
+        return {chosen} | below
 
     def _try(self, task: Any, *, put_off_since: datetime | None = None) -> dict[str, Any]:
         fault = next(self._due(task.task_id), None)
@@ -224,3 +225,9 @@ class Run:
         for fault in self.faults:
             if fault.task == task_id and self.struck.get(fault, 0) < fault.tries:
                 yield fault
+
+
+#: Makes a run with some faults in it; named arguments are params.
+Start: TypeAlias = Callable[..., Run]
+#: Adds a line to the table of faults: step, fault, what was done then, outcome.
+Tell: TypeAlias = Callable[[str, str, str, str], None]
