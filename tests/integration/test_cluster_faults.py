@@ -18,9 +18,9 @@ import yaml
 from kubernetes import client, config
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters import kubernetes as adapter
 from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
-from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster, requests
+from include.juicefs_storage.adapters.kubernetes import exec as pod_exec
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.restart_csi import RestartCsi
@@ -110,7 +110,7 @@ def test_a_read_outlives_some_trouble(kube: KubeServer, cluster: KubernetesClust
 def test_a_server_that_asks_for_an_hour_is_not_waited_for(
     kube: KubeServer, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "_READ_FOR_S", 2)
+    monkeypatch.setattr(requests, "_READ_FOR_S", 2)
     kube.order_fault(match("list", "pods", {"status": 429, "retry_after": 3600}))
     with Limit(12), pytest.raises(TransientError, match=r"Kubernetes answered 429 .* to: list Pods in juicefs"):
         cluster.pods()
@@ -132,8 +132,8 @@ def test_a_read_that_never_works_ends_in_time(
     action: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr(adapter, "_READ_FOR_S", 2)
-    monkeypatch.setattr(adapter, "_REQUEST_TIMEOUT_S", 1)
+    monkeypatch.setattr(requests, "_READ_FOR_S", 2)
+    monkeypatch.setattr(requests, "REQUEST_TIMEOUT_S", 1)
     kube.order_fault(match("get", "secrets", action))
     with Limit(8), pytest.raises(TransientError, match=message):
         cluster.secret("juicefs-sc-secret")
@@ -148,7 +148,7 @@ def test_a_missing_right_is_not_tried_again(kube: KubeServer, cluster: Kubernete
 
 
 def test_a_server_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "_READ_FOR_S", 1)
+    monkeypatch.setattr(requests, "_READ_FOR_S", 1)
     configuration = client.Configuration(host="https://127.0.0.1:1")
     gone = KubernetesCluster(client.ApiClient(configuration), NS)
     with Limit(5), pytest.raises(TransientError, match="cannot be reached for: list Pods"):
@@ -313,7 +313,7 @@ def test_an_exec_into_a_pod_that_is_gone_may_be_tried_again(cluster: KubernetesC
 def test_an_exec_that_does_not_start_ends_in_time(
     kube: KubeServer, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch, action: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(adapter, "_REQUEST_TIMEOUT_S", 2)
+    monkeypatch.setattr(pod_exec, "REQUEST_TIMEOUT_S", 2)
     kube.order_fault(match("connect", "pods", action, match={"subresource": "exec"}))
     with Limit(5), pytest.raises(TransientError, match="Could not start true in pod"):
         cluster.exec(POD, "juicefs-plugin", ["true"])
@@ -344,7 +344,7 @@ IN_CLUSTER = """
 import json, sys
 from kubernetes.config import incluster_config
 incluster_config.SERVICE_TOKEN_FILENAME, incluster_config.SERVICE_CERT_FILENAME = sys.argv[1:]
-from include.juicefs_storage.adapters.cluster import KubernetesCluster
+from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 print(json.dumps(sorted(pod.name for pod in KubernetesCluster.from_connection("k8s", "juicefs").pods())))
 """
 
