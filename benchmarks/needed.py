@@ -28,14 +28,14 @@ from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.needed_files import NeededFiles
 from include.juicefs_storage.adapters.s3.client import S3Side, S3Store
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
-from include.juicefs_storage.copy.by_metadata import Needed, still_needed, to_pages
 from include.juicefs_storage.copy.partitions import Ruler, cut
 from include.juicefs_storage.copy.run import Options, verify_partition
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, below
 from include.juicefs_storage.ports import StoredObject
-from include.juicefs_storage.volume.comparison import missing_blocks
+from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
+from include.juicefs_storage.volume.difference import missing_blocks
 from include.juicefs_storage.volume.layout import ObjectSizes
-from include.juicefs_storage.volume.needed import needed_objects
+from include.juicefs_storage.volume.needed import needed_objects, to_pages
 from include.juicefs_storage.volume.setting import Setting
 from lab.mariadb import MariaDB
 from lab.process import LabError, binary, run
@@ -114,7 +114,7 @@ def _as_the_dag(metadata: MySqlMetadata, setting: Setting, side: S3Side, folder:
     for page in files.write(to_pages(needed_objects(metadata, setting), side.store.prefix)):
         ruler.add_page(track, page)
     cut(ruler.segments(), KeyRange())
-    needed = Needed("chunks/", ObjectSizes.of(setting), files.pages, still_needed(metadata))
+    needed = NeededBlocks("chunks/", ObjectSizes.of(setting), files.pages, still_needed(metadata))
     manifest = ParquetManifest(folder / "verify", "00000", {})
     engine = NativeEngine(side.store, side.store)
     totals = verify_partition(side, side, engine, KeyRange(), manifest, Options(), needed=needed)

@@ -19,8 +19,7 @@ from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.client import S3Store
 from include.juicefs_storage.adapters.s3.compressed_blocks import CompressedBlocks
-from include.juicefs_storage.copy.by_metadata import compare_needed
-from include.juicefs_storage.volume.comparison import Difference, missing_blocks
+from include.juicefs_storage.volume.difference import Difference, compare_needed, missing_blocks
 from include.juicefs_storage.volume.layout import slice_of
 from include.juicefs_storage.volume.needed import needed_objects
 from include.juicefs_storage.volume.setting import StorageConfig

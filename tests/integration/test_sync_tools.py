@@ -14,7 +14,7 @@ from include.juicefs_storage.adapters.tools import mc_mirror as mc
 from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.objects.comparison import key_filter
+from include.juicefs_storage.objects.merge import key_filter
 from include.juicefs_storage.objects.model import KeyRange, below
 from lab.s3_memory import MemoryStore
 from lab.s3_proxy import S3Proxy

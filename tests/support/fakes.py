@@ -101,6 +101,15 @@ class FakeStore:
     objects: dict[str, int] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
 
+    def check_bucket(self) -> None:
+        pass
+
+    def probe(self, key: str) -> None:
+        pass
+
+    def read(self, key: str) -> bytes | None:
+        return self.contents.get(key, "as written").encode() if key in self.objects else None
+
     def list(self, prefix: str) -> Iterator[StoredObject]:
         for key in sorted(self.objects, key=str.encode):
             if key.startswith(prefix):

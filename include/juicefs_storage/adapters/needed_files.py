@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from include.juicefs_storage.adapters.manifests import WRITING, Folder, parquet, write
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.objects.comparison import cut_page
+from include.juicefs_storage.objects.merge import cut_page
 from include.juicefs_storage.objects.model import KeyRange, Page
 
 _FILE_KEYS, _GROUP_KEYS = 50_000, 10_000

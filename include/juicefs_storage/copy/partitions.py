@@ -17,7 +17,7 @@ from itertools import islice
 from os.path import commonprefix
 from typing import NamedTuple
 
-from include.juicefs_storage.objects.comparison import filtered
+from include.juicefs_storage.objects.merge import filtered
 from include.juicefs_storage.objects.model import KeyRange, Page, Side
 from include.juicefs_storage.records import Frozen
 

@@ -10,18 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from include.juicefs_storage.copy.by_metadata import Needed, beside, classify, read_blocks, settle_lost
 from include.juicefs_storage.objects.comparison import (
     COMPARISONS,
     OUTCOME_CODES,
     OUTCOMES,
     Classifier,
     Rows,
-    aligned,
-    filtered,
-    key_filter,
     plain_md5,
 )
+from include.juicefs_storage.objects.merge import beside, filtered, key_filter
 from include.juicefs_storage.objects.model import (
     Compare,
     Comparison,
@@ -33,6 +30,7 @@ from include.juicefs_storage.objects.model import (
     Page,
     Side,
 )
+from include.juicefs_storage.volume.comparison import NeededBlocks, batches, read_blocks, settle_lost
 
 #: A batch ends after so many keys; the engine is given so many bytes of it at once, between two looks at the status.
 BATCH_KEYS, CALL_BYTES = 10_000, 4 * 2**30
@@ -175,7 +173,7 @@ def copy_partition(
     manifest: Manifest,
     options: Options,
     status: Status | None = None,
-    needed: Needed | None = None,
+    needed: NeededBlocks | None = None,
 ) -> Totals:
     """Copy what the target lacks within a range of keys, compare what it has, write a row for each key.
 
@@ -198,7 +196,7 @@ def verify_partition(
     manifest: Manifest,
     options: Options,
     status: Status | None = None,
-    needed: Needed | None = None,
+    needed: NeededBlocks | None = None,
 ) -> Totals:
     """Compare a range of keys, write a row for each. Neither side is changed.
 
@@ -277,7 +275,7 @@ class _Partition:
     options: Options
     status: Status
     copies: bool
-    needed: Needed | None = None
+    needed: NeededBlocks | None = None
     totals: Totals = field(default_factory=Totals)
     _md5: bool | None = None
 
@@ -294,9 +292,9 @@ class _Partition:
             filtered(_ahead(needed.listing(side, keys) if needed else side.pages(keys)), taken)
             for side in (self.source, self.target)
         )
-        stretches = beside(needed.pages(keys), left, right) if needed else aligned(left, right)
+        stretches = beside(needed.pages(keys), left, right) if needed else beside(left, right)
         waiting: Rows | None = None
-        for batch in self._batches(stretches):
+        for batch in batches(stretches, self._classifier, needed, BATCH_KEYS):
             idle = not batch.missing and not batch.unsure and not batch.lost
             self._treat(batch)
             if waiting is not None:
@@ -312,19 +310,6 @@ class _Partition:
         self.manifest.finish()
         self.totals.seconds += time.monotonic() - start
         return self.totals
-
-    def _batches(self, stretches: Iterator[tuple[Page, ...]]) -> Iterator[Classifier]:
-        batch = self._classifier()
-        for stretch in stretches:
-            if self.needed:
-                classify(batch, self.needed, *stretch)
-            else:
-                batch.add(*stretch)
-            if len(batch.rows) >= BATCH_KEYS:
-                yield batch
-                batch = self._classifier()
-        if len(batch.rows):
-            yield batch
 
     def _classifier(self) -> Classifier:
         return Classifier(self.options.compare == "size", self._trusted)

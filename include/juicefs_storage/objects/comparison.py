@@ -1,18 +1,16 @@
-"""Two listings become one list of rows: streamed, so that memory does not grow with the number of objects.
+"""Stretches of two listings become rows: what became of each key.
 
-Where both sides hold the same keys, which is what a copy that runs again finds, whole pages are compared at once.
+Where both sides hold the same keys, which is what a repeated copy finds, whole pages are compared at once.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import translate
 from itertools import groupby
 
+from include.juicefs_storage.objects.merge import EMPTY, slice_page
 from include.juicefs_storage.objects.model import Comparison, Listed, ObjectOutcome, Page
 
 #: Rows hold outcomes and comparisons as places in these.
@@ -22,7 +20,6 @@ OUTCOME_CODES = {outcome: code for code, outcome in enumerate(OUTCOMES)}
 COMPARISON_CODES = {comparison: code for code, comparison in enumerate(COMPARISONS)}
 
 _MD5_HEX = 32
-EMPTY = Page([], [], [])
 
 
 @dataclass(slots=True)
@@ -95,63 +92,6 @@ class Rows:
         return self.keys[row], self.sizes[row], self.source_etags[row]
 
 
-def key_filter(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], object] | None:
-    """Whether a key is taken: by some `include` (all, where there is none), and by no `exclude`; None: every key.
-
-    Patterns are shell globs over the whole key below the prefix; `*` matches `/` too.
-    """
-    if not include and not exclude:
-        return None
-    wanted = "|".join(map(translate, include)) or ".*"
-    unwanted = f"(?!{'|'.join(map(translate, exclude))})" if exclude else ""
-    return re.compile(f"(?s:{unwanted}(?:{wanted}))").match
-
-
-def filtered(pages: Iterator[Page], taken: Callable[[str], object] | None) -> Iterator[Page]:
-    """Leave out the keys that a filter does not take, and pages without any."""
-    for page in pages:
-        if taken is None:
-            if page.keys:
-                yield page
-            continue
-        kept = [place for place, key in enumerate(page.keys) if taken(key)]
-        if kept:
-            yield Page([page.keys[at] for at in kept], [page.sizes[at] for at in kept], [page.etags[at] for at in kept])
-
-
-def aligned(source: Iterator[Page], target: Iterator[Page]) -> Iterator[tuple[Page, Page]]:
-    """Cut two listings into stretches of the same range of keys; one of the two may be empty in a stretch."""
-    left, right = next(source, EMPTY), next(target, EMPTY)
-    while left.keys or right.keys:
-        if not right.keys or (left.keys and left.keys[-1] < right.keys[0]):
-            yield left, EMPTY
-            left = next(source, EMPTY)
-        elif not left.keys or right.keys[-1] < left.keys[0]:
-            yield EMPTY, right
-            right = next(target, EMPTY)
-        else:
-            last = min(left.keys[-1], right.keys[-1])
-            one, left = cut_page(left, last)
-            other, right = cut_page(right, last)
-            yield one, other
-            left = left if left.keys else next(source, EMPTY)
-            right = right if right.keys else next(target, EMPTY)
-
-
-def cut_page(page: Page, last: str) -> tuple[Page, Page]:
-    """What a page holds up to a key, and what is left of it."""
-    at = bisect_right(page.keys, last)
-    if at == len(page.keys):
-        return page, EMPTY
-    return slice_page(page, 0, at), slice_page(page, at, len(page.keys))
-
-
-def slice_page(page: Page, first: int, end: int) -> Page:
-    """Some rows of a page."""
-    keys, sizes, etags = page
-    return Page(keys[first:end], sizes[first:end], etags[first:end])
-
-
 def plain_md5(etags: Sequence[str]) -> bool:
     """Whether all ETags have the form of an MD5: those of multipart uploads do not."""
     text = "".join(etags)
@@ -166,9 +106,11 @@ def plain_md5(etags: Sequence[str]) -> bool:
 
 @dataclass(slots=True)
 class Classifier:
-    """Turns stretches of two listings into rows. What only the contents can tell is left to be compared.
+    """Turns stretches of two listings into rows; objects that only their contents tell apart stay `unsure`.
 
     Attributes:
+        by_size: Compare sizes alone.
+        trusted: Tells whether equal ETags in these two pages prove equal contents.
         rows: Filled by `add`.
         missing: Places of rows that the target lacks (MISSING so far).
         unsure: Places of rows whose contents are to be compared.
@@ -176,7 +118,7 @@ class Classifier:
     """
 
     by_size: bool
-    trusted: Callable[[Page, Page], bool]
+    trusted: Callable[[Page, Page], bool] = lambda *_: False
     rows: Rows = field(default_factory=Rows)
     missing: list[int] = field(default_factory=list)
     unsure: list[int] = field(default_factory=list)
@@ -186,7 +128,7 @@ class Classifier:
         """Add a stretch.
 
         Args:
-            source: From `aligned`.
+            source: From `merge.beside`.
             target: The same range of the other side.
         """
         rows = self.rows

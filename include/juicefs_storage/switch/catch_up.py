@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from include.juicefs_storage.ports import JuiceFS, MetadataStore, ObjectStore
-from include.juicefs_storage.volume.comparison import Difference, missing_blocks
+from include.juicefs_storage.volume.difference import Difference, missing_blocks
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 _COPY_PASSES = 5

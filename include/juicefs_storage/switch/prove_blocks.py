@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.ports import MetadataStore
-from include.juicefs_storage.volume.comparison import Difference, files_of_examples
+from include.juicefs_storage.volume.difference import Difference, files_of_examples
 
 
 def require_all_blocks(difference: Difference, bucket: str, metadata: MetadataStore) -> None:

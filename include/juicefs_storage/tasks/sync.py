@@ -15,14 +15,14 @@ from uuid import uuid4
 from airflow.sdk import TriggerRule, get_current_context
 
 from include.juicefs_storage.copy import partitions as cutting
-from include.juicefs_storage.copy.by_metadata import Needed, below_prefix, shard_at, still_needed, to_pages
 from include.juicefs_storage.copy.params import SyncParams, check_places, resolve_sync_params
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.reconcile import MEANING, SyncReport, about
 from include.juicefs_storage.copy.reconcile import reconcile as join
 from include.juicefs_storage.copy.run import Options, Status, Totals, copy_partition, mirror_partition, verify_partition
+from include.juicefs_storage.copy.scope import below_prefix, shard_at
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
-from include.juicefs_storage.objects.comparison import key_filter
+from include.juicefs_storage.objects.merge import key_filter
 from include.juicefs_storage.objects.model import Mirrored, ObjectOutcome
 from include.juicefs_storage.switch.params import resolve_params
 from include.juicefs_storage.tasks.context import log, mask, pull, push, run_id
@@ -30,8 +30,9 @@ from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import COPY_POOL, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
+from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
 from include.juicefs_storage.volume.layout import ObjectSizes
-from include.juicefs_storage.volume.needed import needed_objects, watermark
+from include.juicefs_storage.volume.needed import needed_objects, to_pages, watermark
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -261,7 +262,7 @@ def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, lis
     return plan, ruler.segments()
 
 
-def _needed(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> Needed | None:
+def _needed(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> NeededBlocks | None:
     """What the volume needs, as the plan wrote it down; None where the plan is a listing's."""
     from include.juicefs_storage.adapters.needed_files import NeededFiles
     from include.juicefs_storage.adapters.s3.compressed_blocks import CODECS, CompressedBlocks
@@ -272,7 +273,7 @@ def _needed(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> Needed | N
     # A size proves what is stored as it is, and nothing reads what is encrypted.
     read = params.compare == "content" and sizes.compression in CODECS and not sizes.encrypted
     blocks = CompressedBlocks(source, sizes.compression, min(params.concurrency, _BLOCKS_AT_ONCE)) if read else None
-    return Needed(
+    return NeededBlocks(
         chunks=plan.needed.chunks,
         sizes=sizes,
         pages=NeededFiles(manifests_folder(run_id()) / plan.needed.folder).pages,

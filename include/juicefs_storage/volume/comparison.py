@@ -1,241 +1,242 @@
-"""Catch-up: what the clients wrote to one store while they were on their way to the other."""
+"""The blocks that the metadata says must exist, beside the listings of stores: three streams, memory does not grow.
+
+The streams are snapshots of different moments: the metadata is read once, the listings after it. A block that a file
+needs and no store seems to have is therefore looked up again, in the stores and in the metadata, before it is lost.
+"""
 
 from __future__ import annotations
 
-import heapq
-import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Protocol
 
-from include.juicefs_storage.errors import StorageSwitchError
-from include.juicefs_storage.ports import MetadataStore, ObjectStore, StoredObject
-from include.juicefs_storage.volume.layout import ObjectSizes, block_objects, slice_of
-from include.juicefs_storage.volume.needed import needed_objects
+from include.juicefs_storage.objects.comparison import OUTCOME_CODES, Classifier
+from include.juicefs_storage.objects.merge import slice_page
+from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page
+from include.juicefs_storage.ports import MetadataStore
+from include.juicefs_storage.volume.layout import ObjectSizes, length_of, slice_of
+from include.juicefs_storage.volume.needed import needed_objects, to_pages
 from include.juicefs_storage.volume.setting import Setting
 
-Kind = Literal["missing", "different", "lost"]
 
-EXAMPLES = 5
-_PARALLEL_READS = 8
-_LOOKED_UP_AT_ONCE = 1_000
+class Lister(Protocol):
+    """The part of a bucket that a comparison uses."""
+
+    def pages(self, keys: KeyRange) -> Iterator[Page]:
+        """List a range in order."""
 
 
-@dataclass
-class Difference:
-    """How one set of objects differs from another: counts, and a few keys of each kind.
+@dataclass(frozen=True)
+class NeededBlocks:
+    """The blocks that a volume needs, as the metadata had them at one moment.
 
     Attributes:
-        extra: Objects that are only in the other set.
-        newest_extra: The one of them whose slice has the highest id.
-        lost: Objects that files refer to and no set has whole; only where the metadata was asked.
-        examples: `missing: …`, `different: …` and `lost: …`, a few of each.
+        chunks: Where a volume's blocks lie, below the prefix of a side. Other keys are compared as without metadata.
+        sizes: How long their objects may be.
+        pages: The blocks of a range of keys, in order; sizes are the blocks' lengths.
+        still: Of some keys, those that the metadata needs now.
+        problems: Reads blocks of the source, given by key and length, and says what is wrong with each: for those whose
+            size does not tell. None: the contents are not read.
+        delta: Whether these are the blocks of new slices alone: then only their surroundings are listed.
     """
 
-    expected: int = 0
-    present: int = 0
-    missing: int = 0
-    different: int = 0
-    extra: int = 0
-    newest_extra: tuple[int, str] = (-1, "")
-    lost: int = 0
-    examples: list[str] = field(default_factory=list)
+    chunks: str
+    sizes: ObjectSizes
+    pages: Callable[[KeyRange], Iterator[Page]]
+    still: Callable[[Collection[str]], Collection[str]]
+    problems: Callable[[Sequence[tuple[str, int]]], Sequence[str]] | None = None
+    delta: bool = False
 
-    def examples_of(self, kind: Kind) -> list[str]:
-        """The examples of one kind."""
-        return [example for example in self.examples if example.startswith(kind)]
+    @classmethod
+    def of(cls, metadata: MetadataStore, setting: Setting) -> NeededBlocks:
+        """Read them from the metadata; keys begin with the volume's name."""
+        return cls(
+            chunks=f"{setting.name}/chunks/",
+            sizes=ObjectSizes.of(setting),
+            pages=lambda keys: to_pages(needed_objects(metadata, setting), keys=keys),
+            still=still_needed(metadata),
+        )
 
-    def note(self, kind: Kind, text: str) -> None:
-        """Keep an example."""
-        if len(self.examples_of(kind)) < EXAMPLES:
-            self.examples.append(f"{kind}: {text}")
+    def listing(self, side: Lister, keys: KeyRange) -> Iterator[Page]:
+        """List what these blocks are compared with."""
+        if not self.delta:
+            return side.pages(keys)
+        return near(side, (key for page in self.pages(keys) for key in page.keys), keys.after)
 
 
-def compare_listings(
-    source: Iterable[StoredObject], target: Iterable[StoredObject], contents: Callable[[str], bool] | None = None
-) -> Difference:
-    """Compare two listings by key and size, as streams: memory does not grow with the number of objects.
+def still_needed(metadata: MetadataStore) -> Callable[[Collection[str]], set[str]]:
+    """Make `NeededBlocks.still` from the metadata."""
+
+    def still(keys: Collection[str]) -> set[str]:
+        needed = metadata.still_needed({slice_of(key) for key in keys})
+        return {key for key in keys if slice_of(key) in needed}
+
+    return still
+
+
+def near(side: Lister, keys: Iterable[str], after: str | None = None) -> Iterator[Page]:
+    """List what a side has from the first to the last of these ordered keys in each of their folders.
 
     Args:
-        source: What must be there, ordered by key.
-        target: What is there, ordered by key.
-        contents: Tells whether the object with this key is the same on both sides, where sizes alone do not suffice.
+        side: The side.
+        keys: Ordered.
+        after: List nothing up to this key.
     """
-    result = Difference()
-    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        waiting: deque[tuple[str, Future[bool]]] = deque()
-        for key in _same_size(result, source, target):
-            if contents is None:
-                result.present += 1
-                continue
-            waiting.append((key, pool.submit(contents, key)))
-            if len(waiting) > 4 * _PARALLEL_READS:
-                _note_contents(result, *waiting.popleft())
-        for row in waiting:
-            _note_contents(result, *row)
-    return result
+    for _, folder in groupby(keys, key=lambda key: key.rpartition("/")[0]):
+        run = list(folder)
+        yield from side.pages(KeyRange(max(run[0][:-1], after or ""), run[-1]))
 
 
-def _note_contents(result: Difference, key: str, same: Future[bool]) -> None:
-    if same.result():
-        result.present += 1
-    else:
-        result.different += 1
-        result.note("different", f"{key} (content)")
+def batches(
+    stretches: Iterator[tuple[Page, ...]],
+    new: Callable[[], Classifier],
+    needed: NeededBlocks | None = None,
+    batch_keys: int = 1,
+) -> Iterator[Classifier]:
+    """Compare stretches, and collect the rows into batches.
 
-
-def _same_size(result: Difference, source: Iterable[StoredObject], target: Iterable[StoredObject]) -> Iterator[str]:
-    """The keys that both sides hold with the same size; everything else goes into `result`."""
-    tagged = heapq.merge(
-        ((item.key.encode(), 0, item) for item in source), ((item.key.encode(), 1, item) for item in target)
-    )
-    for _, group in groupby(tagged, key=lambda row: row[0]):
-        sides = {side: item for _, side, item in group}
-        if 0 not in sides:
-            result.extra += 1
-            result.newest_extra = max(result.newest_extra, (slice_of(sides[1].key), sides[1].key))
-            continue
-        result.expected += 1
-        if 1 not in sides:
-            result.missing += 1
-            result.note("missing", sides[0].key)
-        elif sides[0].size_bytes != sides[1].size_bytes:
-            result.different += 1
-            sizes = f"{sides[1].size_bytes} bytes instead of {sides[0].size_bytes}"
-            result.note("different", f"{sides[0].key} ({sizes})")
+    Args:
+        stretches: From `merge.beside`: source and target; with `needed` its pages before them.
+        new: Makes an empty batch.
+        needed: The needed blocks; None: the two sides are compared without metadata.
+        batch_keys: A batch ends behind the stretch that brings it to this size.
+    """
+    batch = new()
+    for stretch in stretches:
+        if needed:
+            classify(batch, needed, *stretch)
         else:
-            yield sides[0].key
+            batch.add(*stretch)
+        if len(batch.rows) >= batch_keys:
+            yield batch
+            batch = new()
+    if len(batch.rows):
+        yield batch
 
 
-def same_contents(source: ObjectStore, target: ObjectStore) -> Callable[[str], bool]:
-    """Compare one object's content by its SHA-256; an object that the source lost meanwhile (deleted) is the same."""
+def classify(batch: Classifier, needed: NeededBlocks, wanted: Page, source: Page, target: Page) -> None:
+    """Add a stretch of the three streams to a batch.
 
-    def same(key: str) -> bool:
-        expected = source.digest(key)
-        return expected is None or expected == target.digest(key)
+    What the source has whole, and what is no block, is compared as without metadata. What no side seems to have goes to
+    `batch.lost`, to be looked up again.
 
-    return same
-
-
-def compare_sample(
-    metadata: MetadataStore, setting: Setting, source: ObjectStore, target: ObjectStore, blocks: int
-) -> Difference:
-    """Compare the contents of some blocks, drawn at random from those that files refer to.
-
-    Blocks that the old store lacks are left out: they were deleted meanwhile, or are not uploaded yet.
+    Args:
+        batch: Gets the rows.
+        needed: The needed blocks.
+        wanted: Those of this range of keys.
+        source: What the source has in this range.
+        target: What the target has in this range; the same page where one store is compared with the metadata.
     """
-    draw = random.SystemRandom()
-    drawn: list[tuple[int, int]] = []
-    for number, row in enumerate(metadata.slices()):
-        # Algorithm R: every slice is equally likely, and no more than the sample is held.
-        if number < blocks:
-            drawn.append(row)
-        elif (place := draw.randrange(number + 1)) < blocks:
-            drawn[place] = row
-    keys = [draw.choice([key for key, _ in block_objects(setting, *row)]) for row in drawn if row[1]]
-    result = Difference()
-    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        for key, digests in zip(
-            keys, pool.map(lambda key: (source.digest(key), target.digest(key)), keys), strict=True
-        ):
-            expected, found = digests
-            if expected is None:
-                continue
-            result.expected += 1
-            if found is None:
-                result.missing += 1
-                result.note("missing", key)
-            elif found != expected:
-                result.different += 1
-                result.note("different", f"{key} (content)")
-            else:
-                result.present += 1
-    return result
+    fit = needed.sizes.fit
+    if source.keys == wanted.keys and not set(target.keys).difference(wanted.keys):
+        exact = needed.sizes.exact
+        if source.sizes == wanted.sizes if exact else all(map(fit, wanted.sizes, source.sizes)):
+            batch.add(source, target)
+            return
+    lengths, ours, theirs = (dict(zip(page.keys, page.sizes, strict=True)) for page in (wanted, source, target))
 
-
-def files_of_examples(difference: Difference, metadata: MetadataStore) -> list[str]:
-    """The paths of the files that refer to the examples; none where the metadata cannot be asked."""
-    keys = [example.split(" ")[1] for example in difference.examples]
-    try:
-        return sorted({path for _, path in metadata.files_of({slice_of(key) for key in keys})})
-    except StorageSwitchError:  # what is missing is to be told in any case
-        return []
-
-
-def volume_objects(store: ObjectStore, setting: Setting) -> Iterator[StoredObject]:
-    """The volume's blocks in a store."""
-    return store.list(f"{setting.name}/chunks/")
-
-
-def missing_blocks(metadata: MetadataStore, setting: Setting, store: ObjectStore) -> Difference:
-    """Which blocks some file refers to (`jfs_chunk_ref`) that a store lacks or holds with another length.
-
-    Metadata and listing are read side by side, as streams: memory does not grow with the volume. What seems to be
-    missing is looked up once more, as a block may be written, or its file deleted, between the two.
-    """
-    result, sizes = Difference(), ObjectSizes.of(setting)
-    lost: list[str] = []
-    for key, length, found in _side_by_side(needed_objects(metadata, setting), volume_objects(store, setting)):
+    def outcome(key: str) -> ObjectOutcome | None:
+        """None: as without metadata."""
+        length = lengths.get(key)
         if length is None:
-            result.extra += 1
+            return ObjectOutcome.SKIPPED if key.startswith(needed.chunks) else None
+        if key in ours:
+            return None if fit(length, ours[key]) else ObjectOutcome.DAMAGED
+        if key in theirs:
+            return ObjectOutcome.EXTRA if fit(length, theirs[key]) else ObjectOutcome.DAMAGED
+        return ObjectOutcome.LOST
+
+    left = right = 0
+    for kind, keys in groupby(sorted({*lengths, *ours, *theirs}), outcome):
+        run = list(keys)
+        ended = left + sum(key in ours for key in run), right + sum(key in theirs for key in run)
+        one, other = slice_page(source, left, ended[0]), slice_page(target, right, ended[1])
+        left, right = ended
+        if kind is None:
+            batch.add(one, other)
             continue
-        result.expected += 1
-        if found is None:
-            lost.append(key)
-        elif not sizes.fit(length, found):
-            result.different += 1
-            result.note("different", f"{key} ({found} bytes instead of {length})")
+        etags = dict(zip(one.keys, one.etags, strict=True)), dict(zip(other.keys, other.etags, strict=True))
+        first = len(batch.rows)
+        batch.rows.add(
+            run,
+            [ours[key] if key in ours else theirs[key] if key in theirs else lengths[key] for key in run],
+            [etags[0].get(key, "") for key in run],
+            [etags[1].get(key, "") for key in run],
+            kind,
+            Comparison.NONE if kind in {ObjectOutcome.SKIPPED, ObjectOutcome.LOST} else Comparison.SIZE,
+        )
+        if kind is ObjectOutcome.LOST:
+            batch.lost += range(first, len(batch.rows))
+        if kind is ObjectOutcome.DAMAGED:
+            for row, key in enumerate(run, first):
+                batch.rows.details[row] = _damage(lengths[key], ours.get(key), theirs.get(key), needed.sizes)
+
+
+def _damage(length: int, source: int | None, target: int | None, sizes: ObjectSizes) -> str:
+    def side(name: str, size: int | None) -> str:
+        return f"nothing on the {name}" if size is None else f"{size} bytes on the {name}"
+
+    whole = " (which may be whole)" if target is not None and sizes.fit(length, target) else ""
+    return f"a block of {length} bytes, {side('source', source)}, {side('target', target)}{whole}"
+
+
+def settle_lost(batch: Classifier, needed: NeededBlocks, *sides: Lister) -> None:
+    """Look up once more what no side seemed to have: it may have been uploaded, or its file deleted, meanwhile.
+
+    Args:
+        batch: `batch.lost` is emptied; what the source has now is treated like any other row.
+        needed: Asked whether the keys are still needed.
+        sides: Source and target.
+    """
+    rows, places = batch.rows, batch.lost
+    if not places:
+        return
+    keys = [rows.keys[row] for row in places]
+    source, target = (
+        {item[0]: item for page in near(side, keys) for item in zip(*page, strict=True)} for side in sides
+    )
+    still = needed.still(keys)
+    for row, key in zip(places, keys, strict=True):
+        length, found = rows.sizes[row], source.get(key) or target.get(key)
+        if key not in still:
+            rows.put(row, ObjectOutcome.VANISHED, Comparison.NONE, detail="no file refers to it any more")
+        elif found is None:
+            continue
+        elif not needed.sizes.fit(length, found[1]):
+            ours, theirs = ((side[key][1] if key in side else None) for side in (source, target))
+            rows.sizes[row] = found[1]
+            rows.put(row, ObjectOutcome.DAMAGED, Comparison.SIZE, detail=_damage(length, ours, theirs, needed.sizes))
+        elif key not in source:
+            _, rows.sizes[row], rows.target_etags[row] = found
+            rows.put(row, ObjectOutcome.EXTRA, Comparison.SIZE)
         else:
-            result.present += 1
-        if len(lost) == _LOOKED_UP_AT_ONCE:
-            _note_lost(result, lost, metadata, store)
-            lost = []
-    _note_lost(result, lost, metadata, store)
-    return result
+            _, rows.sizes[row], rows.source_etags[row] = found
+            if key not in target:
+                rows.put(row, ObjectOutcome.MISSING, Comparison.NONE)
+                batch.missing.append(row)
+                continue
+            _, size, rows.target_etags[row] = target[key]
+            rows.put(row, ObjectOutcome.SAME if size == found[1] else ObjectOutcome.DIFFERENT, Comparison.SIZE)
+            if size == found[1] and not batch.by_size:
+                batch.unsure.append(row)
+    batch.lost = []
 
 
-def _side_by_side(
-    needed: Iterable[tuple[str, int]], stored: Iterable[StoredObject]
-) -> Iterator[tuple[str, int | None, int | None]]:
-    """Key, needed length and stored size; None where it is not needed, or not stored."""
-    rest = iter(stored)
-    item = next(rest, None)
-    for key, length in needed:
-        while item and item.key < key:
-            yield item.key, None, item.size_bytes
-            item = next(rest, None)
-        if item and item.key == key:
-            yield key, length, item.size_bytes
-            item = next(rest, None)
-        else:
-            yield key, length, None
-    while item:
-        yield item.key, None, item.size_bytes
-        item = next(rest, None)
-
-
-def _note_lost(result: Difference, keys: Sequence[str], metadata: MetadataStore, store: ObjectStore) -> None:
-    """Of the blocks that a listing lacked, count those that are still needed and still not there."""
-
-    def lost(key: str) -> bool | None:
-        if store.exists(key):
-            return False
-        slice_id = slice_of(key)
-        return True if next(metadata.slices(slice_id, slice_id + 1), None) else None
-
-    # So many are no race any more.
-    answers: list[bool | None] = [True] * len(keys)
-    if result.missing < _LOOKED_UP_AT_ONCE:
-        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            answers = list(pool.map(lost, keys))
-    for key, answer in zip(keys, answers, strict=True):
-        if answer:
-            result.missing += 1
-            result.note("missing", key)
-        elif answer is None:
-            result.expected -= 1
-        else:
-            result.present += 1
+def read_blocks(batch: Classifier, needed: NeededBlocks) -> None:
+    """Read the source's blocks, and mark as damaged those that do not hold what they must."""
+    if needed.problems is None:
+        return
+    rows = batch.rows
+    on_source = {OUTCOME_CODES[kind] for kind in (ObjectOutcome.SAME, ObjectOutcome.MISSING, ObjectOutcome.DIFFERENT)}
+    places = [
+        row
+        for row, key in enumerate(rows.keys)
+        if rows.outcomes[row] in on_source and key.startswith(needed.chunks) and length_of(key) >= 0
+    ]
+    found = needed.problems([(rows.keys[row], length_of(rows.keys[row])) for row in places])
+    damaged = {row: problem for row, problem in zip(places, found, strict=True) if problem}
+    for row, problem in damaged.items():
+        rows.put(row, ObjectOutcome.DAMAGED, Comparison.CONTENT, detail=f"{problem}, on the source")
+    batch.missing = [row for row in batch.missing if row not in damaged]
+    batch.unsure = [row for row in batch.unsure if row not in damaged]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import heapq
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import groupby
+from itertools import groupby, islice
 from tempfile import TemporaryFile
 
+from include.juicefs_storage.objects.model import KeyRange, Page
 from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.layout import block_objects, shard_of
 from include.juicefs_storage.volume.setting import Setting
@@ -21,6 +22,7 @@ from include.juicefs_storage.volume.setting import Setting
 ID_BATCH = 4096
 _HASHES = 256
 _DIGITS = 19  # of a 63-bit id
+_PAGE_KEYS = 1_000
 _ROW = struct.Struct("<QI")
 
 
@@ -67,6 +69,32 @@ def needed_objects(
                 if high is None or high > first_id
             )
         )
+
+
+def to_pages(
+    blocks: Iterator[tuple[str, int]],
+    prefix: str = "",
+    keys: KeyRange | None = None,
+    taken: Callable[[str], object] | None = None,
+) -> Iterator[Page]:
+    """Blocks as a side would list them.
+
+    Args:
+        blocks: Key and length, in the order of a listing.
+        prefix: Of the side; the keys begin with it.
+        keys: Only these.
+        taken: Only the keys that it takes.
+    """
+    after, until = (keys.after, keys.until) if keys else (None, None)
+    start = len(prefix)
+    rows = (
+        row
+        for key, length in blocks
+        if ((row := (key[start:], length)) and (after is None or row[0] > after) and (until is None or row[0] <= until))
+        and (taken is None or taken(row[0]))
+    )
+    while page := list(islice(rows, _PAGE_KEYS)):
+        yield Page([key for key, _ in page], [length for _, length in page], [""] * len(page))
 
 
 def _by_hash(metadata: MetadataStore, first_id: int) -> Iterator[list[Iterator[tuple[int, int]]]]:

@@ -62,3 +62,18 @@ def test_a_refusal_of_params_together_says_what_it_expects_and_repeats_no_params
     assert refused.value.problem == (
         "Params refused:\n- `plan`: metadata needs `meta_conn_id`, or a `volume` of the registry"
     )
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"plan": "metadata"},
+        {"since_id": 5},
+        {"meta_conn_id": "m"},
+        {"plan": "metadata", "meta_conn_id": "m", "engine": "juicefs"},
+        {"plan": "metadata", "meta_conn_id": "m", "recut_from": "run"},
+    ],
+)
+def test_params_that_do_not_go_together(params: dict[str, object]) -> None:
+    with pytest.raises(PermanentError, match="plan"):
+        resolve_sync_params({**GIVEN, **params})

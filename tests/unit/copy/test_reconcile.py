@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import IO
 
@@ -10,12 +11,16 @@ import pytest
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
 from include.juicefs_storage.copy.params import SyncParams, resolve_sync_params
-from include.juicefs_storage.copy.partitions import Partition, Survey, cut
-from include.juicefs_storage.copy.plan import SyncPlan
+from include.juicefs_storage.copy.partitions import Partition, Segment, Survey, cut
+from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.reconcile import SyncReport, about, reconcile
 from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
 from include.juicefs_storage.objects.model import KeyRange
+from include.juicefs_storage.volume.comparison import NeededBlocks
+from include.juicefs_storage.volume.layout import ObjectSizes
+from include.juicefs_storage.volume.needed import to_pages
 from tests.support.copy_fakes import MemoryEngine, MemorySide
+from tests.support.fakes import FakeMetadata, setting
 
 
 class Run:
@@ -165,3 +170,63 @@ def test_the_plan_is_another_one_when_anything_in_it_is(tmp_path: Path) -> None:
     assert one.id != Run(tmp_path, bodies(40), {}, overwrite=True).plan.id
     assert one.id != Run(tmp_path, bodies(41), {}).plan.id
     assert "| 3 | after `k029` |" in one.to_markdown()
+
+
+def block(slice_id: int, length: int = 1) -> str:
+    return f"chunks/0/{slice_id // 1000}/{slice_id}_0_{length}"
+
+
+def test_lost_blocks_make_the_report_red_and_name_the_files(tmp_path: Path) -> None:
+    params = SyncParams(
+        source_conn_id="a", source_bucket="one", target_conn_id="b", target_bucket="two", plan="metadata",
+        meta_conn_id="m", mode="verify",
+    )  # fmt: skip
+    blocks = {block(number): 1 for number in range(1, 6)}
+    plan = SyncPlan(
+        source="one", target="two", params=params, cut_by="the metadata",
+        partitions=tuple(cut([Segment(block(5), 5, 5)], KeyRange(), 1)),
+        needed=NeededPlan(volume="myjfs", folder="needed", chunks="chunks/", sizes=ObjectSizes(), next_since_id=77),
+    )  # fmt: skip
+    both = MemorySide(dict.fromkeys(blocks, b"1") | {block(9): b"1"})
+    del both.objects[block(2)]
+    both.objects[block(3)] = b"cut"
+    folder = tmp_path / plan.id / "verify"
+    manifest = ParquetManifest(folder, "00000", about(plan, "verify", plan.partitions[0]))
+    verify_partition(
+        both,
+        both,
+        MemoryEngine(both, both),
+        KeyRange(),
+        manifest,
+        Options(),
+        needed=NeededBlocks(
+            "chunks/", ObjectSizes(), lambda keys: to_pages(iter(sorted(blocks.items())), keys=keys), set
+        ),
+    )
+
+    written: dict[str, io.StringIO] = {}
+
+    class Kept(io.StringIO):
+        def close(self) -> None:
+            pass
+
+    report = reconcile(
+        plan, "run", lambda phase, partition: ManifestReader(folder / "00000.parquet"),
+        lambda name: written.setdefault(name, Kept()), files_of=FakeMetadata(setting()).files_of,
+    )  # fmt: skip
+    assert report.outcome == "not proven"
+    assert report.next_since_id == 77
+    assert [problem.partition(" after")[0] for problem in report.problems[:2]] == [
+        "1 objects are lost",
+        "1 objects are damaged",
+    ]
+    assert report.problems[2] == "2 files have lost or damaged blocks (`lost_files.csv`), such as `/file-2`, `/file-3`."
+    assert written["lost_files.csv"].getvalue().split() == [
+        "file,key", f"/file-2,{block(2)}", f"/file-3,{block(3)}",
+    ]  # fmt: skip
+    assert "1 objects are blocks that no file refers to" in " ".join(report.notes)
+    assert "| the next delta | `since_id=77` |" in plan.to_markdown()
+    assert plan.needed
+    assert plan.needed.scope(0) == []
+    sharded = plan.needed.model_copy(update={"shard": "in bucket data-1, one of 3"})
+    assert sharded.scope(5) == ["of slices from id 5 on", "in bucket data-1, one of 3"]

@@ -1,160 +1,225 @@
-"""Which blocks must exist, and what a store lacks."""
+"""What the metadata says must exist, beside two listings: nothing needed is missed, nothing else is touched."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from include.juicefs_storage.adapters.juicefs_command import sync_urls
-from include.juicefs_storage.errors import NeedsHumanError, PermanentError, TransientError
-from include.juicefs_storage.switch.checks import check_consistency
-from include.juicefs_storage.switch.prove_blocks import require_all_blocks
-from include.juicefs_storage.volume.comparison import compare_listings, compare_sample, missing_blocks, same_contents
-from include.juicefs_storage.volume.layout import block_objects
-from include.juicefs_storage.volume.setting import StorageConfig
-from tests.support.fakes import NEW, OLD, FakeMetadata, FakeStore, setting
+from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
+from include.juicefs_storage.copy import run
+from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
+from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, Page
+from include.juicefs_storage.volume.comparison import NeededBlocks
+from include.juicefs_storage.volume.layout import ObjectSizes
+from include.juicefs_storage.volume.needed import to_pages
+from tests.support.copy_fakes import KilledError, MemoryEngine, MemorySide
 
-MIB = 1 << 20
-METADATA = FakeMetadata(setting(), [(number, 100) for number in range(10)])
-
-
-def test_block_keys():
-    assert list(block_objects(setting(), 1_234_567, 9 * MIB)) == [
-        ("myjfs/chunks/1/1234/1234567_0_4194304", 4 * MIB),
-        ("myjfs/chunks/1/1234/1234567_1_4194304", 4 * MIB),
-        ("myjfs/chunks/1/1234/1234567_2_1048576", MIB),
-    ]
-    assert list(block_objects(setting(HashPrefix=True), 300, 1)) == [("myjfs/chunks/2C/0/300_0_1", 1)]
-    assert list(block_objects(setting(), 5, 0)) == []
+ALL = KeyRange()
+EXACT = ObjectSizes()
 
 
-def test_listings_are_compared_in_the_order_of_s3():
-    # In S3's order of UTF-8 bytes "chunks/1/…" stands before "chunks/10/…" and "é" after "z".
-    source = FakeStore({"a/10": 1, "a/1/x": 2, "a/z": 3, "a/é": 4, "a/cut": 5})
-    target = FakeStore({"a/10": 1, "a/z": 3, "a/é": 4, "a/cut": 4, "a/extra": 9})
-    difference = compare_listings(source.list("a/"), target.list("a/"))
-    assert (difference.expected, difference.present, difference.missing, difference.different) == (5, 3, 1, 1)
-    assert sorted(difference.examples) == ["different: a/cut (4 bytes instead of 5)", "missing: a/1/x"]
-    assert difference.extra == 1
+def key(slice_id: int, length: int = 1) -> str:
+    return f"chunks/0/{slice_id // 1000}/{slice_id}_0_{length}"
 
 
-def _store_of(slices, setting_row):
-    return FakeStore({key: length for one in slices for key, length in block_objects(setting_row, *one)})
+@dataclass
+class Metadata:
+    """The needed blocks as a dict; `gone` are those that nothing refers to any more when they are asked for again."""
+
+    blocks: dict[str, int]
+    gone: set[str] = field(default_factory=set)
+    sizes: ObjectSizes = EXACT
+    delta: bool = False
+
+    def needed(self) -> NeededBlocks:
+        def pages(keys: KeyRange) -> Iterator[Page]:
+            return to_pages(iter(sorted(self.blocks.items())), keys=keys)
+
+        def still(keys: Collection[str]) -> set[str]:
+            return set(keys) & self.blocks.keys() - self.gone
+
+        return NeededBlocks("chunks/", self.sizes, pages, still, delta=self.delta)
 
 
-def test_a_lost_and_a_cut_block_are_both_seen():
-    row, slices = setting(), [(1, 5 * MIB), (2, 100), (3, 100)]
-    store = _store_of(slices, row)
-    assert missing_blocks(FakeMetadata(row, slices), row, store).missing == 0
-    del store.objects["myjfs/chunks/0/0/1_1_1048576"]
-    store.objects["myjfs/chunks/0/0/2_0_100"] = 3
-    difference = missing_blocks(FakeMetadata(row, slices), row, store)
-    assert (difference.expected, difference.present, difference.missing, difference.different) == (4, 2, 1, 1)
-    metadata = FakeMetadata(row, slices)
-    with pytest.raises(NeedsHumanError, match=r"1 of 4 blocks.*Files of these: /file-1, /file-2\."):
-        require_all_blocks(difference, "data", metadata)
-
-    def away(slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
-        raise TransientError("gone")
-
-    metadata.files_of = away
-    with pytest.raises(NeedsHumanError, match="1 of 4 blocks"):
-        require_all_blocks(difference, "data", metadata)
+def outcomes(
+    folder: Path, metadata: Metadata, source: MemorySide, target: MemorySide, *, copies: bool = False, **options: bool
+) -> dict[str, str]:
+    work = copy_partition if copies else verify_partition
+    manifest = ParquetManifest(folder, "00000", {"plan": "plan"})
+    engine = MemoryEngine(source, target)
+    totals = work(source, target, engine, ALL, manifest, Options(**options), needed=metadata.needed())  # type: ignore[arg-type]
+    rows = list(ManifestReader(folder / "00000.parquet").rows(tuple(ObjectOutcome)))
+    assert [row.key for row in rows] == sorted({row.key for row in rows})
+    assert totals.objects() == len(rows)
+    return {row.key: row.outcome for row in rows}
 
 
-def test_compressed_blocks_may_have_another_length_but_not_any():
-    row, slices = setting(Compression="lz4"), [(1, 4000)]
-    store = FakeStore({"myjfs/chunks/0/0/1_0_4000": 60})
-    assert missing_blocks(FakeMetadata(row, slices), row, store).different == 0
-    store.objects["myjfs/chunks/0/0/1_0_4000"] = 3
-    assert missing_blocks(FakeMetadata(row, slices), row, store).different == 1
+def test_every_kind_of_block(tmp_path: Path) -> None:
+    metadata = Metadata({key(number, 2): 2 for number in range(9)})
+    # 0 both, 1 source alone, 2 target alone, 3 neither, 4 source cut, 5 source cut and target whole, 6 target cut,
+    # 7 target cut and not on the source, 8 other content.
+    source = MemorySide(
+        {key(number, 2): b"12" for number in (0, 1, 6, 8)} | {key(number, 2): b"1" for number in (4, 5)}
+    )
+    target = MemorySide({key(number, 2): b"12" for number in (0, 2, 5)} | {key(6, 2): b"1", key(7, 2): b"1"})
+    target.objects[key(8, 2)] = b"xx"
+    source.objects |= {key(20): b"1", "meta/dump": b"m", "juicefs_uuid": b"u"}
+    target.objects |= {key(21): b"1"}
+    before = dict(target.objects)
+    expected = {
+        key(0, 2): "same", key(1, 2): "missing", key(2, 2): "extra", key(3, 2): "lost", key(4, 2): "damaged",
+        key(5, 2): "damaged", key(6, 2): "different", key(7, 2): "damaged", key(8, 2): "different",
+        key(20): "skipped", key(21): "skipped", "meta/dump": "missing", "juicefs_uuid": "missing",
+    }  # fmt: skip
+    assert outcomes(tmp_path / "verify", metadata, source, target) == expected
+    assert target.objects == before
+
+    copied = {key(1, 2), "meta/dump", "juicefs_uuid"}
+    found = outcomes(tmp_path / "copy", metadata, source, target, copies=True)
+    assert found == expected | dict.fromkeys(copied, "copied")
+    assert {name for name in target.objects if before.get(name) != target.objects[name]} == copied
+
+    found = outcomes(tmp_path / "over", metadata, source, target, copies=True, overwrite=True)
+    assert {name for name, outcome in found.items() if outcome == "overwritten"} == {key(6, 2), key(8, 2)}
+    assert target.objects[key(5, 2)] == b"12", "what the source has cut does not replace what is whole"
+    rows = {row.key: row for row in ManifestReader(tmp_path / "over/00000.parquet").rows((ObjectOutcome.DAMAGED,))}
+    assert (
+        rows[key(5, 2)].detail
+        == "a block of 2 bytes, 1 bytes on the source, 2 bytes on the target (which may be whole)"
+    )
+    assert rows[key(7, 2)].detail == "a block of 2 bytes, nothing on the source, 1 bytes on the target"
 
 
-def test_a_block_deleted_meanwhile_is_not_lost():
-    row = setting()
-    metadata = FakeMetadata(row, [(1, 100), (2, 100)])
-    store = _store_of([(1, 100)], row)
-
-    def exists(key: str) -> bool:
-        metadata.rows = [(1, 100)]
-        return False
-
-    store.exists = exists
-    found = missing_blocks(metadata, row, store)
-    assert (found.expected, found.present, found.missing) == (1, 1, 0)
+SIDE = st.dictionaries(st.integers(0, 40), st.integers(1, 3), max_size=30)
 
 
-def test_a_block_uploaded_since_the_listing_is_not_lost():
-    row = setting()
-    metadata, store = FakeMetadata(row, [(1, 100), (2, 100)]), _store_of([(1, 100)], row)
-    store.exists = lambda key: True
-    found = missing_blocks(metadata, row, store)
-    assert (found.expected, found.present, found.missing) == (2, 2, 0)
+@settings(max_examples=150, deadline=None)
+@given(wanted=SIDE, ours=SIDE, theirs=SIDE, page=st.integers(1, 5), delta=st.booleans())
+def test_as_a_comparison_in_memory_says(
+    wanted: dict[int, int], ours: dict[int, int], theirs: dict[int, int], page: int, delta: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    def name(number: int) -> str:
+        return f"chunks/{number // 5}/{number}_0_1"
+
+    needed = {name(number): length for number, length in wanted.items()}
+    source, target = (
+        MemorySide({name(number): b"x" * size for number, size in side.items()}, page_keys=page)
+        for side in (ours, theirs)
+    )
+    found = outcomes(tmp_path_factory.mktemp("rows"), Metadata(needed, delta=delta), source, target)
+
+    def expected(place: str) -> str:
+        one, other = len(source.objects.get(place, b"")), len(target.objects.get(place, b""))
+        length = needed.get(place)
+        if length is None:
+            return "skipped"
+        if one == length:
+            return "missing" if not other else "same" if other == one else "different"
+        return "damaged" if one else "extra" if other == length else "damaged" if other else "lost"
+
+    places = needed.keys() | source.objects.keys() | target.objects.keys()
+    everything = {place: expected(place) for place in places}
+    if delta:
+        assert {place: found[place] for place in needed} == {place: everything[place] for place in needed}
+        assert {found[place] for place in found.keys() - needed.keys()} <= {"skipped"}
+    else:
+        assert found == everything
 
 
-@pytest.mark.parametrize(
-    ("on_target", "catch_up", "level"),
-    [(10, True, "ok"), (9, True, "warning"), (9, False, "refusal"), (1, True, "warning"), (0, True, "refusal")],
+class Late(MemorySide):
+    """Shows some objects from the second listing on: they were uploaded just after the first had gone by."""
+
+    late: dict[str, bytes]
+
+    def pages(self, keys: KeyRange) -> Iterator[Page]:
+        yield from super().pages(keys)
+        self.objects |= self.late
+
+
+def test_what_seems_lost_is_looked_up_again(tmp_path: Path) -> None:
+    blocks = {key(number): 1 for number in range(8)}
+    source, target = Late({key(0): b"1"}), Late({})
+    source.late = {key(1): b"1", key(2): b"1", key(3): b"22", key(6): b"1"}
+    target.late = {key(2): b"1", key(4): b"1", key(6): b"2"}
+    found = outcomes(tmp_path, Metadata(blocks, gone={key(5)}), source, target, copies=True)
+    assert found == {
+        key(0): "copied", key(1): "copied", key(2): "same", key(3): "damaged", key(4): "extra", key(5): "vanished",
+        key(6): "different", key(7): "lost",
+    }  # fmt: skip
+
+
+def test_a_delta_lists_only_where_its_blocks_are(tmp_path: Path) -> None:
+    source = MemorySide({key(number): b"1" for number in range(20_000)}, page_keys=1000)
+    target = MemorySide({}, page_keys=1000)
+    new = {key(number): 1 for number in range(17_990, 18_010)}
+    found = outcomes(tmp_path, Metadata(new, delta=True), source, target, copies=True)
+    assert found == dict.fromkeys(new, "copied")
+    assert source.lists <= 4, "one, and the end of it, in each of two folders"
+    assert target.objects.keys() == new.keys()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wanted=SIDE,
+    theirs=SIDE,
+    kills=st.lists(st.integers(0, 6), max_size=4),
+    batch=st.integers(1, 6),
+    delta=st.booleans(),
 )
-def test_a_copy_that_is_behind_is_a_warning_and_one_that_was_not_made_a_refusal(on_target, catch_up, level):
-    row = setting()
-    source = _store_of([(number, 100) for number in range(10)], row)
-    target = _store_of([(number, 100) for number in range(on_target)], row)
-    findings, difference = check_consistency(source, target, row, METADATA, mode="listing", catch_up=catch_up)
-    assert [finding.level for finding in findings] == [level]
-    assert difference.missing == 10 - on_target
+def test_a_partition_that_is_killed_goes_on_behind_its_checkpoint(
+    wanted: dict[int, int], theirs: dict[int, int], kills: list[int], batch: int, delta: bool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    def name(number: int) -> str:
+        return f"chunks/{number // 5}/{number}_0_1"
+
+    blocks = {name(number): 1 for number in wanted}
+    source = MemorySide({name(number): b"1" for number in {*wanted, *theirs}}, page_keys=2)
+    target = MemorySide({name(number): b"1" for number in theirs}, page_keys=3)
+    there, copied = set(target.objects), []
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "BATCH_KEYS", batch)
+        for dies_after in [*kills, None]:
+            engine = MemoryEngine(source, target, dies_after)
+            manifest = ParquetManifest(folder, "00000", {"plan": "plan"})
+            with contextlib.suppress(KilledError):
+                needed = Metadata(blocks, delta=delta).needed()
+                copy_partition(source, target, engine, ALL, manifest, Options(), needed=needed)
+            copied += engine.copied
+            if (folder / "00000.parquet").exists():
+                break
+    rows = list(ManifestReader(folder / "00000.parquet").rows(tuple(ObjectOutcome)))
+    assert [row.key for row in rows] == sorted({row.key for row in rows})
+    assert {row.key for row in rows} >= blocks.keys()
+    assert sorted(copied) == sorted(blocks.keys() - there), "each once, and nothing else"
 
 
-def test_a_block_that_differs_is_refused():
-    row = setting()
-    source, target = _store_of([(1, 100)], row), _store_of([(1, 100)], row)
-    target.objects["myjfs/chunks/0/0/1_0_100"] = 99
-    findings, _ = check_consistency(source, target, row, METADATA, mode="listing", catch_up=True)
-    assert [finding.level for finding in findings] == ["refusal"]
+def test_a_block_that_does_not_decompress_is_neither_copied_nor_called_the_same(tmp_path: Path) -> None:
+    blocks = {key(number, 2): 2 for number in range(4)}
+    source = MemorySide(dict.fromkeys(blocks, b"12") | {"meta/dump": b"m"})
+    target = MemorySide({key(1, 2): b"12", key(2, 2): b"12"})
+    metadata = Metadata(blocks)
+    bad = {key(0, 2), key(1, 2)}
 
+    def problems(asked: Sequence[tuple[str, int]]) -> list[str]:
+        assert sorted(asked) == sorted(blocks.items())
+        return ["cut" if name in bad else "" for name, _ in asked]
 
-def _at(url):
-    return StorageConfig("minio", url, OLD.access_key, OLD.secret_key)
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "urls"),
-    [
-        ("http://h:1/a", "http://127.0.0.1:2/b", ["minio://h:1/a/p/", "s3://127.0.0.1:2/b/p/"]),
-        ("http://h:1/a", "https://n.example:2/b", ["minio://h:1/a/p/", "s3://b.n.example:2/p/"]),
-        ("https://o.example/a", "http://n:2/b.c", ["s3://a.o.example/p/", "minio://n:2/b.c/p/"]),
-        ("https://o.example/a", "https://n.example/b", ["eos://a.o.example/p/", "s3://b.n.example/p/"]),
-    ],
-)
-def test_sync_urls_hold_no_keys_and_each_side_has_variables_of_its_own(source, target, urls):
-    new = StorageConfig("minio", target, NEW.access_key, NEW.secret_key)
-    found, keys = sync_urls(_at(source), new, "p/")
-    assert found == urls
-    assert sorted(keys.values()) == ["NEWKEY", "OLDKEY", "new-secret-value", "old-secret-value"]
-
-
-def test_a_bucket_that_juicefs_sync_cannot_address_is_refused():
-    with pytest.raises(PermanentError, match="dot in its name"):
-        sync_urls(_at("http://h:1/a"), _at("https://n.example:2/b.c"), "p/")
-
-
-def test_a_sample_holds_no_more_than_was_asked_for_and_sees_contents():
-    row, slices = setting(), [(number, 100) for number in range(1, 1001)]
-    source, target = _store_of(slices, row), _store_of(slices, row)
-    metadata = FakeMetadata(row, slices)
-    difference = compare_sample(metadata, row, source, target, 50)
-    assert (difference.expected, difference.present) == (50, 50)
-    target.contents = dict.fromkeys(target.objects, "something else")
-    assert compare_sample(metadata, row, source, target, 50).different == 50
-    assert len(compare_sample(metadata, row, source, target, 50).examples) == 5
-
-
-def test_contents_are_compared_for_every_block_of_the_same_length():
-    row, slices = setting(), [(number, 100) for number in range(1, 201)]
-    source, target = _store_of(slices, row), _store_of(slices, row)
-    (key, _), *_ = block_objects(row, 77, 100)
-    target.contents[key] = "something else"
-    found = compare_listings(source.list("myjfs/"), target.list("myjfs/"), same_contents(source, target))
-    assert (found.expected, found.present, found.different) == (200, 199, 1)
-    assert found.examples == [f"different: {key} (content)"]
+    needed = dataclasses.replace(metadata.needed(), problems=problems)
+    manifest = ParquetManifest(tmp_path, "00000", {"plan": "plan"})
+    engine = MemoryEngine(source, target)
+    copy_partition(source, target, engine, ALL, manifest, Options(compare="content"), needed=needed)
+    found = {row.key: row.outcome for row in ManifestReader(tmp_path / "00000.parquet").rows(tuple(ObjectOutcome))}
+    assert found == {
+        key(0, 2): "damaged", key(1, 2): "damaged", key(2, 2): "same", key(3, 2): "copied", "meta/dump": "copied",
+    }  # fmt: skip
+    assert key(0, 2) not in target.objects

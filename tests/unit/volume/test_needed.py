@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from include.juicefs_storage.ports import Session
 from include.juicefs_storage.volume.layout import block_objects, shard_of
-from include.juicefs_storage.volume.needed import needed_objects
+from include.juicefs_storage.volume.needed import needed_objects, watermark
 from tests.support.fakes import FakeMetadata, setting
 
 KIB = 1024
@@ -45,3 +48,9 @@ def test_the_hash_that_spreads_keys_over_shards() -> None:
     whole = 2**32
     assert [shard_of(key, whole) for key in ("", "a", "foobar")] == [0x811C9DC5, 0xE40C292C, 0xBF9CF968]
     assert shard_of("foobar", 3) == 0xBF9CF968 % 3
+
+
+def test_the_next_delta_begins_before_what_live_clients_may_still_use() -> None:
+    sessions = [Session(number, "1.4.2", "h", "/m", datetime.now(UTC)) for number in range(3)]
+    assert watermark(FakeMetadata(setting(), [(100_000, 1)], sessions)) == 100_001 - 3 * 4096
+    assert watermark(FakeMetadata(setting(), [(100, 1)], sessions)) == 0

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from include.juicefs_storage.copy.by_metadata import compare_needed
 from include.juicefs_storage.ports import MetadataStore, ObjectStore
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.switch.params import Consistency
-from include.juicefs_storage.volume.comparison import (
+from include.juicefs_storage.volume.difference import (
     Difference,
     Kind,
     compare_listings,
+    compare_needed,
     compare_sample,
     files_of_examples,
-    same_contents,
-    volume_objects,
 )
 from include.juicefs_storage.volume.setting import Setting
 
@@ -59,8 +57,7 @@ def check_consistency(
     elif mode == "metadata":
         difference = compare_needed(metadata, setting, source, target)
     else:
-        contents = same_contents(source, target) if mode == "content" else None
-        difference = compare_listings(volume_objects(source, setting), volume_objects(target, setting), contents)
+        difference = compare_listings(source, target, setting, contents=mode == "content")
     findings = [
         *_lost(difference, metadata),
         *_different(difference),

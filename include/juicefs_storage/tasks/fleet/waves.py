@@ -49,7 +49,7 @@ from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.check import PlanApproval
 from include.juicefs_storage.tasks.switch.move import rollouts_done
 from include.juicefs_storage.volume.canary import canary_name
-from include.juicefs_storage.volume.comparison import missing_blocks
+from include.juicefs_storage.volume.difference import missing_blocks
 
 _WATCH: dict[str, Any] = {"kind": "sensor", "mode": "reschedule", "poke_interval": POLL_S, "timeout": LONGEST_WAIT_S}
 

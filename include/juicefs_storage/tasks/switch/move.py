@@ -30,7 +30,7 @@ from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks.context import ENDED, FOLLOWING, log, mask_keys, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.volume.canary import canary_name
-from include.juicefs_storage.volume.comparison import Difference, missing_blocks
+from include.juicefs_storage.volume.difference import Difference, missing_blocks
 from include.juicefs_storage.volume.mount_pods import find_mount_pods, request_errors, stale_mount_pods
 from include.juicefs_storage.volume.secret import written_by_format
 from include.juicefs_storage.volume.setting import Setting, StorageConfig

@@ -16,7 +16,7 @@ from include.juicefs_storage.switch.plan import fingerprint
 from include.juicefs_storage.tasks.switch import move as move_module
 from include.juicefs_storage.tasks.switch.move import Move
 from include.juicefs_storage.volume.canary import canary_name
-from include.juicefs_storage.volume.comparison import Difference
+from include.juicefs_storage.volume.difference import Difference
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.fakes import NEW, OLD, backup, setting
 
