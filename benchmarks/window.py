@@ -18,7 +18,7 @@ from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
-from include.juicefs_storage.switch.prove_clients import prove_clients
+from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
@@ -38,7 +38,7 @@ def measure(lab: Lab, rounds: int) -> list[float]:
         before = metadata.read_setting()
         WriteSetting(metadata, juicefs, before, target).apply()
         start = time.monotonic()
-        prove_clients(
+        prove_every_client(
             cluster, before, target, S3Bucket.from_storage(target), ".window", timeout_s=120,
             clock=time.monotonic, sleep=lambda seconds: time.sleep(seconds / 4),
         )  # fmt: skip

@@ -198,7 +198,7 @@ def test_a_secret_that_changes_between_read_and_patch_keeps_the_others_change(
             times.pop()
             core.patch_namespaced_secret(SECRET, NS, {"stringData": {"token": "theirs"}})
 
-    PatchSecrets(cluster, SECRET, "faults", NEW, fence=meddle).apply()
+    PatchSecrets(cluster, SECRET, "faults", NEW, confirm_lease=meddle).apply()
     found = values(core)
     assert (found["bucket"], found["token"], found["envs"]) == (NEW.bucket, "theirs", "{}")
 

@@ -102,7 +102,7 @@ def look(lab: Lab, connections: object, tmp_path: Path, monkeypatch: pytest.Monk
     from include.juicefs_storage.errors import TransientError
     from include.juicefs_storage.switch.checks import consistency
     from include.juicefs_storage.tasks import context, runtime
-    from include.juicefs_storage.tasks.switch import check, move
+    from include.juicefs_storage.tasks.switch import check
 
     # Whatever other tests have left in the volume: a sample that is all of it meets the block that a test changes.
     monkeypatch.setattr(consistency, "SAMPLE_BLOCKS", 10**6)
@@ -113,8 +113,8 @@ def look(lab: Lab, connections: object, tmp_path: Path, monkeypatch: pytest.Monk
         pushed: dict[str, list[Any]] = {}
         kept = SimpleNamespace(xcom_push=lambda key, value: pushed.setdefault(key, []).append(value))
         current = {"ti": kept, "dag": SimpleNamespace(dag_id="juicefs_storage_switch"), "run_id": "manual__test"}
-        for module in (context, move):
-            monkeypatch.setattr(module, "get_current_context", lambda: current)
+        for module in (context.__name__, "include.juicefs_storage.tasks.switch.run"):
+            monkeypatch.setattr(f"{module}.get_current_context", lambda: current)
         monkeypatch.setattr(check.Runtime, "of_run", lambda: made)
         made_by = names or tuple(check.CHECK_FUNCTIONS)
         for name in made_by:

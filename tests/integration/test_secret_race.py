@@ -20,7 +20,7 @@ from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
-from include.juicefs_storage.switch.settle import Settled, settle
+from include.juicefs_storage.switch.settle import Settled, guard_setting
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.mount_pods import MountPod, find_mount_pods, read_config, stale_mount_pods
 from include.juicefs_storage.volume.secret import storage_values, volume_secrets, written_by_format
@@ -45,9 +45,9 @@ class World:
     write: WriteSetting
     patch: PatchSecrets
 
-    def settle(self, for_s: float = SETTLE_S) -> Settled:
+    def guard_setting(self, for_s: float = SETTLE_S) -> Settled:
         """As the task does it."""
-        return settle(
+        return guard_setting(
             self.write,
             self.patch,
             lambda: stale_mount_pods(self.cluster, self.mounts, self.target),
@@ -173,7 +173,7 @@ def test_mount_pods_that_start_at_any_moment(world: World, first_s: float) -> No
         # What a busy cluster takes between the two: pods that start meanwhile have the old values.
         threading.Event().wait(1.2)
         keep_trying(world.patch.apply)
-        settled = world.settle()
+        settled = world.guard_setting()
         pods.join()
         assert world.bucket() == world.target.bucket
         buckets = {name: format_bucket(world, name) for name in names}
@@ -249,7 +249,7 @@ def test_a_mount_pod_that_starts_after_the_watch_is_waited_for(world: World) -> 
         timer = threading.Timer(7, let_it_start)
         timer.start()
         begun = time.monotonic()
-        settled = world.settle(for_s=3)
+        settled = world.guard_setting(for_s=3)
         timer.join()
         assert time.monotonic() - begun > 7
         assert len(settled.repaired) == 1
@@ -282,7 +282,7 @@ def test_secrets_that_somebody_puts_back_are_patched_again(world: World) -> None
 
     timer = threading.Timer(3, sync)
     timer.start()
-    settled = world.settle()
+    settled = world.guard_setting()
     timer.join()
     assert settled.repaired == (f"Secret {NS}/{SECRET} held other values",)
     assert world.patch.plan() == []

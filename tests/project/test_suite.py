@@ -24,7 +24,6 @@ OTHERS = {
     "switch/checks/test_checks.py": "of the checks together",
     "switch/test_proofs.py": "of the modules prove_*.py together",
     "switch/test_steps.py": "of the steps together",
-    "tasks/switch/test_write_fence.py": "the fence as move.py and its tasks raise and lower it",
 }
 
 

@@ -153,6 +153,22 @@ class FakeCluster:
 
 
 @dataclass
+class FakeWriteFence:
+    """A write fence that is up or not."""
+
+    raised: bool = False
+
+    def is_up(self) -> bool:
+        return self.raised
+
+    def up(self) -> None:
+        self.raised = True
+
+    def down(self) -> None:
+        self.raised = False
+
+
+@dataclass
 class FakeVault:
     """Holds what it is given; what is `b"?"` cannot be decrypted."""
 

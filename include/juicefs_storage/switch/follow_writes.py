@@ -19,6 +19,7 @@ from typing import TypeVar
 from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError
 from include.juicefs_storage.objects.model import Copied, Listed, ObjectOutcome
 from include.juicefs_storage.ports import MetadataStore, ObjectStore
+from include.juicefs_storage.switch.step import LeaseCheck
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import watermark
 from include.juicefs_storage.volume.setting import Setting
@@ -53,7 +54,7 @@ class Follower:
         source: The store that clients leave.
         target: The store that they move to.
         copy: Copies objects; overwrites none.
-        fence: Called before each copy.
+        confirm_lease: Called before each copy.
         clock: A monotonic clock.
         copied: Blocks.
         copied_bytes: Of these blocks.
@@ -67,7 +68,7 @@ class Follower:
     source: ObjectStore
     target: ObjectStore
     copy: Copy
-    fence: Callable[[], None]
+    confirm_lease: LeaseCheck
     clock: Callable[[], float]
     copied: int = 0
     copied_bytes: int = 0
@@ -87,7 +88,7 @@ class Follower:
         begun: Callable[[], None],
         sleep: Callable[[float], None],
         *,
-        called_off: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Look every second, whatever fails; for the last time after it is over, unless it is called off.
 
@@ -95,7 +96,7 @@ class Follower:
             over: Asked before each look.
             begun: Called after the first look.
             sleep: Waits the given seconds.
-            called_off: Asked when it is over: what follows waits, and a store that hangs would make it wait for long.
+            cancelled: Asked when it is over: what follows waits, and a store that hangs would make it wait for long.
 
         Raises:
             NeedsHumanError: The run must not write any more.
@@ -103,7 +104,7 @@ class Follower:
         last, first = False, True
         while not last:
             last, started = over(), self.clock()
-            if last and called_off():
+            if last and cancelled():
                 return
             try:
                 self.look()
@@ -178,7 +179,7 @@ class Follower:
         done = self._present(since)
         absent = [key for key in since if key not in done]
         if found := [item for item in _ask(self.source.head, absent) if item]:
-            self.fence()
+            self.confirm_lease()
             done |= self._copy([(item.key, item.size_bytes, item.etag) for item in found], since)
         for slice_id in slice_ids:
             seen_at, keys = self._waiting.pop(slice_id)

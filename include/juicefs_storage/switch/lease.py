@@ -1,4 +1,4 @@
-"""One run at a time on a volume: a Kubernetes Lease, taken before the first change and looked at before every write."""
+"""One run at a time on a volume: a Kubernetes Lease, taken before the first change and confirmed before every write."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError, 
 from include.juicefs_storage.ports import Lease, LeaseStore
 from include.juicefs_storage.switch.findings import Finding
 
-#: How long a holder that is not heard of any more keeps others out, in seconds. Nobody renews between two tasks of a
-#: run, and a task may wait long for a worker: losing a volume in mid-move is worse than waiting an hour.
+#: TTL of a Lease whose holder stopped renewing, in seconds. Nobody renews between two tasks of a run, and a task may
+#: wait long for a worker: losing a volume in mid-move is worse than waiting an hour.
 LEASE_S = 3600
 _TRIES = 5
 _FIRST_PAUSE_S = 0.1
@@ -30,18 +30,18 @@ def lease_name(uuid: str) -> str:
 
 
 @dataclass(frozen=True)
-class VolumeLock:
+class VolumeLease:
     """The Lease of one volume as one run sees it.
 
-    A write is never repeated blindly: where somebody else wrote in between, or where the answer was lost, the Lease is
-    read again, and what it says decides. Tasks of one run share the run's hold and may renew it side by side.
+    A write is never repeated blindly: after a conflict or a lost answer the Lease is read again and decides. The tasks
+    of one run share its hold and may renew it at the same time.
 
     Attributes:
         leases: Where the Lease is.
         name: Its name.
         holder: This run: `<dag id>/<run id>`.
-        now: The time in UTC; that of two workers must agree within minutes.
-        duration_s: How long a hold lasts after it was renewed last, in seconds.
+        now: The time in UTC. The clocks of two workers must agree within minutes.
+        duration_s: TTL of the hold after its last renewal, in seconds.
         sleep: Waits the given seconds.
     """
 
@@ -53,12 +53,12 @@ class VolumeLock:
     sleep: Callable[[float], None] = time.sleep
 
     def other_holder(self) -> Lease | None:
-        """The Lease, where another run holds it and its time has not passed."""
+        """The Lease, where another run holds it and it has not expired."""
         found = self.leases.lease(self.name)
         return found if found and self._is_anothers(found) else None
 
     def refuse_if_held(self) -> None:
-        """Let a task go on that adds and never changes; takes nothing.
+        """Refuse where another run holds the Lease. Takes nothing: for a task that adds blocks and changes none.
 
         Raises:
             NeedsHumanError: Another run holds the volume.
@@ -67,11 +67,11 @@ class VolumeLock:
             raise self._held(found)
 
     def acquire(self) -> None:
-        """Take the Lease, or renew it where this run has it. A holder whose time has passed is taken over.
+        """Take the Lease, or renew it where this run holds it. An expired Lease is taken over.
 
         Raises:
-            NeedsHumanError: Another run holds it: says which, since when and until when.
-            TransientError: It cannot be written at present.
+            NeedsHumanError: Another run holds it.
+            TransientError: It cannot be written.
         """
 
         def claim(found: Lease | None) -> Lease:
@@ -94,7 +94,7 @@ class VolumeLock:
         self._write(claim)
 
     def renew(self) -> bool:
-        """Renew the hold; False (and no change) where this run does not have it."""
+        """Renew the hold; False (and no change) where this run does not hold it."""
 
         def claim(found: Lease | None) -> Lease | None:
             mine = found is not None and found.holder == self.holder
@@ -102,12 +102,12 @@ class VolumeLock:
 
         return self._write(claim)
 
-    def fence(self) -> None:
-        """Call right before a write: from here on the hold lasts a whole period again.
+    def confirm(self) -> None:
+        """Confirm the hold right before a write, and renew it.
 
         Raises:
             NeedsHumanError: This run does not hold the Lease any more.
-            TransientError: It cannot be told whether it does.
+            TransientError: The Lease cannot be read or written.
         """
         if self.renew():
             return
@@ -119,21 +119,21 @@ class VolumeLock:
         )
 
     @contextmanager
-    def kept(self, every_s: float = LEASE_S / 6) -> Iterator[None]:
-        """Renew the hold every so many seconds while a long task works; does nothing where this run has none.
+    def kept_renewed(self, every_s: float = LEASE_S / 6) -> Iterator[None]:
+        """Renew the hold every so many seconds while a long task works; do nothing where this run has none.
 
-        A hold that is lost meanwhile shows at the next `fence`.
+        A hold that is lost meanwhile is found by the next `confirm`.
         """
         done = threading.Event()
 
-        def keep() -> None:
+        def renew() -> None:
             while not done.wait(every_s):
                 try:
                     self.renew()
                 except StorageSwitchError as error:
                     log.warning("Lease %s was not renewed: %s", self.name, error.problem)
 
-        thread = threading.Thread(target=keep, name="lease", daemon=True)
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
         thread.start()
         try:
             yield
@@ -154,7 +154,7 @@ class VolumeLock:
         return lease.holder not in {"", self.holder} and self.now() < _until(lease)
 
     def _write(self, claim: Callable[[Lease | None], Lease | None]) -> bool:
-        """Read, decide, write, and again where the write did not come through; False where `claim` wants none."""
+        """Read, decide, write; retry a write that failed. False where `claim` wants none."""
         problem = TransientError(
             f"Lease {self.leases.namespace}/{self.name} was written by others {_TRIES} times in a row.",
             state="this task stopped before its next write",
@@ -193,13 +193,13 @@ def _until(lease: Lease) -> datetime:
 def _who(lease: Lease) -> str:
     return (
         f"Run {lease.holder} holds this volume since {lease.acquired_at:%Y-%m-%d %H:%M:%S} UTC, "
-        f"until {_until(lease):%Y-%m-%d %H:%M:%S} UTC if it is not heard of before."
+        f"until {_until(lease):%Y-%m-%d %H:%M:%S} UTC unless it renews its Lease."
     )
 
 
-def check_lock(lock: VolumeLock) -> list[Finding]:
-    """No other run is at work on the volume."""
-    if found := lock.other_holder():
-        held = lock._held(found)
-        return [Finding(check="lock", level="refusal", message=held.problem, remedy=held.next_step)]
-    return [Finding(check="lock", level="ok", message="no other run holds the volume")]
+def check_lease(lease: VolumeLease) -> list[Finding]:
+    """Refuse where another run holds the volume."""
+    if found := lease.other_holder():
+        held = lease._held(found)
+        return [Finding(check="lease", level="refusal", message=held.problem, remedy=held.next_step)]
+    return [Finding(check="lease", level="ok", message="no other run holds the volume")]

@@ -9,7 +9,7 @@ from include.juicefs_storage.errors import (
     TransientError,
 )
 from include.juicefs_storage.ports import Cluster, SecretObject
-from include.juicefs_storage.switch.step import Fence, carry_out, no_fence
+from include.juicefs_storage.switch.step import LeaseCheck, carry_out, no_lease
 from include.juicefs_storage.volume.secret import desired_values, volume_secrets
 from include.juicefs_storage.volume.setting import StorageConfig
 
@@ -29,7 +29,7 @@ class PatchSecrets:
     volume: str
     target: StorageConfig
     exact: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
-    fence: Fence = no_fence
+    confirm_lease: LeaseCheck = no_lease
 
     def observe(self) -> list[SecretObject]:
         """The volume's Secrets as they are now."""
@@ -50,7 +50,7 @@ class PatchSecrets:
         Returns:
             The names of the Secrets that were changed; empty where all agreed already.
         """
-        changed = carry_out(self.plan, lambda row: self.cluster.patch_secret(*row), self.fence)
+        changed = carry_out(self.plan, lambda row: self.cluster.patch_secret(*row), self.confirm_lease)
         self.verify()
         return [f"{secret.namespace}/{secret.name}" for secret, _ in changed]
 

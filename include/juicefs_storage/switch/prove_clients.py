@@ -33,7 +33,7 @@ class ClientProof(Frozen):
     was_stuck: bool = False
 
 
-def prove_clients(
+def prove_every_client(
     cluster: Cluster,
     setting: Setting,
     config: StorageConfig,

@@ -21,7 +21,7 @@ def prove_status(juicefs: JuiceFS, setting: Setting, config: StorageConfig) -> N
         )
 
 
-def prove_fresh_mount(juicefs: JuiceFS, store: ObjectStore, config: StorageConfig, canary: str) -> int:
+def use_fresh_mount(juicefs: JuiceFS, store: ObjectStore, config: StorageConfig, canary: str) -> int:
     """A new mount with an empty cache reads and writes, and what it writes lands on the storage.
 
     Returns:

@@ -9,7 +9,7 @@ from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, MountP
 from include.juicefs_storage.volume.users import PodIdentity, business_pods
 
 
-def prove_no_restarts(cluster: Cluster, plan: Plan) -> list[str]:
+def compare_pods(cluster: Cluster, plan: Plan) -> list[str]:
     """Compare the pods' UIDs and restart counts with those in the plan.
 
     Returns:

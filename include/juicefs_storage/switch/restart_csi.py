@@ -8,7 +8,7 @@ from include.juicefs_storage.errors import (
     PermanentError,
 )
 from include.juicefs_storage.ports import Cluster, WorkloadKind
-from include.juicefs_storage.switch.step import Fence, carry_out, no_fence
+from include.juicefs_storage.switch.step import LeaseCheck, carry_out, no_lease
 from include.juicefs_storage.volume.csi import (
     CSI_WORKLOADS,
 )
@@ -30,7 +30,7 @@ class RestartCsi:
 
     cluster: Cluster
     stamp: str
-    fence: Fence = no_fence
+    confirm_lease: LeaseCheck = no_lease
 
     def plan(self) -> list[tuple[WorkloadKind, str]]:
         """The workloads that do not carry this run's stamp yet."""
@@ -47,7 +47,7 @@ class RestartCsi:
             The workloads that were told to restart; empty where this run had told them already.
         """
         annotations = {RESTART_ANNOTATION: self.stamp}
-        restarted = carry_out(self.plan, lambda row: self.cluster.stamp_template(*row, annotations), self.fence)
+        restarted = carry_out(self.plan, lambda row: self.cluster.stamp_template(*row, annotations), self.confirm_lease)
         return [f"{kind}/{name}" for kind, name in restarted]
 
     def verify(self) -> list[str]:

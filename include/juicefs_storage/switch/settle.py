@@ -32,7 +32,7 @@ class Settled:
     waiting: tuple[str, ...] = ()
 
 
-def settle(
+def guard_setting(
     step: WriteSetting,
     secrets: PatchSecrets,
     stale_pods: Callable[[], Sequence[Pod]],

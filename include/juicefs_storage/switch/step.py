@@ -9,39 +9,42 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from include.juicefs_storage.errors import (
-    TransientError,
-)
+from include.juicefs_storage.errors import TransientError
 
 _TRIES = 3
 
 
-Fence = Callable[[], None]
-
+#: Confirms right before a write that this run still holds the volume's Lease; raises NeedsHumanError otherwise.
+LeaseCheck = Callable[[], None]
 
 T = TypeVar("T")
 
 
-def no_fence() -> None:
-    """For whoever needs no lock."""
+def no_lease() -> None:
+    """For a caller that needs no Lease."""
 
 
-def carry_out(plan: Callable[[], list[T]], write: Callable[[T], None], fence: Fence) -> list[T]:
-    """Write what is planned. Where a write fails the plan is made again, from the world as it is then.
+def carry_out(plan: Callable[[], list[T]], write: Callable[[T], None], confirm_lease: LeaseCheck) -> list[T]:
+    """Write what is planned. Re-plan from observed state and retry where a write fails.
 
-    An answer may be lost on its way back, or somebody else may have written first: only a new look tells.
+    The answer of a write may have been lost, or another client may have written first: only the observed state tells.
+
+    Args:
+        plan: Observes and lists what is left to write.
+        write: Writes one item.
+        confirm_lease: Called before each write.
 
     Returns:
-        What was planned at first.
+        The first plan.
 
     Raises:
-        TransientError: A write did not come through.
+        TransientError: A write kept failing.
     """
     first = pending = plan()
     for left in reversed(range(_TRIES)):
         problem: TransientError | None = None
         for item in pending:
-            fence()
+            confirm_lease()
             try:
                 write(item)
             except TransientError as error:

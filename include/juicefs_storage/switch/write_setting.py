@@ -12,7 +12,7 @@ from include.juicefs_storage.errors import (
     TransientError,
 )
 from include.juicefs_storage.ports import JuiceFS, MetadataStore
-from include.juicefs_storage.switch.step import Fence, no_fence
+from include.juicefs_storage.switch.step import LeaseCheck, no_lease
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 #: How long a `juicefs config` whose answer was lost may go on, in seconds: it gives up on a store after 12.
@@ -33,7 +33,7 @@ class WriteSetting:
     before: Setting
     target: StorageConfig
     recorded: Setting | None = None
-    fence: Fence = no_fence
+    confirm_lease: LeaseCheck = no_lease
     sleep: Callable[[float], None] = time.sleep
     stale: Sequence[StorageConfig] = ()
 
@@ -73,7 +73,7 @@ class WriteSetting:
         now = self.observe()
         if now.uses(self.target):
             return False
-        self.fence()
+        self.confirm_lease()
         try:
             if self.recorded:
                 self._replace(now, self.recorded)
@@ -128,7 +128,7 @@ class WriteSetting:
         """
         now = self.observe()
         if now.uses(self.target):
-            self.fence()
+            self.confirm_lease()
             if not self.metadata.replace_setting(expected=now, new=now.sealed_anew()):
                 raise self._changed()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import logging
 from datetime import UTC, datetime, timedelta
-from time import monotonic, sleep
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +14,6 @@ from include.juicefs_storage.volume.setting import StorageConfig
 
 #: The states in which a task has ended.
 ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
-#: The XCom by which a task that follows the clients' writes tells that it has begun, and how long that may take.
-FOLLOWING = "following"
-_FOLLOWER_START_S, _FOLLOWER_POLL_S = 60, 0.3
 #: The XCom of a task that exhausted its retry budget for the metadata database, and for how long others need no retry.
 _METADATA_AWAY, _AWAY_FOR = "metadata_away", timedelta(minutes=3)
 
@@ -32,23 +28,6 @@ def pull(task_id: str, key: str = "return_value") -> Any:
 def push(key: str, value: Any) -> None:
     """Set an XCom of the task that is running; it stays when the task fails afterwards."""
     get_current_context()["ti"].xcom_push(key=key, value=value)
-
-
-def await_follower(task_id: str) -> bool:
-    """Wait until a task that follows the clients' writes is at work, for as long as its start may take.
-
-    Returns:
-        False where it is not: there is no free worker slot, or it has ended, as after a clear that left it out.
-    """
-    deadline = monotonic() + _FOLLOWER_START_S
-    while (state := task_states(task_id)[task_id]) not in ENDED and monotonic() < deadline:
-        if state == "running" and pull(task_id, FOLLOWING):
-            return True
-        sleep(_FOLLOWER_POLL_S)
-    log.warning(
-        "Task %s does not follow (%s): what clients write meanwhile is copied when they have moved.", task_id, state
-    )
-    return False
 
 
 def run_id() -> str:

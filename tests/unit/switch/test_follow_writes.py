@@ -27,12 +27,12 @@ class World:
     def __init__(self, last_id: int = 1) -> None:
         client = Session(1, "1.4.2", "h", "/m", datetime.now(UTC))
         self.metadata, self.source, self.target = FakeMetadata(ROW, live=[client]), FakeStore(), FakeStore()
-        self.fenced = 0
+        self.confirmed = 0
         self.asked: list[int] = []
         ticks = itertools.count(step=0.001)
         self.commit(last_id, on=[self.source, self.target])
         self.follower = Follower(
-            self.metadata, ROW, self.source, self.target, self.copy, self.fence, lambda: next(ticks)
+            self.metadata, ROW, self.source, self.target, self.copy, self.confirm_lease, lambda: next(ticks)
         )
 
     def commit(self, slice_id: int, size: int = 100, on: Sequence[FakeStore] = ()) -> list[str]:
@@ -52,8 +52,8 @@ class World:
         self.target.objects |= {key: size for key, size, _ in objects}
         return [Copied(ObjectOutcome.COPIED) for _ in objects]
 
-    def fence(self) -> None:
-        self.fenced += 1
+    def confirm_lease(self) -> None:
+        self.confirmed += 1
 
 
 def test_what_is_committed_to_the_old_store_is_copied_and_what_is_on_the_new_one_is_left() -> None:
@@ -133,7 +133,7 @@ def test_nothing_is_copied_by_a_run_that_lost_its_lease() -> None:
     def lost() -> None:
         raise NeedsHumanError("lost")
 
-    world.follower.fence = lost
+    world.follower.confirm_lease = lost
     with pytest.raises(NeedsHumanError):
         world.follower.look()
     assert world.asked == []
@@ -158,16 +158,16 @@ def test_it_looks_once_more_when_all_have_moved_and_a_failed_look_does_not_end_i
     assert (world.follower.copied, world.follower.problem) == (2, "")
 
 
-@pytest.mark.parametrize("called_off", [False, True])
-def test_the_last_look_is_left_out_where_what_follows_waits(called_off: bool) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_the_last_look_is_left_out_where_what_follows_waits(cancelled: bool) -> None:
     world = World()
     overs = iter([False, True])
 
     def sleep(_: float) -> None:
         world.commit(2, on=[world.source])
 
-    world.follower.follow(lambda: next(overs), lambda: None, sleep, called_off=lambda: called_off)
-    assert world.follower.copied == (0 if called_off else 1)
+    world.follower.follow(lambda: next(overs), lambda: None, sleep, cancelled=lambda: cancelled)
+    assert world.follower.copied == (0 if cancelled else 1)
 
 
 def test_a_store_that_fails_is_not_asked_for_every_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.ports import Lease
-from include.juicefs_storage.switch.lease import VolumeLock, check_lock, lease_name
+from include.juicefs_storage.switch.lease import VolumeLease, check_lease, lease_name
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.restart_csi import RestartCsi
 from include.juicefs_storage.switch.write_setting import WriteSetting
@@ -74,18 +74,18 @@ def leases() -> FakeLeases:
 
 
 @pytest.fixture
-def run(leases: FakeLeases, clock: Clock) -> Callable[[str], VolumeLock]:
-    return lambda holder: VolumeLock(leases, NAME, holder, clock, duration_s=600, sleep=lambda seconds: None)
+def run(leases: FakeLeases, clock: Clock) -> Callable[[str], VolumeLease]:
+    return lambda holder: VolumeLease(leases, NAME, holder, clock, duration_s=600, sleep=lambda seconds: None)
 
 
 def test_the_name_derives_from_the_volume() -> None:
     assert lease_name("ABCDEF01-2222-3333-4444-555555555555") == "juicefs-storage-abcdef01-2222-3333-4444-555555555555"
 
 
-def test_the_second_run_is_told_who_since_when_and_until_when(run, clock) -> None:
+def test_the_second_run_is_refused_with_the_holder_and_its_expiry(run, clock) -> None:
     run("dag/first").acquire()
     clock.time += 3 * MINUTE
-    run("dag/first").fence()
+    run("dag/first").confirm()
     with pytest.raises(NeedsHumanError) as refused:
         run("dag/second").acquire()
     assert "dag/first" in refused.value.problem
@@ -102,7 +102,7 @@ def test_tasks_of_one_run_share_the_hold(run, leases, clock) -> None:
     assert leases.kept.transitions == 0
 
 
-def test_a_dead_holder_is_taken_over_after_its_time(run, leases, clock) -> None:
+def test_an_expired_lease_is_taken_over(run, leases, clock) -> None:
     run("dag/dead").acquire()
     clock.time += 10 * MINUTE - timedelta(seconds=1)
     with pytest.raises(NeedsHumanError):
@@ -117,17 +117,17 @@ def test_a_run_that_lost_its_lease_stops_before_its_next_write(run, clock) -> No
     clock.time += 11 * MINUTE
     run("dag/second").acquire()
     with pytest.raises(NeedsHumanError, match="dag/second"):
-        run("dag/slow").fence()
+        run("dag/slow").confirm()
     # Also when the other run has ended meanwhile: what was planned may be out of date.
     run("dag/second").release()
     with pytest.raises(NeedsHumanError, match="does not hold"):
-        run("dag/slow").fence()
+        run("dag/slow").confirm()
 
 
-def test_a_hold_that_lapsed_and_that_nobody_took_goes_on(run, leases, clock) -> None:
+def test_an_expired_lease_that_nobody_took_is_renewed(run, leases, clock) -> None:
     run("dag/slow").acquire()
     clock.time += 60 * MINUTE
-    run("dag/slow").fence()
+    run("dag/slow").confirm()
     assert leases.kept.renewed_at == clock.time
 
 
@@ -145,10 +145,10 @@ def test_a_lease_that_was_deleted_stops_its_holder(run, leases) -> None:
     run("dag/first").acquire()
     leases.kept = None
     with pytest.raises(NeedsHumanError, match="given back or deleted"):
-        run("dag/first").fence()
+        run("dag/first").confirm()
     assert leases.kept is None
     run("dag/first").acquire()
-    run("dag/first").fence()
+    run("dag/first").confirm()
 
 
 @pytest.mark.parametrize("trouble", ["lose_answer", "lose_request"])
@@ -191,25 +191,25 @@ def test_a_long_task_renews_on_the_way(run, leases, clock) -> None:
     renewed = threading.Event()
     write = leases.write_lease
     leases.write_lease = lambda lease: (write(lease), renewed.set())[0]
-    with run("dag/first").kept(every_s=0.01):
+    with run("dag/first").kept_renewed(every_s=0.01):
         assert renewed.wait(10)
     assert leases.kept.renewed_at == clock.time
     leases.kept = replace(leases.kept, holder="dag/second")
     before = leases.kept
-    with run("dag/first").kept(every_s=0.001):
+    with run("dag/first").kept_renewed(every_s=0.001):
         threading.Event().wait(0.05)
     assert leases.kept == before
 
 
 def test_the_check_refuses_where_another_run_is_at_work(run, clock) -> None:
-    assert [finding.level for finding in check_lock(run("dag/first"))] == ["ok"]
+    assert [finding.level for finding in check_lease(run("dag/first"))] == ["ok"]
     run("dag/first").acquire()
-    assert [finding.level for finding in check_lock(run("dag/first"))] == ["ok"]
-    (finding,) = check_lock(run("dag/second"))
+    assert [finding.level for finding in check_lease(run("dag/first"))] == ["ok"]
+    (finding,) = check_lease(run("dag/second"))
     assert (finding.level, "dag/first" in finding.message) == ("refusal", True)
     assert "delete lease" in finding.remedy
     clock.time += 10 * MINUTE
-    assert [finding.level for finding in check_lock(run("dag/second"))] == ["ok"]
+    assert [finding.level for finding in check_lease(run("dag/second"))] == ["ok"]
 
 
 class LostError(Exception):
@@ -220,9 +220,9 @@ def lost() -> None:
     raise LostError
 
 
-def test_no_step_writes_behind_a_fence_that_is_closed() -> None:
+def test_no_step_writes_without_the_lease() -> None:
     metadata = FakeMetadata(setting(OLD))
-    step = WriteSetting(metadata, FakeJuiceFS(metadata), metadata.row, NEW, fence=lost)
+    step = WriteSetting(metadata, FakeJuiceFS(metadata), metadata.row, NEW, confirm_lease=lost)
     with pytest.raises(LostError):
         step.apply()
     metadata.row = setting(NEW)
@@ -233,24 +233,24 @@ def test_no_step_writes_behind_a_fence_that_is_closed() -> None:
     cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=OLD.bucket)
     before = dict(cluster.store)
     with pytest.raises(LostError):
-        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, fence=lost).apply()
+        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, confirm_lease=lost).apply()
     assert cluster.store == before
 
 
-def test_a_fence_that_closes_between_two_writes_stops_the_second(monkeypatch) -> None:
+def test_a_lease_that_is_lost_between_two_writes_stops_the_second(monkeypatch) -> None:
     cluster = FakeCluster()
     driver = {"juicefs/secret": "true"}
     cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", bucket=OLD.bucket)
     cluster.add("juicefs-pvc-1-secret", driver, metaurl=METAURL, bucket=OLD.bucket)
     left = [None]
 
-    def fence() -> None:
+    def confirm() -> None:
         if not left:
             raise LostError
         left.pop()
 
     with pytest.raises(LostError):
-        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, fence=fence).apply()
+        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, confirm_lease=confirm).apply()
     assert [secret.data["bucket"] for secret in cluster.store.values()] == [NEW.bucket, OLD.bucket]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import ExecResult, Pod, Session
-from include.juicefs_storage.switch.prove_clients import ClientProof, prove_clients
+from include.juicefs_storage.switch.prove_clients import ClientProof, prove_every_client
 from include.juicefs_storage.switch.report import proof_lines
 from include.juicefs_storage.volume.canary import reload_warning
 from include.juicefs_storage.volume.setting import StorageConfig
@@ -85,7 +85,7 @@ def prove(clients: Clients, unstick=None, timeout_s: float = 5, sessions=tuple) 
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    return prove_clients(
+    return prove_every_client(
         clients, setting(NEW), NEW, clients.new, "canary", timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
         unstick=unstick, sessions=sessions,
     )  # fmt: skip

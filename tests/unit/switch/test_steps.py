@@ -9,7 +9,7 @@ import pytest
 from include.juicefs_storage.errors import LostAnswerError, NeedsHumanError, PermanentError, TransientError
 from include.juicefs_storage.ports import Pod
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
-from include.juicefs_storage.switch.settle import settle
+from include.juicefs_storage.switch.settle import guard_setting
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.fakes import METAURL, NEW, OLD, FakeCluster, FakeJuiceFS, FakeMetadata, setting
@@ -124,7 +124,7 @@ def test_settle_puts_the_setting_right_and_watches_again(write, agreeing):
             moves_back_at.pop(0)
             write.metadata.row = setting(OLD)
 
-    settled = settle(write, agreeing, list, for_s=10, clock=lambda: now[0], sleep=sleep)
+    settled = guard_setting(write, agreeing, list, for_s=10, clock=lambda: now[0], sleep=sleep)
     assert len(settled.repaired) == 2
     assert (settled.wrote, settled.waiting) == ((), ())
     assert write.metadata.row.uses(NEW)
@@ -213,7 +213,7 @@ def test_settle_waits_for_a_pod_that_has_not_started(write, agreeing):
             write.metadata.row = setting(OLD)  # it starts at last
         return [stale_pod(ready=clock.now >= 60)]
 
-    settled = settle(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
+    settled = guard_setting(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
     assert len(settled.repaired) == 1
     assert settled.wrote == ("late",)
     assert settled.waiting == ()
@@ -223,7 +223,7 @@ def test_settle_waits_for_a_pod_that_has_not_started(write, agreeing):
 def test_settle_does_not_wait_for_ever_and_names_the_pod(write, agreeing):
     write.apply()
     clock = Clock()
-    settled = settle(write, agreeing, lambda: [stale_pod(ready=False)], for_s=10, clock=clock, sleep=clock.sleep)
+    settled = guard_setting(write, agreeing, lambda: [stale_pod(ready=False)], for_s=10, clock=clock, sleep=clock.sleep)
     assert settled.waiting == ("late",)
     assert clock.now == 310
 
@@ -237,7 +237,7 @@ def test_settle_patches_secrets_that_were_put_back(write, agreeing):
             agreeing.cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=OLD.bucket)
         return []
 
-    settled = settle(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
+    settled = guard_setting(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
     assert settled.repaired == ("Secret juicefs/juicefs-sc-secret held other values",)
     assert agreeing.plan() == []
 
@@ -251,7 +251,7 @@ def test_settle_gives_up_on_what_goes_on_writing(write, agreeing):
         return [stale_pod(ready=True)]
 
     with pytest.raises(NeedsHumanError, match="goes on writing"):
-        settle(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
+        guard_setting(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
 
 
 @pytest.mark.parametrize(("failing_s", "ends"), [(30, True), (90, False)])
@@ -266,11 +266,11 @@ def test_settle_lives_through_a_database_that_is_gone_for_a_moment(write, agreei
 
     write.metadata.read_setting = read_setting
     if ends:
-        assert settle(write, agreeing, list, for_s=10, clock=clock, sleep=clock.sleep).repaired == ()
+        assert guard_setting(write, agreeing, list, for_s=10, clock=clock, sleep=clock.sleep).repaired == ()
         assert clock.now >= 5 + failing_s + 9  # it could not be seen meanwhile: quiet seconds count from then on
     else:
         with pytest.raises(TransientError, match="gone"):
-            settle(write, agreeing, list, for_s=10, clock=clock, sleep=clock.sleep)
+            guard_setting(write, agreeing, list, for_s=10, clock=clock, sleep=clock.sleep)
 
 
 def test_a_third_value_that_a_secret_held_is_put_right(write):

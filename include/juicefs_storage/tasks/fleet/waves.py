@@ -27,8 +27,8 @@ from include.juicefs_storage.fleet.plan import (
 from include.juicefs_storage.switch.params import SwitchParams
 from include.juicefs_storage.switch.plan import Plan, StorageView, fingerprint
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
-from include.juicefs_storage.switch.prove_clients import prove_clients
-from include.juicefs_storage.switch.prove_no_restarts import prove_no_restarts
+from include.juicefs_storage.switch.prove_clients import prove_every_client
+from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.switch.restart_csi import RestartCsi
 from include.juicefs_storage.tasks.context import log, push, run_id, task_states
 from include.juicefs_storage.tasks.fleet.runs import (
@@ -47,7 +47,7 @@ from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.check import PlanApproval
-from include.juicefs_storage.tasks.switch.move import rollouts_done
+from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.difference import missing_blocks
 
@@ -223,11 +223,11 @@ def examine(member: Member, carried_out: Plan, salt: str, *, blocks: bool) -> di
             state="this task changed nothing",
             next_step="find out who moved it since",
         )
-    proofs = prove_clients(
+    proofs = prove_every_client(
         runtime.cluster, setting, config, runtime.target_store, canary_name(salt),
         timeout_s=runtime.params.client_timeout_s, clock=time.monotonic, sleep=time.sleep,
     )  # fmt: skip
-    prove_no_restarts(runtime.cluster, carried_out)
+    compare_pods(runtime.cluster, carried_out)
     health: dict[str, Any] = {"clients": len(proofs)}
     if blocks:
         difference = missing_blocks(runtime.metadata, setting, runtime.target_store)

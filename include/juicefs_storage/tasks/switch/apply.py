@@ -9,23 +9,42 @@ from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.backup import Backup
-from include.juicefs_storage.switch.plan import StorageView
-from include.juicefs_storage.switch.prove_fresh_mount import prove_fresh_mount as use_fresh_mount
-from include.juicefs_storage.switch.prove_fresh_mount import prove_status
-from include.juicefs_storage.switch.prove_no_restarts import prove_no_restarts as compare_pods
-from include.juicefs_storage.tasks.context import await_follower, run_id
+from include.juicefs_storage.switch.plan import StorageView, fingerprint
+from include.juicefs_storage.switch.prove_fresh_mount import prove_status, use_fresh_mount
+from include.juicefs_storage.switch.prove_no_restarts import compare_pods
+from include.juicefs_storage.tasks.context import run_id, task_states
 from include.juicefs_storage.tasks.runbook import runbook_task
-from include.juicefs_storage.tasks.switch.move import CATCH_UP_TIMEOUT_S, CONFIG_TIMEOUT_S, Move
+from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
+from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
+from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
 from include.juicefs_storage.volume.secret import storage_values, volume_secrets
+from include.juicefs_storage.volume.setting import StorageConfig
 
 APPLY = (
     "backup", "copy_ahead", "follow_writes", "write_setting", "patch_secret", "settle", "restart_csi",
     "wait_for_rollouts", "prove_clients", "catch_up", "prove_blocks", "prove_fresh_mount", "prove_no_restarts",
     "catch_up_late",
 )  # fmt: skip
-#: The tasks while which clients may be on either store.
+#: Tasks during which clients may be on either store.
 _MOVING = ("write_setting", "patch_secret", "settle", "restart_csi", "wait_for_rollouts", "prove_clients")
 _COPY_AHEAD_TIMEOUT_S = 6 * 3600
+
+
+def approved_target(run: SwitchRun) -> StorageConfig:
+    """The storage that the connection describes, for the backup to record.
+
+    Raises:
+        PermanentError: The connection is no longer what the plan showed and a human approved.
+    """
+    config = run.runtime.target(run.runtime.setting())
+    if fingerprint(config, run.runtime.vault.key) != run.plan.target_fingerprint:
+        raise PermanentError(
+            f"Connection {run.runtime.params.target_conn_id!r} changed since the plan was made for "
+            f"{run.plan.after.bucket}.",
+            state="nothing was changed",
+            next_step="start a new run, so that the plan shows what will be done",
+        )
+    return config
 
 
 @runbook_task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
@@ -36,8 +55,8 @@ def backup() -> dict[str, Any]:
     **Changes** nothing in the volume; writes the Lease, and one file to the folder of connection `juicefs_backup`.
     **Safe to clear**: yes; a backup that this run made before is kept.
     """
-    move = Move.forward()
-    runtime, name = move.runtime, move.backup_id
+    run = admission.forward()
+    runtime, name = run.runtime, run.backup_id
     setting = runtime.setting()
     if existing := runtime.vault.load(name):
         kept = Backup.from_bytes(existing)
@@ -48,16 +67,16 @@ def backup() -> dict[str, Any]:
                 next_step="find out who changed the setting, then start a new run",
             )
         return {"backup_id": name, "written": False}
-    target = move.approved_target()
+    target = approved_target(run)
     if setting.uses(target):
         raise PermanentError(
             f"The setting names {setting.bucket} already and this run has no backup of what was before.",
             state="the volume is on the new store",
             next_step="nothing to switch",
         )
-    if StorageView.of(setting.config) != move.plan.before:
+    if StorageView.of(setting.config) != run.plan.before:
         raise NeedsHumanError(
-            f"The plan was made for a volume on {move.plan.before.bucket}; the setting now names {setting.bucket} "
+            f"The plan was made for a volume on {run.plan.before.bucket}; the setting now names {setting.bucket} "
             "or has other keys.",
             state="nothing was changed",
             next_step="start a new run, so that the plan shows what will be done",
@@ -76,7 +95,7 @@ def backup() -> dict[str, Any]:
             target.access_key.get_secret_value(),
             target.secret_key.get_secret_value(),
         ),
-        plan=move.plan,
+        plan=run.plan,
         params=runtime.params.model_dump(mode="json"),
     )
     runtime.vault.save(name, record.to_bytes())
@@ -89,10 +108,10 @@ def copy_ahead() -> dict[str, Any]:
 
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
-    move = Move.forward(take_lock=False)
-    if not move.runtime.params.catch_up:
+    run = admission.forward(take_lease=False)
+    if not run.runtime.params.catch_up:
         return {"copied": 0}
-    return move.copy(move.old, move.new, timeout_s=_COPY_AHEAD_TIMEOUT_S)
+    return copies.copy(run, run.old, run.new, timeout_s=_COPY_AHEAD_TIMEOUT_S)
 
 
 @runbook_task
@@ -103,10 +122,14 @@ def follow_writes() -> dict[str, Any]:
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes; it ends with
     prove_clients. To have the window followed again, clear copy_ahead with Downstream.
     """
-    move = Move.forward(take_lock=False)
-    if not move.runtime.params.catch_up:
+    run = admission.forward(take_lease=False)
+    if not run.runtime.params.catch_up:
         return {"copied": 0}
-    return move.follow(move.old, move.new, beside=_MOVING)
+    result = copies.follow(run, run.old, run.new, moving=_MOVING, on_poll=write_fence.watch(run))
+    if task_states(_MOVING[-1])[_MOVING[-1]] != "success":
+        # Some client may not have moved, and from here on nobody takes the fence down in time.
+        write_fence.take_down(run)
+    return result
 
 
 @runbook_task
@@ -117,20 +140,20 @@ def write_setting() -> dict[str, Any]:
     **Changes** the row `format` of `jfs_setting`. **Safe to clear**: yes; "already written" is an answer.
     **Undo**: restore_setting.
     """
-    move = Move.forward()
+    run = admission.forward()
     # One that a killed try left behind may write later than this one, even when the volume is elsewhere again.
-    move.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
-    step = move.setting_step
-    followed = move.runtime.params.catch_up and await_follower("follow_writes")
+    run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
+    step = run.write_setting
+    followed = run.runtime.params.catch_up and copies.await_follower("follow_writes")
     fenced = False
     if not step.observe().uses(step.target):
-        move.count_failed()
-        fenced = followed and move.raise_fence()
+        proofs.count_failed_requests(run)
+        fenced = followed and write_fence.put_up(run)
     try:
         written = step.apply()
     except StorageSwitchError:
-        if fenced and not move.runtime.setting().uses(step.target):
-            move.lower_fence()
+        if fenced and not run.runtime.setting().uses(step.target):
+            write_fence.take_down(run)
         raise
     return {"written": written, "bucket": step.target.bucket, "followed": followed, "fenced": fenced}
 
@@ -142,7 +165,7 @@ def patch_secret() -> dict[str, Any]:
     **Changes** the Secrets listed in the plan; the resourceVersion is tested. **Safe to clear**: yes.
     **Undo**: restore_secret.
     """
-    return {"patched": Move.forward().secrets_forward.apply()}
+    return {"patched": admission.forward().patch_secret.apply()}
 
 
 @runbook_task
@@ -152,8 +175,8 @@ def settle() -> dict[str, Any]:
     Where that happened, clients may have followed it for a moment: they are proven, and caught up with, again.
     **Changes** the setting and the Secrets only where they moved back. **Safe to clear**: yes.
     """
-    move = Move.forward()
-    return move.settle(move.setting_step, move.secrets_forward, source=move.old, target=move.new)
+    run = admission.forward()
+    return guard.settle(run, run.write_setting, run.patch_secret, source=run.old, target=run.new)
 
 
 @runbook_task
@@ -163,7 +186,8 @@ def restart_csi() -> dict[str, Any]:
     **Changes** the pod templates' annotation. The mounts live in mount pods and do not notice.
     **Safe to clear**: yes; a workload that carries this run's stamp is not restarted again.
     """
-    return Move.forward().restart(run_id())
+    step = admission.forward().restart_csi(run_id())
+    return {"restarted": step.apply() if step else []}
 
 
 @runbook_task(kind="sensor", mode="reschedule", poke_interval=3, timeout=7300)
@@ -172,7 +196,9 @@ def wait_for_rollouts() -> PokeReturnValue:
 
     **Changes** nothing. **Safe to clear**: yes.
     """
-    return Move.forward(take_lock=False).rollouts_done("restart_csi")
+    run = admission.forward(take_lease=False)
+    run.lease.renew()
+    return rollouts_done([run.runtime] if run.runtime.params.restart_csi else [], "restart_csi")
 
 
 @runbook_task
@@ -183,8 +209,8 @@ def prove_clients() -> dict[str, Any]:
     does not use it, the secret key in the setting is encrypted anew, once: every client tries again then.
     **Safe to clear**: yes.
     """
-    move = Move.forward(take_lock=False)
-    return move.prove_clients(move.new)
+    run = admission.forward(take_lease=False)
+    return proofs.prove_clients(run, run.new)
 
 
 @runbook_task
@@ -193,10 +219,10 @@ def catch_up() -> dict[str, Any]:
 
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
-    move = Move.forward(take_lock=False)
-    if not move.runtime.params.catch_up:
+    run = admission.forward(take_lease=False)
+    if not run.runtime.params.catch_up:
         return {"copied": 0}
-    return move.copy(move.old, move.new, timeout_s=CATCH_UP_TIMEOUT_S)
+    return copies.copy(run, run.old, run.new, timeout_s=copies.CATCH_UP_TIMEOUT_S)
 
 
 @runbook_task
@@ -205,8 +231,8 @@ def prove_blocks() -> dict[str, Any]:
 
     **Changes** nothing. **Safe to clear**: yes.
     """
-    move = Move.forward(take_lock=False)
-    return move.prove_blocks(move.new)
+    run = admission.forward(take_lease=False)
+    return proofs.prove_blocks(run, run.new)
 
 
 @runbook_task
@@ -215,10 +241,10 @@ def prove_fresh_mount() -> dict[str, Any]:
 
     **Changes** nothing; one small file is written and removed. **Safe to clear**: yes.
     """
-    move = Move.forward(take_lock=False)
-    juicefs, new = move.runtime.juicefs, move.new
-    prove_status(juicefs, move.before, new.config)
-    return {"objects": use_fresh_mount(juicefs, new.store, new.config, move.canary)}
+    run = admission.forward(take_lease=False)
+    juicefs, new = run.runtime.juicefs, run.new
+    prove_status(juicefs, run.before, new.config)
+    return {"objects": use_fresh_mount(juicefs, new.store, new.config, run.canary)}
 
 
 @runbook_task
@@ -228,16 +254,16 @@ def prove_no_restarts() -> dict[str, Any]:
     Counts the object requests that failed in each client since the setting was written. **Changes** nothing.
     **Safe to clear**: yes.
     """
-    move = Move.forward(take_lock=False)
+    run = admission.forward(take_lease=False)
     # The plan that was carried out: another one, made since, would not know the pods that were there before.
-    cluster, plan = move.runtime.cluster, move.backup.plan
+    cluster, plan = run.runtime.cluster, run.backup.plan
     gone = compare_pods(cluster, plan)
     return {
         "mount_pods": len(plan.mount_pods),
         "business_pods": len(plan.business_pods),
         "restarts": 0,
         "gone": gone,
-        **move.failed_since("write_setting"),
+        **proofs.failed_requests_since(run, "write_setting"),
     }
 
 
@@ -248,6 +274,7 @@ def catch_up_late() -> PokeReturnValue:
     A slice of several blocks is committed with its last block; the first may have gone to the old store minutes before.
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
-    move = Move.forward(take_lock=False)
-    copies = move.runtime.params.catch_up
-    return move.catch_up_late(move.old, move.new, moved_by=("prove_clients", "settle"), copies=copies)
+    run = admission.forward(take_lease=False)
+    return copies.catch_up_late(
+        run, run.old, run.new, moved_by=("prove_clients", "settle"), copies=run.runtime.params.catch_up
+    )

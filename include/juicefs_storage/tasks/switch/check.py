@@ -18,7 +18,7 @@ from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import reading_rate
-from include.juicefs_storage.switch.lease import check_lock
+from include.juicefs_storage.switch.lease import check_lease
 from include.juicefs_storage.switch.params import resolve_params as validate_params
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, fingerprint
@@ -28,7 +28,7 @@ from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
-from include.juicefs_storage.tasks.switch.move import volume_lock
+from include.juicefs_storage.tasks.switch.run import volume_lease
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import find_mount_pods
 from include.juicefs_storage.volume.secret import volume_secrets
@@ -96,7 +96,7 @@ def check_csi(runtime: Runtime) -> list[Finding]:
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     csi = checks.check_csi(runtime.cluster, rollout_timeout_s=runtime.params.rollout_timeout_s, now=datetime.now(UTC))
-    return [*csi, *check_lock(volume_lock(runtime.cluster, runtime.setting().uuid))]
+    return [*csi, *check_lease(volume_lease(runtime.cluster, runtime.setting().uuid))]
 
 
 @check_task

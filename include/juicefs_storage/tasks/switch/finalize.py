@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import TriggerRule
@@ -15,18 +15,18 @@ from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.check import CHECKS, all_findings
-from include.juicefs_storage.tasks.switch.move import Move
-from include.juicefs_storage.tasks.switch.rollback import DIAGNOSTICS, ROLLBACK, recorded_move, touched
+from include.juicefs_storage.tasks.switch.rollback import DIAGNOSTICS, ROLLBACK, recorded_run, touched
+from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.mount_pods import mount_pods_naming
 from include.juicefs_storage.volume.setting import Setting
 
 
-def _outcome(states: dict[str, str], move: Move | None, *, dry_run: bool) -> RunOutcome:
+def _outcome(states: dict[str, str], run: SwitchRun | None, *, dry_run: bool) -> RunOutcome:
     def all_are(state: str, tasks: tuple[str, ...]) -> bool:
         return all(states[task] == state for task in tasks)
 
     # What the run changed and did not put back, whatever became of the tasks' states since.
-    left = move is not None and not move.superseded_by() and touched(move)
+    left = run is not None and not run.superseded_by() and touched(run)
     if states["copy_back"] not in {"skipped", "none"} and pull("decide", "chosen") == DIAGNOSTICS:
         return "rolled back" if all_are("success", ROLLBACK) and not left else "half rolled back"
     if all_are("success", APPLY):
@@ -51,16 +51,16 @@ def finalize() -> dict[str, Any]:
     states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", DIAGNOSTICS, *ROLLBACK)
     params = pull("resolve_params") or {}
     runtime = Runtime.of_run() if params else None
-    move = _recorded_or_none()
-    outcome = _outcome(states, move, dry_run=bool(params.get("dry_run")))
+    run = _recorded_or_none()
+    outcome = _outcome(states, run, dry_run=bool(params.get("dry_run")))
     # The plan that was carried out, where one was.
-    planned = move.backup.plan if move else Plan.model_validate(pull("plan")) if pull("plan") else None
+    planned = run.backup.plan if run else Plan.model_validate(pull("plan")) if pull("plan") else None
     setting = _setting_or_none(runtime)
     steps = (*APPLY, DIAGNOSTICS, *ROLLBACK)
     results = {task_id: result for task_id in steps if isinstance(result := pull(task_id), dict)}
     if outcome == "switched":
         if _switched_now():
-            Move.of_run().mark("switched")
+            SwitchRun.current().marks.record("switched", datetime.now(UTC))
             outcome = "reverted" if "backup_id" in params else outcome
         else:
             outcome = "moved on"
@@ -80,7 +80,7 @@ def finalize() -> dict[str, Any]:
         proofs=(
             *proof_lines(results),
             *_window(),
-            *(_fence(move, outcome) if move else []),
+            *(_fence(run, outcome) if run else []),
         ),
         results=results,
     )
@@ -88,30 +88,30 @@ def finalize() -> dict[str, Any]:
     push("markdown", report.to_markdown())
     push("note", report.to_note())
     if planned:
-        _release_lock()
+        _release_lease()
     if outcome not in {"switched", "reverted", "planned"}:
         failed = ", ".join(task_id for task_id, state in states.items() if state == "failed") or "none"
         raise PermanentError(f"{report.outcome}: {report.meaning}\nFailed tasks: {failed}.")
     return {"outcome": outcome}
 
 
-def _fence(move: Move, outcome: str) -> list[str]:
+def _fence(run: SwitchRun, outcome: str) -> list[str]:
     """Take the write fence down where nothing can write old values any more; else say what can.
 
     A run that holds leaves none: who may be behind it is not known, and nobody would take it down in time.
     """
     try:
-        if outcome not in {"switched", "reverted", "held"} or not move.write_fence or not move.write_fence.is_up():
+        if outcome not in {"switched", "reverted", "held"} or not run.write_fence or not run.write_fence.is_up():
             return []
         if outcome == "held":
-            move.write_fence.down()
+            run.write_fence.down()
             return [
                 "the write fence on the old store was taken down: clients that have not moved may write there again"
             ]
-        if pods := mount_pods_naming(move.runtime.cluster, move.before.bucket):
+        if pods := mount_pods_naming(run.runtime.cluster, run.before.bucket):
             listed = ", ".join(f"`{pod}`" for pod in pods)
             return [f"the write fence on the old store stays up, since mount pods carry its values: {listed}"]
-        move.write_fence.down()
+        run.write_fence.down()
     except StorageSwitchError as error:
         return [f"the write fence on the old store may still be up: {error.problem}"]
     return ["the write fence on the old store was taken down: no mount pod carries its values"]
@@ -126,16 +126,16 @@ def _window() -> list[str]:
     return [f"the last client was proven {took.total_seconds():.0f} s after the setting was written"]
 
 
-def _release_lock() -> None:
+def _release_lease() -> None:
     try:
-        Move.of_run().lock.release()
+        SwitchRun.current().lease.release()
     except StorageSwitchError:
-        log.exception("The volume's Lease was not given back: it lapses by itself.")
+        log.exception("The volume's Lease was not given back: it expires by itself.")
 
 
-def _recorded_or_none() -> Move | None:
+def _recorded_or_none() -> SwitchRun | None:
     try:
-        return recorded_move()
+        return recorded_run()
     except StorageSwitchError:
         log.exception("The backup of this run cannot be read.")
         return None
@@ -150,8 +150,8 @@ def _setting_or_none(runtime: Runtime | None) -> Setting | None:
 
 def _switched_now() -> bool:
     """The world as it is at the end: the setting and every Secret name the new store."""
-    move = Move.of_run()
-    return move.runtime.setting().uses(move.new.config) and not move.secrets_forward.plan()
+    run = SwitchRun.current()
+    return run.runtime.setting().uses(run.new.config) and not run.patch_secret.plan()
 
 
 def _approver(answer: dict[str, Any] | None) -> str | None:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, overload
 
 from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.collect_diagnostics import Masker, collect, secret_values
-from include.juicefs_storage.tasks.context import await_follower, log, pull, push, run_id, task_states
+from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.runbook import runbook_task
+from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
 from include.juicefs_storage.tasks.switch.apply import APPLY
-from include.juicefs_storage.tasks.switch.move import CATCH_UP_TIMEOUT_S, CONFIG_TIMEOUT_S, Move
+from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
+from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
 from include.juicefs_storage.volume.metaurl import split_password
 
 ROLLBACK = (
     "copy_back", "follow_writes_back", "restore_secret", "restore_setting", "settle_again", "restart_csi_again",
     "wait_for_rollouts_again", "prove_clients_on_old", "copy_back_again", "prove_blocks_on_old", "copy_back_late",
 )  # fmt: skip
-#: The tasks while which clients may be on either store.
+#: Tasks during which clients may be on either store.
 _MOVING = (
     "restore_secret", "restore_setting", "settle_again", "restart_csi_again", "wait_for_rollouts_again",
     "prove_clients_on_old",
@@ -40,67 +42,67 @@ def decide() -> str:
     """
     states = set(task_states(*APPLY).values())
     failed = bool(states & {"failed", "upstream_failed"})
-    move = recorded_move() if states - {"skipped"} else None
-    chosen = DIAGNOSTICS if move and _goes_back(move, failed=failed) else "finalize"
+    run = recorded_run() if states - {"skipped"} else None
+    chosen = DIAGNOSTICS if run and _goes_back(run, failed=failed) else "finalize"
     push("chosen", chosen)
     return chosen
 
 
-def _goes_back(move: Move, *, failed: bool) -> bool:
-    if other := move.superseded_by():
+def _goes_back(run: SwitchRun, *, failed: bool) -> bool:
+    if other := run.superseded_by():
         log.warning("Another run moved the volume after this one; its backup is %s. This run leaves it there.", other)
         return False
-    if move.ended("rolled-back"):
+    if run.marks.at("rolled-back"):
         log.info("This run began to roll back before: it does so to the end, and proves it again.")
         return True
-    if failed and move.ended("switched"):
+    if failed and run.marks.at("switched"):
         log.warning("This run had switched the volume before. It is not rolled back by itself any more.")
         return False
-    if not failed or move.runtime.params.on_failure != "rollback":
+    if not failed or run.runtime.params.on_failure != "rollback":
         return False
-    _await_juicefs_config(move)
-    return touched(move)
+    _await_juicefs_config(run)
+    return touched(run)
 
 
-def recorded_move() -> Move | None:
-    """The move of this run; None where the run ended before its backup was made, and so before it changed anything.
+def recorded_run() -> SwitchRun | None:
+    """The run that is running; None where the run ended before its backup was made, and so before it changed anything.
 
     Raises:
         StorageSwitchError: There is a backup and it cannot be read.
     """
-    move = Move.of_run() if pull("resolve_params") and pull("plan") else None
-    return move if move and move.runtime.vault.load(move.backup_id) is not None else None
+    run = SwitchRun.current() if pull("resolve_params") and pull("plan") else None
+    return run if run and run.runtime.vault.load(run.backup_id) is not None else None
 
 
-def _await_juicefs_config(move: Move) -> None:
+def _await_juicefs_config(run: SwitchRun) -> None:
     """Wait for a `juicefs config` whose caller was killed: it goes on where it runs, and may write yet.
 
     Where that cannot be seen the way back begins all the same; settle_again, which ends it, insists.
     """
     try:
-        move.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
+        run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
     except StorageSwitchError as error:
         log.warning("Whether a juicefs config still runs is not known: %s", error.problem)
 
 
-def touched(move: Move) -> bool:
+def touched(run: SwitchRun) -> bool:
     """Whether the setting or a Secret differs from the backup, or the old store refuses the clients' writes.
 
     The world decides, not what the run remembers.
     """
     try:
-        moved = not move.runtime.setting().uses(move.before.config) or bool(move.secrets_back.plan())
-        return moved or bool(move.write_fence and move.write_fence.is_up())
+        moved = not run.runtime.setting().uses(run.before.config) or bool(run.restore_secret.plan())
+        return moved or bool(run.write_fence and run.write_fence.is_up())
     except StorageSwitchError:
         log.exception("What was touched cannot be seen; rolling back will look again.")
         return True
 
 
 @overload
-def undo_task(function: Callable[[Move], Any], /) -> Any: ...
+def undo_task(function: Callable[[SwitchRun], Any], /) -> Any: ...
 @overload
-def undo_task(**options: Any) -> Callable[[Callable[[Move], Any]], Any]: ...
-def undo_task(function: Callable[[Move], Any] | None = None, /, **options: Any) -> Any:
+def undo_task(**options: Any) -> Callable[[Callable[[SwitchRun], Any]], Any]: ...
+def undo_task(function: Callable[[SwitchRun], Any] | None = None, /, **options: Any) -> Any:
     """A task of the rollback: goes on after an undo that failed, is skipped with the group, and runs by decision only.
 
     From its first change on, the run's steps forward refuse to run.
@@ -109,38 +111,38 @@ def undo_task(function: Callable[[Move], Any] | None = None, /, **options: Any) 
         return functools.partial(undo_task, **options)
 
     @functools.wraps(function)
-    def run() -> Any:
+    def wrapped() -> Any:
         if pull("decide", "chosen") != DIAGNOSTICS:
             raise NeedsHumanError(
                 "decide did not choose a rollback.",
                 state="this task changed nothing",
                 next_step="clear decide with Downstream",
             )
-        move = Move.back()
-        move.mark("rolled-back")
-        move.lower_fence()
-        return function(move)
+        run = admission.back()
+        run.marks.record("rolled-back", datetime.now(UTC))
+        write_fence.take_down(run)
+        return function(run)
 
     # The signature that Airflow sees: no argument is left to be filled in.
-    del run.__wrapped__
-    return runbook_task(trigger_rule=TriggerRule.NONE_SKIPPED, **options)(run)
+    del wrapped.__wrapped__
+    return runbook_task(trigger_rule=TriggerRule.NONE_SKIPPED, **options)(wrapped)
 
 
 @undo_task(retries=0, execution_timeout=timedelta(seconds=3 * _DIAGNOSTICS_TIMEOUT_S))
-def collect_diagnostics(move: Move) -> dict[str, Any]:
+def collect_diagnostics(run: SwitchRun) -> dict[str, Any]:
     """Keep what tells why the switch failed, as it is before anything is undone; secrets are masked.
 
     `juicefs status`, events, pods, workloads, claims, volumes, CSIDrivers, CSINodes, logs of the CSI and mount pods.
     They lie encrypted beside the backup; `docs/rollback.md` says how to read them. The rollback goes on without them.
     **Changes** nothing in the volume. **Safe to clear**: yes; what was kept of the first failure stays.
     """
-    runtime, name = move.runtime, f"{move.backup_id}.diagnostics"
+    runtime, name = run.runtime, f"{run.backup_id}.diagnostics"
     if runtime.vault.load(name):
         return {"diagnostics_id": name, "sections": 0, "problems": []}
     found = collect(
         runtime.cluster,
         runtime.juicefs,
-        Masker(_secrets(move)),
+        Masker(_secrets(run)),
         clock=time.monotonic,
         timeout_s=_DIAGNOSTICS_TIMEOUT_S,
     )
@@ -148,46 +150,46 @@ def collect_diagnostics(move: Move) -> dict[str, Any]:
     return {"diagnostics_id": name, "sections": found.sections, "problems": list(found.problems)}
 
 
-def _secrets(move: Move) -> Iterator[str]:
+def _secrets(run: SwitchRun) -> Iterator[str]:
     """Every secret value that this run can know of. Where they cannot be read, nothing is collected."""
-    for config in (move.old.config, move.new.config):
+    for config in (run.old.config, run.new.config):
         yield from (config.access_key.get_secret_value(), config.secret_key.get_secret_value())
-    for secret in move.runtime.cluster.secrets():
+    for secret in run.runtime.cluster.secrets():
         yield from secret_values(secret.data)
-    for data in move.backup.secrets.values():
+    for data in run.backup.secrets.values():
         yield from secret_values(data)
-    metaurl = move.runtime.metaurl
+    metaurl = run.runtime.metaurl
     yield from (metaurl, split_password(metaurl)[1])
-    if conn_id := move.runtime.params.meta_conn_id:
+    if conn_id := run.runtime.params.meta_conn_id:
         yield BaseHook.get_connection(conn_id).password or ""
 
 
 @undo_task
-def copy_back(move: Move) -> dict[str, Any]:
+def copy_back(run: SwitchRun) -> dict[str, Any]:
     """Copy blocks that clients wrote only to the new store back to the old one, before the setting goes back.
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes, with Downstream.
     """
-    return move.copy(move.new, move.old, timeout_s=CATCH_UP_TIMEOUT_S)
+    return copies.copy(run, run.new, run.old, timeout_s=copies.CATCH_UP_TIMEOUT_S)
 
 
 @undo_task
-def follow_writes_back(move: Move) -> dict[str, Any]:
+def follow_writes_back(run: SwitchRun) -> dict[str, Any]:
     """Copy back what clients still write to the new store, within two seconds, until every one is proven on the old.
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes; it ends with
     prove_clients_on_old.
     """
-    return move.follow(move.new, move.old, beside=_MOVING)
+    return copies.follow(run, run.new, run.old, moving=_MOVING)
 
 
 @undo_task
-def restore_secret(move: Move) -> dict[str, Any]:
+def restore_secret(run: SwitchRun) -> dict[str, Any]:
     """Put the values of the backup back into the Secrets: before the setting, so that no pod starts with new ones.
 
     **Changes** the Secrets that the run had patched. **Safe to clear**: yes, with Downstream.
     """
-    return {"patched": move.secrets_back.apply()}
+    return {"patched": run.restore_secret.apply()}
 
 
 def _require_downstream() -> None:
@@ -204,89 +206,91 @@ def _require_downstream() -> None:
 
 
 @undo_task
-def restore_setting(move: Move) -> dict[str, Any]:
+def restore_setting(run: SwitchRun) -> dict[str, Any]:
     """Put the old storage back into the setting by compare-and-set: one UPDATE; the row is never absent.
 
     **Changes** the storage fields of the row `format`; nothing else in it. **Safe to clear**: yes, with Downstream.
     """
-    _await_juicefs_config(move)
-    if not move.runtime.setting().uses(move.before.config):
+    _await_juicefs_config(run)
+    if not run.runtime.setting().uses(run.before.config):
         _require_downstream()
-        move.count_failed()
-    followed = await_follower("follow_writes_back")
-    return {"restored": move.setting_step.undo(), "followed": followed}
+        proofs.count_failed_requests(run)
+    followed = copies.await_follower("follow_writes_back")
+    return {"restored": run.write_setting.undo(), "followed": followed}
 
 
 @undo_task
-def settle_again(move: Move) -> dict[str, Any]:
+def settle_again(run: SwitchRun) -> dict[str, Any]:
     """Guard setting and Secrets for `settle_s` seconds: a pod that started with the new values may write them back.
 
     First of all no `juicefs config` of a killed task may be left that could do the same.
     **Changes** the setting and the Secrets only where they moved. **Safe to clear**: yes, with Downstream.
     """
-    move.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
-    return move.settle(move.setting_step.back, move.secrets_back, source=move.new, target=move.old)
+    run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
+    return guard.settle(run, run.write_setting.back, run.restore_secret, source=run.new, target=run.old)
 
 
 @undo_task
-def restart_csi_again(move: Move) -> dict[str, Any]:
+def restart_csi_again(run: SwitchRun) -> dict[str, Any]:
     """Restart the CSI controller and node components, so that they read the old values.
 
     **Changes** the pod templates' annotation. **Safe to clear**: yes, with Downstream.
     """
-    return move.restart(f"{run_id()} rollback")
+    step = run.restart_csi(f"{run_id()} rollback")
+    return {"restarted": step.apply() if step else []}
 
 
 @undo_task(kind="sensor", mode="reschedule", poke_interval=3, timeout=7300)
-def wait_for_rollouts_again(move: Move) -> PokeReturnValue:
+def wait_for_rollouts_again(run: SwitchRun) -> PokeReturnValue:
     """Wait until both rollouts are done; holds no worker slot.
 
     **Changes** nothing. **Safe to clear**: yes.
     """
-    return move.rollouts_done("restart_csi_again")
+    run.lease.renew()
+    return rollouts_done([run.runtime] if run.runtime.params.restart_csi else [], "restart_csi_again")
 
 
 @undo_task
-def prove_clients_on_old(move: Move) -> dict[str, Any]:
+def prove_clients_on_old(run: SwitchRun) -> dict[str, Any]:
     """Prove every mount pod on the old store, as prove_clients does on the new one.
 
     **Changes** nothing; a small file is written through each mount and removed.
     **Safe to clear**: yes, with Downstream.
     """
     _require_downstream()
-    if (now := move.runtime.setting()).uses(move.new.config):
+    if (now := run.runtime.setting()).uses(run.new.config):
         # They cannot have followed: no need to wait for them.
         raise PermanentError(
             f"The setting still names {now.bucket}.",
             state="the clients are on the new store",
             next_step="clear restore_setting with Downstream",
         )
-    return move.prove_clients(move.old)
+    return proofs.prove_clients(run, run.old)
 
 
 @undo_task
-def copy_back_again(move: Move) -> dict[str, Any]:
+def copy_back_again(run: SwitchRun) -> dict[str, Any]:
     """Copy back what clients wrote to the new store until they were proven on the old one.
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes, with Downstream.
     """
-    return move.copy(move.new, move.old, timeout_s=CATCH_UP_TIMEOUT_S)
+    return copies.copy(run, run.new, run.old, timeout_s=copies.CATCH_UP_TIMEOUT_S)
 
 
 @undo_task
-def prove_blocks_on_old(move: Move) -> dict[str, Any]:
+def prove_blocks_on_old(run: SwitchRun) -> dict[str, Any]:
     """Prove by the metadata that every block that some file refers to is on the old store.
 
     Counts the object requests that failed in each client since the setting went back.
     **Changes** nothing. **Safe to clear**: yes.
     """
-    return {**move.prove_blocks(move.old), **move.failed_since("restore_setting")}
+    return {**proofs.prove_blocks(run, run.old), **proofs.failed_requests_since(run, "restore_setting")}
 
 
 @undo_task(kind="sensor", mode="reschedule", timeout=7200)
-def copy_back_late(move: Move) -> PokeReturnValue:
+def copy_back_late(run: SwitchRun) -> PokeReturnValue:
     """When `late_commit_s` have passed since the last client returned: copy back and prove once more.
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
-    return move.catch_up_late(move.new, move.old, moved_by=("prove_clients_on_old", "settle_again"))
+    return copies.catch_up_late(run, run.new, run.old, moved_by=("prove_clients_on_old", "settle_again"))

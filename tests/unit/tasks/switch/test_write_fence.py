@@ -1,134 +1,69 @@
-"""When the write fence goes up, when it comes down, and when it stays."""
+"""The write fence during a run: who is behind it, and a fence that cannot be reached."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import cast
 
 import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
-from include.juicefs_storage.switch.checks import check_fence
-from include.juicefs_storage.tasks.switch import finalize as finish
-from include.juicefs_storage.tasks.switch import move
-from include.juicefs_storage.tasks.switch.move import Move
-from tests.support.fakes import NEW, OLD
-
-
-class Fence:
-    def __init__(self, *, raised: bool = False) -> None:
-        self.raised = raised
-
-    def is_up(self) -> bool:
-        return self.raised
-
-    def up(self) -> None:
-        self.raised = True
-
-    def down(self) -> None:
-        self.raised = False
-
-
-@pytest.mark.parametrize(
-    ("fence", "catch_up", "levels"),
-    [
-        (None, False, []),
-        (Fence(), True, ["ok"]),
-        (Fence(), False, ["refusal"]),
-        (Fence(raised=True), True, ["refusal"]),
-    ],
-)
-def test_a_fence_is_checked_before_anything_is_touched(fence: Any, catch_up: bool, levels: list[str]) -> None:
-    assert [finding.level for finding in check_fence(fence, catch_up=catch_up)] == levels
+from include.juicefs_storage.ports import ObjectStore
+from include.juicefs_storage.switch.backup import Backup
+from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.tasks.runtime import Runtime
+from include.juicefs_storage.tasks.switch import write_fence
+from include.juicefs_storage.tasks.switch.run import SwitchRun
+from tests.support.fakes import NEW, OLD, FakeStore, FakeWriteFence, backup
 
 
 @pytest.fixture
-def fenced(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A move whose fence went up some seconds ago, with one client on each of these buckets."""
-
-    def make(seconds: float | None, *buckets: str) -> Move:
-        at = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat() if seconds is not None else None
-        monkeypatch.setattr(move, "pull", lambda task, key: at)
-        mounts = [SimpleNamespace(name=f"pod-{number}", bucket=bucket) for number, bucket in enumerate(buckets)]
-        monkeypatch.setattr(move, "find_mount_pods", lambda cluster, setting: mounts)
-        made = Move(SimpleNamespace(cluster=None))  # type: ignore[arg-type]
-        before = SimpleNamespace(bucket=OLD.bucket)
-        made.backup, made.new = SimpleNamespace(setting=before), SimpleNamespace(config=NEW)
-        made.write_fence = Fence(raised=True)
-        return made
-
-    return make
+def run() -> SwitchRun:
+    made = SwitchRun(cast("Runtime", SimpleNamespace(cluster=None)))
+    made.backup = cast("Backup", backup("myjfs.run", datetime(2026, 1, 1, tzinfo=UTC)))
+    made.new = Location(NEW, cast("ObjectStore", FakeStore()))
+    made.write_fence = FakeWriteFence(raised=True)
+    return made
 
 
 @pytest.mark.parametrize(
-    ("seconds", "buckets"), [(None, (OLD.bucket,)), (10, (OLD.bucket,)), (250, (NEW.bucket, NEW.bucket))]
+    ("seconds", "buckets", "behind"),
+    [
+        (None, [OLD.bucket], []),
+        (10, [OLD.bucket], []),
+        (250, [NEW.bucket, NEW.bucket], []),
+        (201, [NEW.bucket, OLD.bucket], ["pod-1"]),
+    ],
 )
-def test_it_stays_while_clients_have_time_or_have_moved(
-    fenced: Any, seconds: float | None, buckets: tuple[str, ...]
+def test_clients_on_the_old_store_are_behind_once_the_fence_is_old(
+    run: SwitchRun, monkeypatch: pytest.MonkeyPatch, seconds: float | None, buckets: list[str], behind: list[str]
 ) -> None:
-    made = fenced(seconds, *buckets)
-    made._mind_fence()
-    assert made.write_fence.raised
+    at = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat() if seconds is not None else None
+    monkeypatch.setattr(write_fence, "pull", lambda task, key: at)
+    mounts = [SimpleNamespace(name=f"pod-{number}", bucket=bucket) for number, bucket in enumerate(buckets)]
+    monkeypatch.setattr(write_fence, "find_mount_pods", lambda cluster, setting: mounts)
+    check = write_fence.watch(run)
+    if behind:
+        with pytest.raises(NeedsHumanError, match=behind[0]):
+            check()
+    else:
+        check()
+    assert run.write_fence
+    assert run.write_fence.is_up() is not bool(behind)
 
 
-def test_it_comes_down_before_a_client_that_has_not_moved_gives_up_on_a_flush(fenced: Any) -> None:
-    made = fenced(201, NEW.bucket, OLD.bucket)
-    with pytest.raises(NeedsHumanError, match="pod-1"):
-        made._mind_fence()
-    assert not made.write_fence.raised
+def test_a_run_without_a_fence_has_nothing_to_watch(run: SwitchRun) -> None:
+    run.write_fence = None
+    write_fence.watch(run)()
+    assert write_fence.put_up(run) is False
 
 
-@pytest.mark.parametrize(("seconds", "stays"), [(210, True), (251, False)])
-def test_where_nobody_can_be_asked_it_comes_down_in_time(
-    fenced: Any, monkeypatch: pytest.MonkeyPatch, seconds: float, stays: bool
+def test_a_way_back_continues_where_the_fence_cannot_be_reached(
+    run: SwitchRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = fenced(seconds, NEW.bucket)
-
-    def away(*_: object) -> None:
-        raise TransientError("away")
-
-    monkeypatch.setattr(move, "find_mount_pods", away)
-    with nullcontext() if stays else pytest.raises(NeedsHumanError, match="away"):
-        made._mind_fence()
-    assert made.write_fence.raised is stays
-
-
-def test_a_way_back_goes_on_where_the_fence_cannot_be_reached(fenced: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = fenced(10)
-
     def away() -> None:
         raise TransientError("away")
 
-    monkeypatch.setattr(made.write_fence, "down", away)
-    made.lower_fence()
-
-
-@pytest.mark.parametrize(
-    ("outcome", "pods", "stays"),
-    [
-        ("switched", ["pod-1"], True),
-        ("switched", [], False),
-        ("reverted", ["pod-1"], True),
-        ("reverted", [], False),
-        ("held", ["pod-1"], False),
-    ],
-)
-def test_at_the_end_it_stays_up_as_long_as_a_mount_pod_carries_the_old_values_and_not_where_the_run_holds(
-    fenced: Any, monkeypatch: pytest.MonkeyPatch, outcome: str, pods: list[str], stays: bool
-) -> None:
-    made = fenced(250, NEW.bucket)
-    monkeypatch.setattr(finish, "mount_pods_naming", lambda cluster, bucket: pods if bucket == OLD.bucket else [])
-    (line,) = finish._fence(made, outcome)
-    assert made.write_fence.raised is stays
-    assert ("`pod-1`" in line) is stays
-    made.write_fence = None
-    assert finish._fence(made, outcome) == []
-
-
-@pytest.mark.parametrize("outcome", ["planned", "refused", "rolled back", "half rolled back"])
-def test_the_end_of_any_other_run_leaves_it_alone(fenced: Any, outcome: str) -> None:
-    made = fenced(250, NEW.bucket)
-    assert finish._fence(made, outcome) == []
-    assert made.write_fence.raised
+    monkeypatch.setattr(run.write_fence, "down", away)
+    write_fence.take_down(run)

@@ -15,7 +15,7 @@ from kubernetes import config
 
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 from include.juicefs_storage.errors import NeedsHumanError
-from include.juicefs_storage.switch.lease import VolumeLock
+from include.juicefs_storage.switch.lease import VolumeLease
 from lab.kube.client import KubeServer
 from lab.process import binary, wait_for
 
@@ -36,29 +36,29 @@ def no_faults(kube: KubeServer) -> Iterator[None]:
     kube.clear_faults()
 
 
-def lock_of(kubeconfig: str, name: str, holder: str, duration_s: int = 600) -> VolumeLock:
+def lease_of(kubeconfig: str, name: str, holder: str, duration_s: int = 600) -> VolumeLease:
     cluster = KubernetesCluster(config.new_client_from_config(kubeconfig), NS)
-    return VolumeLock(cluster, name, holder, now=lambda: datetime.now(UTC), duration_s=duration_s)
+    return VolumeLease(cluster, name, holder, now=lambda: datetime.now(UTC), duration_s=duration_s)
 
 
 @pytest.fixture
-def lock(kube: KubeServer, request: pytest.FixtureRequest) -> VolumeLock:
+def lease(kube: KubeServer, request: pytest.FixtureRequest) -> VolumeLease:
     name = request.node.name.split("[")[0].replace("_", "-")
-    return lock_of(str(kube.kubeconfig), name, "juicefs_storage_switch/manual__1")
+    return lease_of(str(kube.kubeconfig), name, "juicefs_storage_switch/manual__1")
 
 
-def other(kube: KubeServer, lock: VolumeLock, duration_s: int = 600) -> VolumeLock:
-    return lock_of(str(kube.kubeconfig), lock.name, "juicefs_storage_switch/manual__2", duration_s)
+def other(kube: KubeServer, lease: VolumeLease, duration_s: int = 600) -> VolumeLease:
+    return lease_of(str(kube.kubeconfig), lease.name, "juicefs_storage_switch/manual__2", duration_s)
 
 
 def race(kubeconfig: str, holder: str, start: Any, outcomes: Any) -> None:
     """One of two processes: takes a Lease a round, each time at the same moment as the other."""
     won = []
     for number in range(ROUNDS):
-        lock = lock_of(kubeconfig, f"race-{number}", holder)
+        lease = lease_of(kubeconfig, f"race-{number}", holder)
         start.wait(60)
         try:
-            lock.acquire()
+            lease.acquire()
             won.append(True)
         except NeedsHumanError:
             won.append(False)
@@ -81,40 +81,40 @@ def test_of_two_processes_that_start_together_exactly_one_has_it(kube: KubeServe
                 run.kill()
     assert [first + second for first, second in zip(*won.values(), strict=True)] == [1] * ROUNDS
     for number in range(ROUNDS):
-        lease = lock_of(str(kube.kubeconfig), f"race-{number}", "").leases.lease(f"race-{number}")
-        assert lease
-        assert won[lease.holder][number]
+        found = lease_of(str(kube.kubeconfig), f"race-{number}", "").leases.lease(f"race-{number}")
+        assert found
+        assert won[found.holder][number]
     codes = [entry.code for entry in kube.audit() if entry.resource == "leases" and entry.verb == "create"]
     assert 409 in codes, "in no round did both write at the same time: this test proved nothing"
 
 
-def test_taken_renewed_refused_given_back(kube: KubeServer, lock: VolumeLock) -> None:
-    lock.acquire()
-    lock.fence()
+def test_taken_renewed_refused_given_back(kube: KubeServer, lease: VolumeLease) -> None:
+    lease.acquire()
+    lease.confirm()
     with pytest.raises(NeedsHumanError, match="juicefs_storage_switch/manual__1 holds this volume since"):
-        other(kube, lock).acquire()
-    assert other(kube, lock).release() is False
-    assert lock.release() is True
-    other(kube, lock).acquire()
+        other(kube, lease).acquire()
+    assert other(kube, lease).release() is False
+    assert lease.release() is True
+    other(kube, lease).acquire()
     with pytest.raises(NeedsHumanError, match="manual__2"):
-        lock.fence()
+        lease.confirm()
 
 
-def test_kubectl_shows_the_holder(kube: KubeServer, lock: VolumeLock) -> None:
-    lock.acquire()
-    command = [str(binary("kubectl")), "--kubeconfig", str(kube.kubeconfig), "-n", NS, "get", "lease", lock.name]
+def test_kubectl_shows_the_holder(kube: KubeServer, lease: VolumeLease) -> None:
+    lease.acquire()
+    command = [str(binary("kubectl")), "--kubeconfig", str(kube.kubeconfig), "-n", NS, "get", "lease", lease.name]
     fields = "jsonpath={.spec.holderIdentity} {.spec.leaseDurationSeconds} {.spec.leaseTransitions}"
     shown = subprocess.run([*command, "-o", fields], check=True, capture_output=True, text=True, timeout=60).stdout
     assert shown == "juicefs_storage_switch/manual__1 600 0"
 
 
-def test_a_holder_that_died_is_taken_over_after_its_time_and_then_stops(kube: KubeServer, lock: VolumeLock) -> None:
-    dead, start = other(kube, lock, duration_s=2), time.monotonic()
+def test_a_holder_that_died_is_taken_over_after_its_time_and_then_stops(kube: KubeServer, lease: VolumeLease) -> None:
+    dead, start = other(kube, lease, duration_s=2), time.monotonic()
     dead.acquire()
 
     def taken() -> bool:
         try:
-            lock.acquire()
+            lease.acquire()
         except NeedsHumanError:
             return False
         return True
@@ -122,7 +122,7 @@ def test_a_holder_that_died_is_taken_over_after_its_time_and_then_stops(kube: Ku
     wait_for("the dead holder's time has passed", taken, deadline_s=20, poll_s=0.2)
     assert time.monotonic() - start >= 1.9
     with pytest.raises(NeedsHumanError, match="manual__1"):
-        dead.fence()
+        dead.confirm()
 
 
 @pytest.mark.parametrize(
@@ -130,24 +130,24 @@ def test_a_holder_that_died_is_taken_over_after_its_time_and_then_stops(kube: Ku
     [{"status": 409}, {"status": 429, "retry_after": 1}, {"status": 500}, {"drop": "before"}, {"drop": "after"}],
 )
 @pytest.mark.parametrize("verb", ["create", "update"])
-def test_a_write_that_goes_wrong_ends_right(kube: KubeServer, lock: VolumeLock, verb: str, action: Any) -> None:
-    lock = lock_of(str(kube.kubeconfig), f"wrong-{verb}-{'-'.join(map(str, action.values()))}", lock.holder)
+def test_a_write_that_goes_wrong_ends_right(kube: KubeServer, lease: VolumeLease, verb: str, action: Any) -> None:
+    lease = lease_of(str(kube.kubeconfig), f"wrong-{verb}-{'-'.join(map(str, action.values()))}", lease.holder)
     if verb == "update":
-        lock.acquire()
+        lease.acquire()
     kube.order_fault({"match": {"verb": verb, "resource": "leases"}, "times": 1, "action": action})
-    lock.acquire()
-    lock.fence()
+    lease.acquire()
+    lease.confirm()
     with pytest.raises(NeedsHumanError):
-        other(kube, lock).acquire()
+        other(kube, lease).acquire()
     attempts = [entry for entry in kube.audit() if (entry.verb, entry.resource) == (verb, "leases")]
     assert any(entry.code in {action.get("status"), 0} for entry in attempts), "the fault was never met"
 
 
-def test_a_server_that_only_says_no_is_no_hold(kube: KubeServer, lock: VolumeLock) -> None:
+def test_a_server_that_only_says_no_is_no_hold(kube: KubeServer, lease: VolumeLease) -> None:
     kube.order_fault({"match": {"verb": "create", "resource": "leases"}, "action": {"status": 500}})
     start = time.monotonic()
     with pytest.raises(Exception, match="Kubernetes answered 500"):
-        lock.acquire()
+        lease.acquire()
     assert time.monotonic() - start < 30
     kube.clear_faults()
-    assert lock.leases.lease(lock.name) is None
+    assert lease.leases.lease(lease.name) is None

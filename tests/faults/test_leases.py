@@ -11,7 +11,7 @@ import pytest
 from kubernetes import config
 
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
-from include.juicefs_storage.switch.lease import VolumeLock, lease_name
+from include.juicefs_storage.switch.lease import VolumeLease, lease_name
 from include.juicefs_storage.tasks.switch.rollback import ROLLBACK
 from lab.environment import Lab
 from lab.writer import Writer
@@ -22,17 +22,17 @@ OTHER = "juicefs_storage_switch/manual__from_elsewhere"
 
 
 @pytest.fixture
-def other(fault_lab: Lab) -> Iterator[VolumeLock]:
+def other(fault_lab: Lab) -> Iterator[VolumeLease]:
     """A run in another Airflow."""
     cluster = KubernetesCluster(config.new_client_from_config(str(fault_lab.kube.kubeconfig)), "juicefs")
     uuid = fault_lab.mariadb.setting()["UUID"]
-    lock = VolumeLock(cluster, lease_name(uuid), OTHER, now=lambda: datetime.now(UTC))
-    yield lock
-    lock.release()
+    lease = VolumeLease(cluster, lease_name(uuid), OTHER, now=lambda: datetime.now(UTC))
+    yield lease
+    lease.release()
 
 
-def take_over(other: VolumeLock) -> Callable[[], None]:
-    """The holder is not heard of for longer than a Lease lasts, and the other run takes the volume."""
+def take_over(other: VolumeLease) -> Callable[[], None]:
+    """Let the holder's Lease expire; the other run takes the volume."""
 
     def take() -> None:
         lease = other.leases.lease(other.name)
@@ -45,7 +45,7 @@ def take_over(other: VolumeLock) -> Callable[[], None]:
 
 
 def test_a_volume_that_another_run_holds_is_refused_by_the_checks(
-    fault_lab: Lab, sides: Sides, start: Start, other: VolumeLock, tell: Tell
+    fault_lab: Lab, sides: Sides, start: Start, other: VolumeLease, tell: Tell
 ) -> None:
     other.acquire()
     before, requests = row(fault_lab), len(fault_lab.kube.audit())
@@ -61,7 +61,7 @@ def test_a_volume_that_another_run_holds_is_refused_by_the_checks(
 
 
 def test_of_two_runs_that_were_both_approved_the_second_is_refused(
-    fault_lab: Lab, sides: Sides, start: Start, other: VolumeLock, tell: Tell
+    fault_lab: Lab, sides: Sides, start: Start, other: VolumeLease, tell: Tell
 ) -> None:
     before = row(fault_lab)
     run = start()
@@ -80,7 +80,7 @@ def test_of_two_runs_that_were_both_approved_the_second_is_refused(
 
 
 def test_a_run_that_lost_the_volume_writes_nothing_more_until_it_has_it_again(
-    fault_lab: Lab, sides: Sides, start: Start, writer: Writer, other: VolumeLock, tell: Tell
+    fault_lab: Lab, sides: Sides, start: Start, writer: Writer, other: VolumeLease, tell: Tell
 ) -> None:
     run = start()
     held: list[str] = []

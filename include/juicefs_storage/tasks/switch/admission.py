@@ -1,0 +1,55 @@
+"""Which task of a run may change something: not after another run moved the volume, not after a rollback began."""
+
+from __future__ import annotations
+
+from include.juicefs_storage.errors import NeedsHumanError
+from include.juicefs_storage.tasks.context import task_states
+from include.juicefs_storage.tasks.switch.run import SwitchRun
+
+
+def forward(*, take_lease: bool = True) -> SwitchRun:
+    """Admit a task on the way to the new location.
+
+    Args:
+        take_lease: Take the volume's Lease. Without, only refuse where another run holds it: for a task that adds
+            blocks and changes none, and may be cleared alone, long after the run gave the Lease back.
+
+    Raises:
+        NeedsHumanError: This run was rolled back, or its rollback has begun; another run holds the volume, or has
+            moved it since; or no later task would judge what this one does.
+    """
+    run = SwitchRun.current(forward=True)
+    run.refuse_after_rollback()
+    _refuse_if_superseded(run)
+    if not take_lease:
+        run.lease.refuse_if_held()
+        return run
+    if task_states("decide")["decide"] == "success":
+        raise NeedsHumanError(
+            "Task decide has judged this run already, and would not see what this step does.",
+            state="this task changed nothing",
+            next_step="clear this task with Downstream",
+        )
+    run.lease.acquire()
+    return run
+
+
+def back() -> SwitchRun:
+    """Admit a task on the way back to the old location; take the volume's Lease.
+
+    Raises:
+        NeedsHumanError: Another run holds the volume, or has moved it since.
+    """
+    run = SwitchRun.current()
+    _refuse_if_superseded(run)
+    run.lease.acquire()
+    return run
+
+
+def _refuse_if_superseded(run: SwitchRun) -> None:
+    if other := run.superseded_by():
+        raise NeedsHumanError(
+            f"Another run moved volume {run.plan.volume} after this one had begun; its backup is {other}.",
+            state="this task changed nothing",
+            next_step="start a new run: this one does not know where the volume is now",
+        )

@@ -1,0 +1,165 @@
+"""Copies between the two locations: at once, while the clients move, and after the last late commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import PokeReturnValue
+from airflow.sdk.exceptions import AirflowRescheduleException
+
+from include.juicefs_storage.switch.catch_up import catch_up
+from include.juicefs_storage.switch.follow_writes import Follower
+from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.tasks.context import ENDED, log, pull, push, task_states
+from include.juicefs_storage.tasks.switch import proofs
+from include.juicefs_storage.tasks.switch.run import SwitchRun
+
+#: Clients wait for these copies: what they wrote elsewhere in some seconds is copied in minutes, or something is wrong.
+CATCH_UP_TIMEOUT_S = 600
+#: The XCom that a follower pushes when it has begun, and how long its start may take, in seconds.
+_FOLLOWING = "following"
+_START_S, _START_POLL_S = 60, 0.3
+#: After how many seconds without progress of the run a follower frees its worker slot: the next task may wait for it.
+_GIVE_WAY_S = 300
+
+
+def copy(run: SwitchRun, source: Location, target: Location, *, timeout_s: float) -> dict[str, Any]:
+    """Copy the blocks that only the source has, until the metadata misses none on the target.
+
+    Args:
+        run: Renews its Lease meanwhile.
+        source: Where the blocks are.
+        target: Where they must be. Nothing is overwritten or deleted there.
+        timeout_s: The limit of one pass, in seconds.
+    """
+    with run.lease.kept_renewed():
+        copied, difference = catch_up(
+            run.runtime.juicefs,
+            run.runtime.metadata,
+            run.before,
+            source.config,
+            target.config,
+            target.store,
+            timeout_s=timeout_s,
+        )
+    return {"copied": copied, "still_missing": difference.missing}
+
+
+class _MovingTasks:
+    """The tasks that move the clients while a follower copies. They end with the last of them."""
+
+    def __init__(self, task_ids: Sequence[str]) -> None:
+        self._task_ids = task_ids
+        self._states: dict[str, str] = {}
+        self._moved_at = time.monotonic()
+
+    def ended(self) -> bool:
+        """Poll their states. True as well where no task of the run has made progress for minutes."""
+        before, self._states = self._states, task_states(*self._task_ids)
+        if self._states != before or "running" in self._states.values():
+            self._moved_at = time.monotonic()
+        if stuck := time.monotonic() - self._moved_at > _GIVE_WAY_S:
+            log.warning("No other task of this run made progress for %d s: no worker slot is free?", _GIVE_WAY_S)
+        return stuck or self._states[self._task_ids[-1]] in ENDED
+
+    def failed(self) -> bool:
+        """Whether the last of them has not succeeded, by the latest poll."""
+        return self._states[self._task_ids[-1]] != "success"
+
+
+def follow(
+    run: SwitchRun,
+    source: Location,
+    target: Location,
+    *,
+    moving: Sequence[str],
+    on_poll: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Copy what clients still write to the location that they leave, within two seconds, while other tasks move them.
+
+    A failing store or database is no failure here: the next poll tries again, and the copy after the clients have
+    moved must succeed.
+
+    Args:
+        run: Renews its Lease meanwhile, and confirms it before each copy.
+        source: The location that the clients leave.
+        target: Where they go.
+        moving: The tasks that move them; the follower ends with the last of these.
+        on_poll: Called before each poll.
+
+    Raises:
+        NeedsHumanError: The run must not write any more.
+    """
+    tasks = _MovingTasks(moving)
+
+    def ended() -> bool:
+        on_poll()
+        return tasks.ended()
+
+    with run.lease.kept_renewed(), closing(run.engine(source, target)) as engine:
+        follower = Follower(
+            run.runtime.metadata, run.before, source.store, target.store, engine.copy, run.confirm_lease, time.monotonic
+        )
+        follower.follow(ended, lambda: push(_FOLLOWING, True), time.sleep, cancelled=tasks.failed)
+    return {
+        "copied": follower.copied,
+        "copied_bytes": follower.copied_bytes,
+        "slowest_s": round(follower.slowest_s, 1),
+        "waiting": follower.waiting,
+        "problem": follower.problem,
+    }
+
+
+def await_follower(task_id: str) -> bool:
+    """Wait until a follower is at work, for as long as its start may take.
+
+    Returns:
+        False where it is not: no worker slot is free, or it has ended, as after a clear that left it out.
+    """
+    deadline = time.monotonic() + _START_S
+    while (state := task_states(task_id)[task_id]) not in ENDED and time.monotonic() < deadline:
+        if state == "running" and pull(task_id, _FOLLOWING):
+            return True
+        time.sleep(_START_POLL_S)
+    log.warning(
+        "Task %s does not follow (%s): what clients write meanwhile is copied after they have moved.", task_id, state
+    )
+    return False
+
+
+def catch_up_late(
+    run: SwitchRun, source: Location, target: Location, *, moved_by: Sequence[str], copies: bool = True
+) -> PokeReturnValue:
+    """Copy and prove once more when slices can no longer be committed late.
+
+    Args:
+        run: Its `late_commit_s` is waited for.
+        source: The location that the clients left.
+        target: Where they are.
+        moved_by: The tasks that proved the clients there; the time runs from the last of them. Where none did, as on a
+            way back without the metadata, there is nothing to wait for.
+        copies: Copy what is missing; else only look.
+
+    Raises:
+        AirflowRescheduleException: It is too early; the worker slot is free until then.
+        NeedsHumanError: A block is missing.
+    """
+    late_commit_s = run.runtime.params.late_commit_s
+    if not late_commit_s:
+        return PokeReturnValue(is_done=True, xcom_value={"copied": 0, "waited_s": 0})
+    times = [datetime.fromisoformat(timing["applied_at"]) for task in moved_by if (timing := pull(task, "timing"))]
+    due = max(times) + timedelta(seconds=late_commit_s) if times else None
+    if due and datetime.now(UTC) < due:
+        run.lease.renew()
+        raise AirflowRescheduleException(due)  # type: ignore[no-untyped-call]
+    # Only where something is missing: clients delete on the target alone by now, and a copy would bring that back.
+    copied, difference = {"copied": 0}, proofs.find_missing(run, target)
+    if copies and difference.missing:
+        copied = copy(run, source, target, timeout_s=CATCH_UP_TIMEOUT_S)
+        difference = proofs.find_missing(run, target)
+    result = {"waited_s": late_commit_s, **copied, **proofs.require_blocks(run, target, difference)}
+    return PokeReturnValue(is_done=True, xcom_value=result)

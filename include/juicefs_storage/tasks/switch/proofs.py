@@ -1,0 +1,99 @@
+"""Proofs on one of the two locations: every client uses it, and no block is missing there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.ports import Session
+from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.switch.prove_blocks import require_all_blocks
+from include.juicefs_storage.switch.prove_clients import prove_every_client
+from include.juicefs_storage.tasks.context import log, pull, push
+from include.juicefs_storage.tasks.switch.run import SwitchRun
+from include.juicefs_storage.volume.difference import Difference, missing_blocks
+from include.juicefs_storage.volume.mount_pods import request_errors
+
+_FAILED_BEFORE = "failed_before"
+
+
+def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
+    """Prove every mount pod on a location. Where some are stuck the setting is written once more, in other bytes.
+
+    Raises:
+        PermanentError: Some client did not follow in time.
+    """
+    step = run.write_setting if location is run.new else run.write_setting.back
+    with run.lease.kept_renewed():
+        proven = prove_every_client(
+            run.runtime.cluster,
+            run.before,
+            location.config,
+            location.store,
+            run.canary,
+            timeout_s=run.runtime.params.client_timeout_s,
+            clock=time.monotonic,
+            sleep=time.sleep,
+            unstick=step.rewrite,
+            # A client that is no mount pod does not stop a way back: it has been on the old store all along.
+            sessions=(lambda: other_sessions(run)) if run.forward else tuple,
+        )
+    return {"clients": [proof.model_dump() for proof in proven]}
+
+
+def other_sessions(run: SwitchRun) -> Sequence[Session]:
+    """The volume's clients, without the fresh mount that a killed task of this run may have left."""
+    return [session for session in run.runtime.metadata.sessions() if run.canary not in session.mount_point]
+
+
+def prove_blocks(run: SwitchRun, location: Location) -> dict[str, Any]:
+    """Prove by the metadata that no block is missing on a location.
+
+    Raises:
+        NeedsHumanError: Blocks are missing or differ.
+    """
+    return require_blocks(run, location, find_missing(run, location))
+
+
+def find_missing(run: SwitchRun, location: Location) -> Difference:
+    """Compare a location with the metadata."""
+    with run.lease.kept_renewed():
+        return missing_blocks(run.runtime.metadata, run.before, location.store)
+
+
+def require_blocks(run: SwitchRun, location: Location, difference: Difference) -> dict[str, Any]:
+    """Refuse a difference in which blocks are missing.
+
+    Args:
+        run: Its metadata name the files.
+        location: What was compared.
+        difference: What was found.
+
+    Raises:
+        NeedsHumanError: Blocks are missing or differ.
+    """
+    require_all_blocks(difference, location.config.bucket, run.runtime.metadata)
+    return {"blocks": difference.expected}
+
+
+def count_failed_requests(run: SwitchRun) -> None:
+    """Record how many object requests have failed in each client, right before the clients begin to move."""
+    try:
+        push(_FAILED_BEFORE, request_errors(run.runtime.cluster, run.backup.plan.mount_pods))
+    except StorageSwitchError as error:
+        log.warning("Failed requests are counted from the plan on: %s", error.problem)
+
+
+def failed_requests_since(run: SwitchRun, task_id: str) -> dict[str, Any]:
+    """The object requests that failed in the clients since a task counted them; else since the plan was made."""
+    mounts = run.backup.plan.mount_pods
+    before = pull(task_id, _FAILED_BEFORE) or {mount.name: int(mount.request_errors) for mount in mounts}
+    failed = {
+        name: errors - before.get(name, 0) for name, errors in request_errors(run.runtime.cluster, mounts).items()
+    }
+    return {
+        "failed_requests": sum(failed.values()),
+        "failed_in": {name: errors for name, errors in sorted(failed.items()) if errors},
+    }

@@ -1,0 +1,200 @@
+"""The run that is running: its plan, its backup, its two locations and its hold on the volume."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from airflow.sdk import get_current_context
+
+from include.juicefs_storage.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.ports import LeaseStore, WriteFence
+from include.juicefs_storage.switch.backup import Backup, backup_id
+from include.juicefs_storage.switch.lease import VolumeLease, lease_name
+from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.switch.marks import Marks
+from include.juicefs_storage.switch.patch_secret import PatchSecrets
+from include.juicefs_storage.switch.plan import Plan
+from include.juicefs_storage.switch.restart_csi import RestartCsi
+from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.tasks.context import mask_keys, pull, run_id
+from include.juicefs_storage.tasks.runtime import Runtime
+from include.juicefs_storage.volume.canary import canary_name
+from include.juicefs_storage.volume.secret import written_by_format
+from include.juicefs_storage.volume.setting import Setting
+
+#: How long to wait for a `juicefs config` whose caller was killed, in seconds. It ends by itself within 85 s.
+CONFIG_TIMEOUT_S = 120
+
+if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.s3.engine import NativeEngine
+
+
+def volume_lease(leases: LeaseStore, uuid: str) -> VolumeLease:
+    """The Lease of a volume, for the run that is running: `<dag id>/<run id>`."""
+    holder = f"{get_current_context()['dag'].dag_id}/{run_id()}"
+    return VolumeLease(leases, lease_name(uuid), holder, now=lambda: datetime.now(UTC))
+
+
+class SwitchRun:
+    """What the tasks of a run share. `old` is where the volume was, `new` where it goes.
+
+    `admission` makes one for a task that changes something.
+
+    Args:
+        runtime: The run's adapters.
+        forward: On the way to the new location; a rollback that has begun stops such a run before its next write.
+    """
+
+    def __init__(self, runtime: Runtime, *, forward: bool = False) -> None:
+        self.runtime = runtime
+        self.forward = forward
+
+    @classmethod
+    def current(cls, *, forward: bool = False) -> SwitchRun:
+        """The run of the task that is running."""
+        return cls(Runtime.of_run(), forward=forward)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What was planned, and approved where approval is required."""
+        planned = pull("plan")
+        if not planned:
+            raise PermanentError("This run has no plan.", next_step="clear plan with Downstream")
+        return Plan.model_validate(planned)
+
+    @cached_property
+    def backup_id(self) -> str:
+        """The id of this run's backup, whether it is written yet or not."""
+        # Runs of two DAGs may have the same id.
+        return backup_id(self.plan.volume, f"revert-{run_id()}" if self.plan.backup_id else run_id())
+
+    @cached_property
+    def backup(self) -> Backup:
+        """The backup of this run, read back from the vault."""
+        content = self.runtime.vault.load(self.backup_id)
+        if content is None:
+            raise PermanentError(f"There is no backup {self.backup_id}.", next_step="clear backup with Downstream")
+        return Backup.from_bytes(content)
+
+    @property
+    def before(self) -> Setting:
+        """The setting as it was backed up."""
+        return self.backup.setting
+
+    @cached_property
+    def old(self) -> Location:
+        """The location in the backup."""
+        config = self.runtime.source(self.before)
+        return Location(config, self.runtime.source_store(config))
+
+    @cached_property
+    def new(self) -> Location:
+        """The location that was planned and approved, as the backup recorded it."""
+        config = self.backup.new
+        mask_keys(config)
+        return Location(config, self.runtime.target_store)
+
+    def engine(self, source: Location, target: Location) -> NativeEngine:
+        """The copying engine between the two locations. It fails fast: its caller tries again."""
+        from include.juicefs_storage.adapters.s3.engine import NativeEngine
+        from include.juicefs_storage.adapters.s3.http import Limits
+
+        from_store, to_store = (
+            self.runtime.source_side(location.config) if location is self.old else self.runtime.target_side()
+            for location in (source, target)
+        )
+        return NativeEngine(from_store, to_store, limits=Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1))
+
+    @property
+    def marks(self) -> Marks:
+        """How this run ended, and the others on its volume."""
+        return Marks(self.runtime.vault, self.backup_id, self.plan.volume)
+
+    def superseded_by(self) -> str:
+        """The backup of a run that moved the volume since this run backed it up; empty where there is none."""
+        backed_up = self.runtime.vault.load(self.backup_id) is not None
+        return self.marks.superseded_by(self.backup.created_at) if backed_up else ""
+
+    @cached_property
+    def lease(self) -> VolumeLease:
+        """The volume's Lease."""
+        return volume_lease(self.runtime.cluster, self.plan.uuid)
+
+    def confirm_lease(self) -> None:
+        """Confirm right before a write that this run may still make it.
+
+        Raises:
+            NeedsHumanError: The run does not hold the Lease, or is forward and its rollback has begun.
+        """
+        self.lease.confirm()
+        if self.forward:
+            self.refuse_after_rollback()
+
+    def refuse_after_rollback(self) -> None:
+        """Refuse a step forward where the run has been rolled back, or its rollback has begun.
+
+        Raises:
+            NeedsHumanError: It has.
+        """
+        if since := self.marks.at("rolled-back"):
+            raise NeedsHumanError(
+                f"This run is being, or was, rolled back since {since}: its steps forward do not run again.",
+                state="this task changed nothing",
+                next_step="clear failed tasks of the rollback, if any; to switch, start a new run",
+            )
+
+    @property
+    def write_setting(self) -> WriteSetting:
+        """The step that writes the setting: to the new location with `apply`, to the old one with `undo`."""
+        recorded = self.runtime.recorded
+        return WriteSetting(
+            self.runtime.metadata,
+            self.runtime.juicefs,
+            self.before,
+            self.new.config,
+            confirm_lease=self.confirm_lease,
+            recorded=recorded.setting if recorded else None,
+            stale=[stale for values in self.backup.secrets.values() if (stale := written_by_format(values))],
+        )
+
+    @property
+    def patch_secret(self) -> PatchSecrets:
+        """The step that puts the new location's values into the Secrets."""
+        recorded = self.runtime.recorded
+        return PatchSecrets(
+            self.runtime.cluster,
+            self.runtime.params.secret_name,
+            self.before.name,
+            self.new.config,
+            exact=recorded.secrets if recorded else {},
+            confirm_lease=self.confirm_lease,
+        )
+
+    @property
+    def restore_secret(self) -> PatchSecrets:
+        """The step that puts the backed-up values into the Secrets."""
+        return PatchSecrets(
+            self.runtime.cluster,
+            self.runtime.params.secret_name,
+            self.before.name,
+            self.old.config,
+            exact=self.backup.secrets,
+            confirm_lease=self.confirm_lease,
+        )
+
+    def restart_csi(self, stamp: str) -> RestartCsi | None:
+        """The step that restarts the CSI components; None where `restart_csi` is off."""
+        wanted = self.runtime.params.restart_csi
+        return RestartCsi(self.runtime.cluster, stamp, self.confirm_lease) if wanted else None
+
+    @cached_property
+    def write_fence(self) -> WriteFence | None:
+        """The fence on the clients' writes to the old store; None where none is wanted."""
+        return self.runtime.fence(self.before)
+
+    @property
+    def canary(self) -> str:
+        """How the names of this run's files begin that prove mounts."""
+        return canary_name(run_id())
