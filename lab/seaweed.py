@@ -1,6 +1,5 @@
 """S3 stores of the lab: a SeaweedFS server each, with keys of its own."""
 
-import base64
 import contextlib
 import json
 import os
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lab.keys import new_secret
 from lab.process import Server, binary, free_ports, wait_for
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ class Store:
     @classmethod
     def create(cls, state: Path, name: str, bucket: str) -> "Store":
         """Start a server with generated keys and an empty bucket (about 3 s)."""
-        # A secret with + and / in it, as real ones have: what breaks on quoting breaks here.
-        secret_key = "+/" + base64.b64encode(secrets.token_bytes(28)).decode().rstrip("=")
-        store = cls(state, name, free_ports(9), bucket, secrets.token_hex(10).upper(), secret_key)
+        store = cls(state, name, free_ports(9), bucket, secrets.token_hex(10).upper(), new_secret())
         store._folder.mkdir(parents=True, mode=0o700)
         (store._folder / "data").mkdir()
         store.start()

@@ -13,6 +13,7 @@ import pytest
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.fleet import add_volume, mount_of
+from lab.keys import random_part
 from lab.process import wait_for
 from lab.volume import copy_volume
 from lab.writer import Writer, seed_files
@@ -153,7 +154,7 @@ def test_a_fleet_moves_a_canary_then_a_wave_and_every_volume_keeps_its_files(
 
     secrets = [lab.old_store.secret_key, lab.new_store.secret_key, lab.mariadb.password]
     kept = [airflow.xcom(FLEET, run_id, "plan"), airflow.xcom(FLEET, run_id, "find_volumes", "members")]
-    assert [secret for secret in secrets if secret in json.dumps(kept)] == []
+    assert [secret for secret in secrets if random_part(secret) in json.dumps(kept)] == []
     lab.old_store.stop()
     assert summary.written > 5
     with volumes["work"].fresh_mount() as mount:

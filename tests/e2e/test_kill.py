@@ -15,6 +15,7 @@ import psutil
 
 from lab.airflow import Airflow
 from lab.environment import Lab
+from lab.keys import random_part
 from lab.process import Server, wait_for
 from tests.support.live_runs import RUN_S, SWITCH, buckets, finish, start_switch
 from tests.support.world import assert_nothing_lost, writing
@@ -69,5 +70,7 @@ def test_a_task_that_is_killed_is_tried_again_and_killed_again_is_rolled_back(la
     ).stdout  # fmt: skip
     assert "juicefs-csi-controller" in shown
     assert [
-        key for key in (lab.new_store.secret_key, lab.old_store.secret_key, lab.mariadb.password) if key in shown
+        key
+        for key in (lab.new_store.secret_key, lab.old_store.secret_key, lab.mariadb.password)
+        if random_part(key) in shown
     ] == []

@@ -13,6 +13,7 @@ from include.juicefs_storage.adapters.manifests import ManifestReader
 from include.juicefs_storage.objects.model import ObjectOutcome
 from lab.airflow import Airflow
 from lab.environment import Lab
+from lab.keys import random_part
 from lab.process import Server, wait_for
 
 DAG_ID = "juicefs_storage_sync"
@@ -98,7 +99,7 @@ def test_a_killed_partition_runs_again_alone_and_nothing_is_copied_twice(lab: La
     assert keys == sorted(key.removeprefix(PREFIX) for key in lab.old_store.objects(PREFIX))
     secrets = [lab.old_store.secret_key, lab.new_store.secret_key]
     logs = [airflow.task_log(DAG_ID, run_id, "copy", map_index=index) for index in range(3)]
-    assert [secret for secret in secrets for text in (*logs, str(report)) if secret in text] == []
+    assert [secret for secret in secrets for text in (*logs, str(report)) if random_part(secret) in text] == []
 
 
 def test_a_difference_ends_the_run_red_and_clearing_the_partition_makes_it_green(lab: Lab, airflow: Airflow) -> None:
@@ -150,4 +151,4 @@ def test_a_volume_is_copied_and_proven_by_its_metadata(lab: Lab, airflow: Airflo
     assert written.items() <= lab.old_store.objects(prefix).items()
     logs = [airflow.task_log(DAG_ID, run_id, "copy", map_index=index) for index in range(2)]
     logs.append(airflow.task_log(DAG_ID, run_id, "plan_partitions"))
-    assert [text for text in (*logs, str(report)) if lab.mariadb.password in text] == []
+    assert [text for text in (*logs, str(report)) if random_part(lab.mariadb.password) in text] == []

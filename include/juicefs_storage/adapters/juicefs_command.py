@@ -79,7 +79,7 @@ if grep -q " $mnt " /proc/mounts; then rm -f "$mnt/$2" && "$1" umount "$mnt" || 
 rmdir "$mnt" && rm -rf "$work"
 """
 _SYNC = """\
-while IFS='=' read -r name value && [ -n "$name" ]; do export "$name=$value"; done
+while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
 juicefs=$1
 shift
 exec "$juicefs" sync --ignore-existing --check-new --threads 20 --list-threads 2 "$@"
