@@ -23,7 +23,7 @@ def main() -> int:
     seed = commands.add_parser("seed", help="write files through the first mount")
     seed.add_argument("--files", type=int, default=300, help="how many (default 300)")
     commands.add_parser("copy", help="copy the volume's objects to the new store")
-    write = commands.add_parser("write", help="go on writing into the first mount, until `down` or `stop-writing`")
+    write = commands.add_parser("write", help="write into the first mount until `down` or `stop-writing`")
     write.add_argument("--rate", type=float, default=5.0, help="files a second at most (default 5)")
     commands.add_parser("stop-writing", help="stop the writer and say what it did")
     arguments = parser.parse_args()

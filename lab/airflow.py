@@ -28,7 +28,7 @@ _END_STATES = {"success", "failed"}
 
 @dataclass(frozen=True)
 class TaskState:
-    """Where a task instance stands; `state` is None before it was scheduled. Times are ISO 8601."""
+    """The state of a task instance; `state` is None before it was scheduled. Times are ISO 8601."""
 
     task_id: str
     map_index: int
@@ -201,7 +201,7 @@ class Airflow:
     def answer(self, dag_id: str, run_id: str, task_id: str, option: str, *, deadline_s: float = 180) -> None:
         """Answer a question of a run as a person does in the UI, when it has stood there for two seconds.
 
-        Airflow 3.3 runs a task anew, or fails it, whose answer overtakes the report of its executor that it waits.
+        Airflow 3.3 runs a task again, or fails it, if its answer overtakes the executor's report that it waits.
 
         Raises:
             LabError: The task did not end in time.
@@ -261,7 +261,7 @@ class Airflow:
             on_change: called whenever a task instance's state has changed.
 
         Raises:
-            LabError: it did not end in time; says where each task stands.
+            LabError: it did not end in time; the message has the state of each task.
         """
         seen: dict[tuple[str, int], tuple[str | None, int]] = {}
         deadline = time.monotonic() + timeout_s

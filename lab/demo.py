@@ -98,7 +98,7 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
     say(f"writing {SEED_FILES} files through {lab.mounts()[0].name}")
     seeded = lab.seed(SEED_FILES)
     writer = Writer.start(lab.state, lab.mounts()[1] / "app")
-    say(f"a writer goes on in {lab.mounts()[1].name}")
+    say(f"a writer continues in {lab.mounts()[1].name}")
     try:
         copied = copy_to_new_store(lab, airflow)
         say(f"{copied} objects were copied to the new store, each proven; the writer has outrun them by now")

@@ -168,7 +168,7 @@ def run_soak(
     Args:
         lab: its volume on the old store; its own mounts have the first of the heartbeats.
         airflow: the lab's.
-        minutes: how long the load goes on at least, from the first move on; the moves are spread over that time.
+        minutes: how long the load lasts at least, from the first move on; the moves are spread over that time.
         heartbeats_s: of the mounts with the load.
         writers: on each of these mounts.
         late_commit_s: a param of the runs. The writers fsync: no slice of theirs is committed minutes after its blocks.
@@ -186,7 +186,7 @@ def run_soak(
         for number, make in enumerate(_moves(lab, airflow, load, mounts[0], timing, moves)):
             _wait_until(begun + number * minutes * 15, load)
             moves.append(make())
-            wait_for("every writer goes on", partial(_all_write, load, time.time()), deadline_s=120, poll_s=0.5)
+            wait_for("every writer continues", partial(_all_write, load, time.time()), deadline_s=120, poll_s=0.5)
         _wait_until(begun + minutes * 60, load)
         ended, replaced = load.ended(), lab.mount_processes() != processes
     finally:
@@ -194,7 +194,7 @@ def run_soak(
     found = read_back(lab, lab.old_store, load)
     account(moves, load, begun, found)
     failures = {
-        f"they ended before they were told to: {ended}": not ended,
+        f"they ended before they were stopped: {ended}": not ended,
         "a mount's process is another one": not replaced,
         f"files that are there and should not be: {_some(found.unexpected)}": not found.unexpected,
         f"files that are lost: {_some(_lost(found))}": not found.lost,
@@ -254,7 +254,7 @@ def _all_write(load: Load, since: float) -> bool:
 
 def _wait_until(at: float, load: Load) -> None:
     if (seconds := at - time.time()) > 0:
-        say(f"the load goes on for {seconds:.0f} s")
+        say(f"the load continues for {seconds:.0f} s")
         wait_for(
             "its time has come", lambda: time.time() >= at or bool(load.ended()), deadline_s=seconds + 60, poll_s=1
         )

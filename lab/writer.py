@@ -1,4 +1,4 @@
-"""A business application: goes on writing files into a mount and keeps a manifest of what was acknowledged.
+"""A business application: writes files into a mount and keeps a manifest of what was acknowledged.
 
 `python -m lab.writer --dir D --manifest FILE [--rate N]`, until SIGTERM or `--files`. With `--follow` it is a peer on
 another mount: it reads, and in part deletes, what writers have handed over.
@@ -91,7 +91,7 @@ class Writer:
             folder: created where it is missing.
             name: one writer each.
             rate: files a second, as an upper bound.
-            keep: how many files it goes on changing; of more, it hands over to peers what was written longest ago.
+            keep: how many files it keeps changing; of more, it hands over to peers what was written longest ago.
                 0: all.
             subfolder: of the folder, where several writers share one.
         """
@@ -198,7 +198,7 @@ class _Fate:
         """Each byte as it was being written, or zero.
 
         Where a slice could not be uploaded and a later one of the same write could, JuiceFS leaves a hole (pkg/vfs/
-        writer.go, commitThread: it goes on with the next slice).
+        writer.go, commitThread: it continues with the next slice).
         """
         written = _content(self.begun["seed"], self.begun["bytes"]) if self.begun else b""
         return written.startswith(content) or (
@@ -399,7 +399,7 @@ class _Peer(_Journal):
 
 
 def _handed_over(manifest: Path) -> Iterator[dict[str, Any] | None]:
-    """The files that a writer hands over, as it goes on; None: no other yet."""
+    """Yield the files that a writer hands over while it writes; None: no other yet."""
     with manifest.open() as lines:
         half = ""
         while True:

@@ -1,4 +1,4 @@
-"""`python -m lab.kube --state DIR`: serves until SIGTERM; its configuration, a JSON object, comes on stdin."""
+"""`python -m lab.kube --state DIR`: serve until SIGTERM; the configuration, a JSON object, comes on stdin."""
 
 import argparse
 import asyncio
@@ -26,7 +26,7 @@ _READY_S = 60.0
 
 
 async def serve(state: Path, config: dict[str, object]) -> None:
-    """Runs the server; `server.json` appears in `state` when it answers and the initial pods are ready."""
+    """Run the server; write `state/server.json` when it answers and the initial pods are ready."""
     store, faults = Store(), Faults()
     kubelet = Kubelet(store, faults, state, Path(str(config["juicefs"])))
     volume = config["volume"]
@@ -81,7 +81,7 @@ def _ready_pods(store: Store) -> list[Obj]:
 
 
 def _unready(store: Store, kubelet: Kubelet) -> str:
-    """What keeps the pods from being ready: the last lines that each of them wrote."""
+    """Say what keeps the pods from being ready: the last lines that each of them wrote."""
     lines = [f"expected the initial pods Ready within {_READY_S:.0f} s, found:"]
     ready = _ready_pods(store)
     for pod in store.list(PODS):

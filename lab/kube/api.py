@@ -1,33 +1,27 @@
 """The HTTP side: discovery, CRUD, patches, watches, selectors, logs, exec, access reviews, audit and ordered faults."""
 
 import asyncio
-import copy
 import datetime as dt
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
+from lab.kube.bodies import json_body, review_spec
+from lab.kube.discovery import discovery
 from lab.kube.exec import serve_exec
 from lab.kube.faults import Faults
 from lab.kube.patch import apply_patch
 from lab.kube.pods import Kubelet
+from lab.kube.selectors import selector
 from lab.kube.store import (
     ACCESS_REVIEWS,
-    DAEMON_SETS,
-    EVENTS,
-    JOBS,
-    NAMESPACES,
     PODS,
     RESOURCES,
-    SECRETS,
-    STATEFUL_SETS,
     ApiError,
     Change,
     Obj,
@@ -35,38 +29,8 @@ from lab.kube.store import (
     Store,
     conflict,
 )
+from lab.kube.table import pod_table
 
-_FIELDS = {
-    PODS: (
-        "spec.nodeName",
-        "spec.restartPolicy",
-        "spec.schedulerName",
-        "spec.serviceAccountName",
-        "spec.hostNetwork",
-        "status.phase",
-        "status.podIP",
-        "status.nominatedNodeName",
-    ),
-    EVENTS: (
-        "involvedObject.kind",
-        "involvedObject.namespace",
-        "involvedObject.name",
-        "involvedObject.uid",
-        "involvedObject.apiVersion",
-        "involvedObject.resourceVersion",
-        "involvedObject.fieldPath",
-        "reason",
-        "reportingComponent",
-        "source",
-        "type",
-    ),
-    SECRETS: ("type",),
-    NAMESPACES: ("status.phase",),
-    JOBS: ("status.successful",),
-}
-_VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
-_PATCHES = ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"]
-_SET = re.compile(r"\s*([^\s!=,()]+)\s+(in|notin)\s+\(([^)]*)\)\s*")
 _BOOKMARK_S = 30.0
 
 
@@ -103,7 +67,7 @@ class Api:
         return app
 
     def close(self) -> None:
-        """Ends the watches, so that the server can stop."""
+        """End the watches, so that the server can stop."""
         for queue in self._watchers:
             queue.put_nowait(None)
 
@@ -120,7 +84,7 @@ class Api:
                 raise ApiError(401, "Unauthorized")
             if request.path.startswith("/lab/"):
                 return await self._lab(request)
-            found = _discovery(request.path)
+            found = discovery(request.path)
             if found is not None:
                 return web.json_response(found)
             return await self._resource(request)
@@ -247,11 +211,11 @@ class Api:
                 return await self._log(request, asked)
             case "get", _:
                 answer = self.store.get(resource, namespace, name)
-                answer = _pod_table([answer], "") if _wants_table(request, asked) else answer
+                answer = pod_table([answer], "") if _wants_table(request, asked) else answer
             case "list", _:
                 answer = self._list(request, asked)
                 if _wants_table(request, asked):
-                    answer = _pod_table(answer["items"], answer["metadata"]["resourceVersion"])
+                    answer = pod_table(answer["items"], answer["metadata"]["resourceVersion"])
             case "create", _:
                 answer = await self._create(request, asked, dry_run=dry_run)
             case (("update" | "patch"), _):
@@ -263,8 +227,8 @@ class Api:
     async def _create(self, request: web.Request, asked: Asked, *, dry_run: bool) -> Obj:
         resource, namespace = asked.resource, asked.namespace
         if resource == ACCESS_REVIEWS:
-            return self._review(await _review_spec(request))
-        body = await _body(request)
+            return self._review(await review_spec(request))
+        body = await json_body(request)
         meta = body.setdefault("metadata", {})
         if body.get("kind") not in (None, resource.kind):
             raise ApiError(400, f"{body['kind']} cannot be handled as a {resource.kind}")
@@ -278,7 +242,7 @@ class Api:
         resource, namespace, name = asked.resource, asked.namespace, asked.name
         current = self.store.get(resource, namespace, name)
         if asked.verb == "update":
-            new = await _body(request)
+            new = await json_body(request)
         else:
             new = apply_patch(request.content_type, current, await request.read())
         meta = new.setdefault("metadata", {})
@@ -290,7 +254,7 @@ class Api:
 
     async def _delete(self, request: web.Request, asked: Asked, *, dry_run: bool) -> Obj:
         current = self.store.get(asked.resource, asked.namespace, asked.name)
-        options = await _body(request) if request.can_read_body else {}
+        options = await json_body(request) if request.can_read_body else {}
         meta = current["metadata"]
         for key, value in (options.get("preconditions") or {}).items():
             if value not in (None, meta[key]):
@@ -334,7 +298,7 @@ class Api:
 
         async def send(kind: str, obj: Obj) -> None:
             if table and kind != "BOOKMARK":
-                obj = _pod_table([obj], obj["metadata"]["resourceVersion"])
+                obj = pod_table([obj], obj["metadata"]["resourceVersion"])
             await response.write(json.dumps({"type": kind, "object": obj}).encode() + b"\n")
 
         try:
@@ -459,33 +423,9 @@ def _wants_table(request: web.Request, asked: Asked) -> bool:
     return asked.resource == PODS and "as=Table" in request.headers.get("Accept", "")
 
 
-def _pod_table(pods: list[Obj], version: str) -> Obj:
-    columns = (
-        ("Name", "string"),
-        ("Ready", "string"),
-        ("Status", "string"),
-        ("Restarts", "integer"),
-        ("Age", "string"),
-    )
-    rows = []
-    for pod in pods:
-        meta, status = pod["metadata"], pod.get("status", {})
-        containers = status.get("containerStatuses", [])
-        reasons = [r["reason"] for c in containers for r in c["state"].values() if "reason" in r]
-        state = "Terminating" if "deletionTimestamp" in meta else next(iter(reasons), status.get("phase", "Unknown"))
-        age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(meta["creationTimestamp"])
-        ready = f"{sum(c['ready'] for c in containers)}/{len(pod['spec']['containers'])}"
-        cells = [meta["name"], ready, state, sum(c["restartCount"] for c in containers), _age(int(age.total_seconds()))]
-        partial = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta}
-        rows.append({"cells": cells, "object": partial})
-    kinds = [{"name": n, "type": t, "format": "name" if n == "Name" else "", "priority": 0} for n, t in columns]
-    head = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": version}}
-    return head | {"columnDefinitions": kinds, "rows": rows}
-
-
-def _age(seconds: int) -> str:
-    minutes, hours = divmod(seconds, 60)[0], seconds // 3600
-    return f"{seconds}s" if seconds < 120 else (f"{minutes}m" if hours < 3 else f"{hours}h")
+def _selector(request: web.Request, asked: Asked) -> Callable[[Obj], bool]:
+    query = request.query
+    return selector(asked.resource, asked.name, query.get("labelSelector", ""), query.get("fieldSelector", ""))
 
 
 def _seen(change: Change, asked: Asked, matches: Callable[[Obj], bool]) -> list[tuple[str, Obj]]:
@@ -509,55 +449,6 @@ def _on(value: str | None) -> bool:
     return value in ("true", "True", "1")
 
 
-async def _body(request: web.Request) -> Obj:
-    if request.content_type not in ("application/json", "application/octet-stream", "text/plain"):
-        raise ApiError(415, f"the body of the request was in an unknown format: {request.content_type}")
-    try:
-        body = json.loads(await request.read() or b"{}")
-    except ValueError as e:
-        raise ApiError(400, f"the object provided is unrecognized: {e}") from e
-    if not isinstance(body, dict):
-        raise ApiError(400, "the object provided is unrecognized: not an object")
-    return body
-
-
-async def _review_spec(request: web.Request) -> Obj:
-    if request.content_type != "application/vnd.kubernetes.protobuf":
-        spec: Obj = (await _body(request)).get("spec", {})
-        return spec
-    # `kubectl auth can-i` speaks protobuf only: an envelope (magic, then the object as field 2), in it the spec as
-    # field 2, in that the resource attributes as field 1, whose fields are strings in this order.
-    names = ("namespace", "verb", "group", "version", "resource", "subresource", "name")
-    envelope = _fields_of((await request.read()).removeprefix(b"k8s\0"))
-    attributes = _fields_of(_fields_of(_fields_of(envelope.get(2, b"")).get(2, b"")).get(1, b""))
-    return {"resourceAttributes": {name: attributes.get(i, b"").decode() for i, name in enumerate(names, start=1)}}
-
-
-def _fields_of(message: bytes) -> dict[int, bytes]:
-    """The length-delimited fields of a protobuf message by number; ApiError 400 for any other wire type."""
-    fields: dict[int, bytes] = {}
-    rest = memoryview(message)
-
-    def varint() -> int:
-        nonlocal rest
-        value = shift = 0
-        while rest:
-            byte, rest = rest[0], rest[1:]
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        return value
-
-    while rest:
-        key = varint()
-        if key & 7 != 2:
-            raise ApiError(400, "the object provided is unrecognized: not an access review")
-        length = varint()
-        fields[key >> 3], rest = bytes(rest[:length]), rest[length:]
-    return fields
-
-
 def _error(error: ApiError) -> web.Response:
     after = error.body["details"].get("retryAfterSeconds")
     headers = {"Retry-After": str(after)} if after else None
@@ -571,125 +462,3 @@ def _ordered(action: Obj, asked: Asked) -> ApiError:
         return conflict(asked.resource, asked.name, why)
     details = {"retryAfterSeconds": action["retry_after"]} if "retry_after" in action else {}
     return ApiError(code, HTTPStatus(code).phrase, details=details)
-
-
-def _selector(request: web.Request, asked: Asked) -> Callable[[Obj], bool]:
-    labels = _label_tests(request.query.get("labelSelector", ""))
-    fields: list[tuple[str, bool, str]] = []
-    for term in filter(None, request.query.get("fieldSelector", "").split(",")):
-        found = re.fullmatch(r"([^=!]+)(=|==|!=)(.*)", term)
-        allowed = ("metadata.name", "metadata.namespace", *_FIELDS.get(asked.resource, ()))
-        if not found or found[1] not in allowed:
-            raise ApiError(400, f'Unable to find "{asked.resource.qualified}" that match field selector "{term}"')
-        fields.append((found[1], found[2] != "!=", found[3]))
-    if asked.name:
-        fields.append(("metadata.name", True, asked.name))
-
-    def matches(obj: Obj) -> bool:
-        own = obj["metadata"].get("labels") or {}
-        return all(test(own) for test in labels) and all((_field(obj, f) == v) == same for f, same, v in fields)
-
-    return matches
-
-
-def _field(obj: Obj, path: str) -> str:
-    value: Any = obj
-    for key in path.split("."):
-        value = value.get(key, {}) if isinstance(value, dict) else {}
-    return str(value).lower() if isinstance(value, bool) else str(value or "")
-
-
-def _label_tests(selector: str) -> list[Callable[[dict[str, str]], bool]]:
-    def is_among(key: str, values: set[str], wanted: bool) -> Callable[[dict[str, str]], bool]:
-        return lambda own: (own.get(key) in values) == wanted
-
-    def exists(key: str, wanted: bool) -> Callable[[dict[str, str]], bool]:
-        return lambda own: (key in own) == wanted
-
-    tests: list[Callable[[dict[str, str]], bool]] = []
-    for term in filter(None, re.split(r",(?![^(]*\))", selector)):
-        found = _SET.fullmatch(term)
-        if found:
-            tests.append(is_among(found[1], {v.strip() for v in found[3].split(",")}, found[2] == "in"))
-        elif "=" in term:
-            key, _, value = term.replace("==", "=").partition("=")
-            tests.append(is_among(key.rstrip("!").strip(), {value.strip()}, not key.endswith("!")))
-        else:
-            tests.append(exists(term.strip().lstrip("!"), not term.strip().startswith("!")))
-    return tests
-
-
-def _discovery(path: str) -> Obj | None:
-    """The documents by which a client learns what is served; None for any other path."""
-    return copy.deepcopy(_DOCUMENTS.get(path.rstrip("/")))
-
-
-def _documents() -> dict[str, Obj]:
-    served = sorted({(r.group, r.version) for r in RESOURCES})
-    groups = [(group, version) for group, version in served if group]
-    schemas = {_prefix(*gv)[1:]: {"serverRelativeURL": f"/openapi/v3{_prefix(*gv)}?hash=1"} for gv in served}
-    documents: dict[str, Obj] = {
-        "/version": {"major": "1", "minor": "34", "gitVersion": "v1.34.0", "platform": "linux/amd64"},
-        "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(*gv) for gv in groups]},
-        "/openapi/v3": {"paths": schemas},
-    }
-    for gv in served:
-        documents[_prefix(*gv)] = _resource_list(*gv)
-        documents[f"/openapi/v3{_prefix(*gv)}"] = _openapi(*gv)
-    return documents | {f"/apis/{gv[0]}": {"kind": "APIGroup", "apiVersion": "v1"} | _group(*gv) for gv in groups}
-
-
-def _prefix(group: str, version: str) -> str:
-    return f"/apis/{group}/{version}" if group else f"/api/{version}"
-
-
-def _group(group: str, version: str) -> Obj:
-    entry = {"groupVersion": f"{group}/{version}", "version": version}
-    return {"name": group, "versions": [entry], "preferredVersion": entry}
-
-
-def _resource_list(group: str, version: str) -> Obj:
-    resources: list[Obj] = []
-    for r in RESOURCES:
-        if (r.group, r.version) != (group, version):
-            continue
-        verbs = ["create"] if r == ACCESS_REVIEWS else _VERBS
-        entry = {"name": r.plural, "singularName": r.kind.lower(), "namespaced": r.namespaced, "kind": r.kind}
-        short = {"shortNames": list(r.short_names)} if r.short_names else {}
-        category = {"categories": ["all"]} if r in (PODS, STATEFUL_SETS, DAEMON_SETS, JOBS) else {}
-        resources.append(entry | {"verbs": verbs} | short | category)
-        for sub in r.subresources:
-            kind, verbs = {"exec": ("PodExecOptions", ["create", "get"]), "log": ("Pod", ["get"])}.get(
-                sub, (r.kind, ["get", "patch", "update"])
-            )
-            name = {"name": f"{r.plural}/{sub}", "singularName": "", "namespaced": r.namespaced, "kind": kind}
-            resources.append(name | {"verbs": verbs})
-    version = f"{group}/{version}" if group else version
-    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": resources}
-
-
-def _openapi(group: str, version: str) -> Obj:
-    """As much of the schema as `kubectl apply` asks for: that its patches may name a field validation."""
-    paths: Obj = {}
-    for r in RESOURCES:
-        if (r.group, r.version) != (group, version) or r == ACCESS_REVIEWS:
-            continue
-        scope = "/namespaces/{namespace}" if r.namespaced else ""
-        gvk = {"group": group, "version": version, "kind": r.kind}
-        parameters = [
-            {"name": name, "in": "query", "schema": {"type": "string"}} for name in ("dryRun", "fieldValidation")
-        ]
-        patch = {
-            "x-kubernetes-action": "patch",
-            "x-kubernetes-group-version-kind": gvk,
-            "parameters": parameters,
-            "requestBody": {"content": {kind: {} for kind in _PATCHES}},
-            "responses": {},
-        }
-        paths[f"{_prefix(group, version)}{scope}/{r.plural}/{{name}}"] = {"patch": patch}
-    info = {"title": "Kubernetes", "version": "v1.34.0"}
-    return {"openapi": "3.0.0", "info": info, "paths": paths, "components": {"schemas": {}}}
-
-
-_DOCUMENTS = _documents()

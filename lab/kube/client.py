@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from lab.kube.pods import kill_recorded
+from lab.kube.processes import kill_recorded
 
 _START_S = 90.0
 _STOP_S = 40.0
@@ -80,9 +80,17 @@ class KubeServer:
         heartbeat_s: int = 12,
         rollout_delay_s: float = 0.5,
     ) -> "KubeServer":
-        """Starts a server with its state in the empty or new folder `state`, detached from this process.
+        """Start a server, detached from this process; return when its initial pods are Ready.
 
-        Returns when its initial pods are Ready. KubeError when they are not in time; nothing is left running then.
+        Args:
+            state: An empty or new folder for this server alone.
+            volume: What the CSI installation serves; None for no volume.
+            juicefs: The client's binary.
+            heartbeat_s: Of the mounts.
+            rollout_delay_s: How long a controller takes to see a new template.
+
+        Raises:
+            KubeError: The pods were not Ready in time; nothing is left running.
         """
         state.mkdir(parents=True, exist_ok=True)
         state = state.resolve()
@@ -126,7 +134,7 @@ class KubeServer:
 
     @classmethod
     def load(cls, state: Path) -> "KubeServer | None":
-        """The server of a state folder, also of a start that was broken off; None where none was started."""
+        """Return the server of a state folder, also of a start that was interrupted; None where none was started."""
         for name in ("server.json", "starting.json"):
             path = state.resolve() / name
             if path.exists():
@@ -153,7 +161,7 @@ class KubeServer:
         return self._process() is not None
 
     def stop(self) -> None:
-        """Ends the server, its pods and their mounts; idempotent, and thorough also when the server had crashed."""
+        """End the server, its pods and their mounts. Idempotent, also after the server crashed."""
         process = self._process()
         if process:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -167,11 +175,11 @@ class KubeServer:
         unmount_below(self.state)
 
     def order_fault(self, fault: dict[str, Any]) -> None:
-        """Orders a fault as `lab.kube.faults` describes; urllib.error.HTTPError 400 for an unknown one."""
+        """Order a fault as `lab.kube.faults` describes; urllib.error.HTTPError 400 for an unknown one."""
         self._lab("POST", json.dumps(fault).encode())
 
     def clear_faults(self) -> None:
-        """Forgets all ordered faults."""
+        """Forget all ordered faults."""
         self._lab("DELETE", None)
 
     def audit(self) -> list[AuditEntry]:
@@ -197,7 +205,7 @@ class KubeServer:
 
 
 def unmount_below(state: Path) -> None:
-    """Unmounts everything mounted below a folder, the newest first, without waiting for users of a dead mount."""
+    """Unmount everything below a folder, the newest first, without waiting for users of a dead mount."""
     prefix = f"{state.resolve()}{os.sep}"
     for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
         target = line.split()[4]

@@ -51,7 +51,7 @@ class Csi:
         self.store, self.kubelet, self.volume, self.heartbeat_s = store, kubelet, volume, heartbeat_s
 
     def install(self) -> None:
-        """Creates the objects of the installation, a volume, a claim and two business pods that use it."""
+        """Create the objects of the installation, a volume, a claim and two business pods that use it."""
         for name in ("default", "kube-system", NAMESPACE, APPS):
             self._create(NAMESPACES, name, status={"phase": "Active"}, spec={"finalizers": ["kubernetes"]})
         for name in NODE_NAMES:
@@ -102,7 +102,7 @@ class Csi:
             self._create(PODS, f"app-{number}", APPS, spec=_business_pod(node))
 
     async def publish(self, pod: Obj) -> dict[str, Path]:
-        """Mounts a starting pod's volumes; returns the machine's folders by name. Waits as long as it takes."""
+        """Mount a starting pod's volumes; return the machine's folders by volume name. Wait without a deadline."""
         folders: dict[str, Path] = {}
         meta = pod["metadata"]
         for volume in pod["spec"].get("volumes", []):
@@ -381,7 +381,7 @@ def _references(mount_pod: Obj) -> dict[str, str]:
 
 
 async def _quietly(*command: str) -> None:
-    """Runs a clean-up command whose failure only says that there was nothing to clean."""
+    """Run a clean-up command that fails only where there is nothing to clean."""
     with contextlib.suppress(OSError):
         quiet = asyncio.subprocess.DEVNULL
         await (await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet)).wait()

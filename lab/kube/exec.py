@@ -19,7 +19,7 @@ _DRAIN_S = 2.0
 async def serve_exec(
     request: web.Request, running: Running, fault: Obj, delete_pod: Callable[[], None]
 ) -> web.WebSocketResponse:
-    """Runs `?command=…` in the container and carries its streams; a fault may delete the pod or cut the line."""
+    """Run `?command=…` in the container and carry its streams; a fault may delete the pod or cut the connection."""
     query = request.query
     command = query.getall("command", [])
     if not command:
@@ -48,7 +48,7 @@ async def serve_exec(
     ]
     trouble = asyncio.create_task(_trouble(request, fault, delete_pod)) if fault else None
     code = await process.wait()
-    # A child in the background may hold the streams open for ever: what is there is sent, then the line is closed.
+    # A child in the background may hold the streams open: send what is there, then close.
     await asyncio.wait(outputs, timeout=_DRAIN_S) if outputs else None
     for task in (*outputs, reader, *([trouble] if trouble else [])):
         task.cancel()
@@ -71,7 +71,7 @@ async def _read_stdin(socket: web.WebSocketResponse, process: asyncio.subprocess
                 await stdin.drain()
             elif data[:2] == bytes([_CLOSE, _STDIN]):
                 stdin.close()
-    # The client went away: the command goes on, but nobody will write to it any more.
+    # The client went away: the command continues, but nobody will write to it.
     if stdin is not None:
         stdin.close()
 

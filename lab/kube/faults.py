@@ -7,7 +7,7 @@ An order is one of (keys with `?` may be left out; `times` null or absent means 
 - `{"rollout": "never-ready" | "crash-loop", "name": workload}`
 - `{"exec": "delete-pod" | "drop", "after_s"?, "times"?}` (once, unless `times` says more)
 - `{"deny": {"verb"?, "group"?, "resource"?}}`; a subresource is written `pods/exec`
-- `{"kill": pod name, "namespace"?}`: kills the pod's main process, once, now
+- `{"kill": pod name, "namespace"?}`: kill the pod's main process, once, now
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ class Faults:
         self._orders: list[Obj] = []
 
     def order(self, fault: Obj) -> None:
-        """Adds an order; ValueError when it is none of the known ones."""
+        """Add an order; ValueError for an unknown one."""
         if sum(kind in fault for kind in _KINDS) != 1:
             raise ValueError(f"a fault has exactly one of {', '.join(_KINDS)}; got {', '.join(fault) or 'none'}")
         if "match" in fault and not fault.get("action", {}).keys() & {"status", "delay_s", "drop"}:
@@ -36,11 +36,11 @@ class Faults:
         self._orders.append({"times": 1} | fault if "exec" in fault else dict(fault))
 
     def clear(self) -> None:
-        """Forgets all orders."""
+        """Forget all orders."""
         self._orders.clear()
 
     def action(self, verb: str, resource: str, name: str, subresource: str) -> Obj:
-        """The action ordered for a request, or an empty one; counts it."""
+        """Return the action ordered for a request, or an empty one, and count it."""
         asked = {"verb": verb, "resource": resource, "name": name, "subresource": subresource}
         for order in self._orders:
             match = order.get("match")
@@ -50,15 +50,15 @@ class Faults:
         return {}
 
     def exec(self) -> Obj:
-        """The order for the exec that starts now, or an empty one; counts it."""
+        """Return the order for the exec that starts now, or an empty one, and count it."""
         return next((o for o in self._orders if "exec" in o and _take(o)), {})
 
     def rollout(self, workload: str) -> str:
-        """What is ordered for a workload's pods: `never-ready`, `crash-loop` or nothing."""
+        """Return what is ordered for a workload's pods: `never-ready`, `crash-loop` or nothing."""
         return next((str(o["rollout"]) for o in self._orders if "rollout" in o and o["name"] == workload), "")
 
     def denied(self, verb: str, group: str, resource: str) -> bool:
-        """Whether the caller has no right to this; `resource` may be `pods/exec`."""
+        """Return whether the caller has no right to this; `resource` may be `pods/exec`."""
         asked = {"verb": verb, "group": group, "resource": resource}
         return any(asked.items() >= o["deny"].items() for o in self._orders if "deny" in o)
 

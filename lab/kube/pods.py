@@ -4,11 +4,9 @@ import asyncio
 import base64
 import contextlib
 import datetime as dt
-import json
 import logging
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TypeVar
 import psutil
 
 from lab.kube.faults import Faults
+from lab.kube.processes import record_process
 from lab.kube.store import (
     CONFIG_MAPS,
     EVENTS,
@@ -118,7 +117,7 @@ class Publishing:
 
 
 class Kubelet:
-    """Runs the pods of all nodes. `publishing` must be set before the first pod is created."""
+    """Run the pods of all nodes. Set `publishing` before the first pod is created."""
 
     publishing: Publishing
 
@@ -130,7 +129,7 @@ class Kubelet:
         store.listeners.append(self._on_change)
 
     async def prepare(self) -> None:
-        """Makes the shared mount directory and the images' /bin; both undone by `unmount_below`."""
+        """Make the shared mount directory and the images' /bin; `unmount_below` undoes both."""
         self.jfs.mkdir()
         await _run("mount", "--bind", str(self.jfs), str(self.jfs))
         # Private first: on a machine whose root is shared, the bind would else be one with the folder beneath it.
@@ -154,13 +153,13 @@ class Kubelet:
         return self.state / "pods" / uid / f"{restart}.log"
 
     def kill(self, uid: str) -> None:
-        """Kills the main process of a pod, as the out-of-memory killer would."""
+        """Kill the main process of a pod, as the out-of-memory killer would."""
         running = self.running(uid)
         if running:
             os.kill(running.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
-        """Ends all pods: mount pods last, so that those who use a mount go first."""
+        """End all pods, mount pods last: the users of a mount go first."""
         is_mount = {p.uid: p.name for p in self._pods.values() if self._is_mount(p)}
         for pods in (
             [p for p in self._pods.values() if p.uid not in is_mount],
@@ -171,7 +170,7 @@ class Kubelet:
             await asyncio.gather(*(p.task for p in pods if p.task), return_exceptions=True)
 
     def event(self, obj: Obj, reason: str, message: str, *, kind: str = "Normal", component: str = "kubelet") -> None:
-        """Records an Event about an object."""
+        """Record an Event about an object."""
         meta = obj["metadata"]
         namespace = meta.get("namespace", "default")
         event = {
@@ -240,7 +239,7 @@ class Kubelet:
             self._pods.pop(pod.uid, None)
 
     async def _run_once(self, pod: _Pod, obj: Obj, binds: dict[str, Path]) -> bool:
-        """Runs the container once; true when it is to be started again."""
+        """Run the container once; return whether it is to be started again."""
         container = obj["spec"]["containers"][0]
         workload = next((o["name"] for o in obj["metadata"].get("ownerReferences", [])), "")
         try:
@@ -312,7 +311,7 @@ class Kubelet:
         return process
 
     async def _entered(self, process: asyncio.subprocess.Process, env: dict[str, str], root: Path) -> Running | None:
-        """Waits for PID 1 of the container; None when it ended before."""
+        """Wait for PID 1 of the container; return None when it ended before."""
         deadline = asyncio.get_running_loop().time() + START_DEADLINE_S
         while process.returncode is None and asyncio.get_running_loop().time() < deadline:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -430,7 +429,7 @@ class Kubelet:
         return self.state / "pods" / pod.uid / "rootfs"
 
     async def _unless_stopped(self, pod: _Pod, work: Awaitable[T]) -> T:
-        """The result of `work`, or _StoppedError as soon as the pod is to end."""
+        """Return the result of `work`; raise _StoppedError as soon as the pod is to end."""
         task = asyncio.ensure_future(work)
         stop = asyncio.create_task(pod.stop.wait())
         try:
@@ -452,7 +451,7 @@ async def enter(
     stdout: int = asyncio.subprocess.DEVNULL,
     stderr: int = asyncio.subprocess.DEVNULL,
 ) -> asyncio.subprocess.Process:
-    """Starts a command inside a running container, in its environment, with its view of files and processes."""
+    """Start a command inside a running container, in its environment, with its view of files and processes."""
     return await asyncio.create_subprocess_exec(
         *("nsenter", "-t", str(running.pid), "-m", "-u", "-p", "-r", "-w", "--", *command),
         env=dict(running.env),
@@ -461,34 +460,6 @@ async def enter(
         stdout=stdout,
         stderr=stderr,
     )
-
-
-def record_process(state: Path, pid: int) -> None:
-    """Notes a process for `kill_recorded`, so that a crash of this one leaves nothing running for good."""
-    with contextlib.suppress(psutil.NoSuchProcess), (state / "processes.jsonl").open("a") as file:
-        file.write(json.dumps({"pid": pid, "create_time": psutil.Process(pid).create_time()}) + "\n")
-
-
-def kill_recorded(state: Path, *, deadline_s: float = 10.0) -> None:
-    """Kills whatever is left of the recorded processes: those very ones, never another that got the same pid."""
-    path = state / "processes.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    deadline = time.monotonic() + deadline_s
-    while (left := [p for p in map(_same_process, records) if p]) and time.monotonic() < deadline:
-        for process in left:
-            # The end of `unshare` ends PID 1 of its namespace, and with it everything inside.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        time.sleep(0.05)
-
-
-def _same_process(record: Obj) -> psutil.Process | None:
-    try:
-        process = psutil.Process(record["pid"])
-        same = process.create_time() == record["create_time"] and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return None
-    return process if same else None
 
 
 def _address() -> str:

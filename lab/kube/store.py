@@ -184,7 +184,7 @@ class Store:
         return [self._objects[(resource, *key)] for key in keys]
 
     def create(self, resource: Resource, obj: Obj, *, dry_run: bool = False) -> Obj:
-        """Adds an object; ApiError 409 AlreadyExists, 422 for a bad one, 404 for a missing namespace."""
+        """Add an object; ApiError 409 AlreadyExists, 422 for a bad one, 404 for a missing namespace."""
         obj = copy.deepcopy(obj)
         meta = obj.setdefault("metadata", {})
         name = meta.get("name") or ""
@@ -213,7 +213,7 @@ class Store:
         return obj
 
     def update(self, resource: Resource, obj: Obj, *, status: bool = False, dry_run: bool = False) -> Obj:
-        """Replaces an object, or its status only; ApiError 409 where the given resourceVersion or uid is another."""
+        """Replace an object, or its status only; ApiError 409 where the given resourceVersion or uid is another."""
         meta = obj["metadata"]
         namespace, name = (meta.get("namespace", "") if resource.namespaced else ""), meta["name"]
         old = self.get(resource, namespace, name)
@@ -250,7 +250,7 @@ class Store:
         return new
 
     def amend(self, resource: Resource, obj: Obj, change: Callable[[Obj], None], *, status: bool = False) -> Obj | None:
-        """Applies a controller's change to the newest state of the object; None when that object is gone."""
+        """Apply a controller's change to the newest state of the object; return None when that object is gone."""
         meta = obj["metadata"]
         old = self.find(resource, meta.get("namespace", ""), meta["name"])
         if old is None or old["metadata"]["uid"] != meta["uid"]:
@@ -260,14 +260,14 @@ class Store:
         return self.update(resource, new, status=status)
 
     def mark_deleted(self, obj: Obj, grace_s: int) -> Obj:
-        """Starts a pod's graceful deletion; whoever runs the pod removes it when its processes have ended."""
+        """Start a pod's graceful deletion; whoever runs the pod removes it when its processes have ended."""
         new = copy.deepcopy(obj)
         new["metadata"] |= {"deletionTimestamp": now(), "deletionGracePeriodSeconds": grace_s}
         self._commit("MODIFIED", PODS, new, obj)
         return new
 
     def remove(self, resource: Resource, obj: Obj) -> Obj:
-        """Removes an object at once; nothing happens when that very object (by uid) is already gone."""
+        """Remove an object at once; do nothing when that very object (by uid) is already gone."""
         meta = obj["metadata"]
         old = self.find(resource, meta.get("namespace", ""), meta["name"])
         if old is None or old["metadata"]["uid"] != meta["uid"]:

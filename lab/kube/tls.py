@@ -15,14 +15,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Writes a file that only its owner can read, and never a moment otherwise."""
+    """Write a file that only its owner can read from the moment it exists."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(content)
 
 
 def server_context(state: Path) -> ssl.SSLContext:
-    """Makes a CA (`ca.crt`) and a server certificate for 127.0.0.1 under `state`; returns the server's TLS context."""
+    """Make a CA (`ca.crt`) and a server certificate for 127.0.0.1 under `state`; return the server's TLS context."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lab-kubernetes-ca")])
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lab-kubernetes")])
@@ -61,7 +61,7 @@ def server_context(state: Path) -> ssl.SSLContext:
 
 
 def write_kubeconfig(state: Path, url: str, token: str) -> Path:
-    """Writes `state/kubeconfig` (JSON, which is YAML) with the CA and the token in it; readable by its owner only."""
+    """Write `state/kubeconfig` (JSON, which is YAML) with the CA and the token in it; readable by its owner only."""
     ca = base64.b64encode((state / "ca.crt").read_bytes()).decode()
     config = {
         "apiVersion": "v1",

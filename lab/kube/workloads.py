@@ -23,7 +23,7 @@ _SETTLE_S = 0.05
 
 
 class Workloads:
-    """Brings the pods of every workload to its template; `delay_s` is how long it takes to see a new template."""
+    """Bring the pods of every workload to its template; `delay_s` is how long it takes to see a new template."""
 
     def __init__(self, store: Store, kubelet: Kubelet, delay_s: float) -> None:
         self.store, self.kubelet, self.delay_s = store, kubelet, delay_s
@@ -32,7 +32,7 @@ class Workloads:
         store.listeners.append(self._on_change)
 
     async def run(self) -> None:
-        """Reconciles until cancelled."""
+        """Reconcile until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -50,7 +50,7 @@ class Workloads:
             self._wake.set()
 
     def _collect(self) -> None:
-        """Deletes the pods whose workload is gone."""
+        """Delete the pods whose workload is gone."""
         owners = {w["metadata"]["uid"] for r in (STATEFUL_SETS, DAEMON_SETS) for w in self.store.list(r)}
         for pod in self.store.list(PODS):
             refs = pod["metadata"].get("ownerReferences", [])
@@ -141,7 +141,7 @@ class Workloads:
         self.store.amend(resource, workload, lambda new: new.update(status=status), status=True)
 
     def _revision(self, resource: Resource, workload: Obj) -> str:
-        """The name of the ControllerRevision of the present template, made where it is new."""
+        """Return the name of the current template's ControllerRevision; create it where it is new."""
         meta, template = workload["metadata"], workload["spec"]["template"]
         digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
         name = f"{meta['name']}-{digest}"
