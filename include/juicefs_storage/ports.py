@@ -371,3 +371,6 @@ class Vault(Protocol):
 
     def ids(self) -> Sequence[str]:
         """The ids under which something lies here, sorted."""
+
+    def check_room(self, size_bytes: int) -> None:
+        """Prove that a file of a size can be written, read back and removed."""

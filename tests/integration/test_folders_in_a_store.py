@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
-from include.juicefs_storage.adapters.vault import FileVault
+from include.juicefs_storage.adapters.vault import FileVault, Keyring
 from include.juicefs_storage.objects.comparison import Rows
 from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
 from lab.environment import Lab
@@ -35,7 +35,7 @@ def folder(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStorageP
 
 
 def test_backups(folder: ObjectStoragePath) -> None:
-    vault = FileVault(b"k" * 32, folder / "backups")
+    vault = FileVault(Keyring(b"k" * 32), folder / "backups")
     assert vault.ids() == []
     vault.save("myjfs.run-1", b"the row")
     vault.save("myjfs.run-1.switched", b"2026-01-01")
@@ -45,7 +45,7 @@ def test_backups(folder: ObjectStoragePath) -> None:
 
 
 def test_what_another_worker_wrote_is_seen(folder: ObjectStoragePath, lab: Lab) -> None:
-    vault, client = FileVault(b"k" * 32, folder / "backups"), lab.new_store.client()
+    vault, client = FileVault(Keyring(b"k" * 32), folder / "backups"), lab.new_store.client()
     vault.save("myjfs.run-1", b"the row")
     (key,) = lab.new_store.objects("folders/")
     sealed = client.get_object(Bucket=lab.new_store.bucket, Key=key)["Body"].read()

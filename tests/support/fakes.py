@@ -185,18 +185,26 @@ class FakeVault:
     def ids(self) -> list[str]:
         return sorted(self.files)
 
+    def check_room(self, size_bytes: int) -> None:
+        pass
+
+
+def plan(**changes: Any) -> Plan:
+    """The plan of a run from OLD to NEW."""
+    values: dict[str, Any] = {
+        "volume": "myjfs", "uuid": UUID, "before": StorageView.of(OLD), "after": StorageView.of(NEW),
+        "target_fingerprint": "", "secrets": (), "workloads": (), "mount_pods": (), "business_pods": (),
+        "missing_objects": None, "steps": (), "findings": (),
+    }  # fmt: skip
+    return Plan(**values | changes)
+
 
 def backup(backup_id: str, created_at: datetime, *, params: dict[str, Any] | None = None, **more: Any) -> Backup:
     """The backup of a run from OLD to NEW."""
-    before, after = StorageView.of(OLD), StorageView.of(NEW)
-    plan = Plan(
-        volume="myjfs", uuid=UUID, before=before, after=after, target_fingerprint="", secrets=(), workloads=(),
-        mount_pods=(), business_pods=(), missing_objects=None, steps=(), findings=(),
-    )  # fmt: skip
     target = (NEW.storage, NEW.bucket, NEW.access_key.get_secret_value(), NEW.secret_key.get_secret_value())
     values: dict[str, Any] = {
         "backup_id": backup_id, "run_id": "run", "created_at": created_at, "setting_hex": setting().raw.hex(),
         "secrets": {}, "templates": {f"{kind}/{name}": {} for kind, name in CSI_WORKLOADS}, "target": target,
-        "plan": plan, "params": params or {},
+        "plan": plan(), "params": params or {},
     }  # fmt: skip
     return Backup(**values | more)

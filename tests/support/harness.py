@@ -63,9 +63,9 @@ def vault(lab: Lab) -> FileVault:
     """The backups of the runs."""
     from airflow.sdk import ObjectStoragePath
 
-    from include.juicefs_storage.adapters.vault import FileVault
+    from include.juicefs_storage.adapters.vault import FileVault, Keyring
 
-    return FileVault(base64.b64decode(_KEY), ObjectStoragePath((lab.state / "backups").as_uri()))
+    return FileVault(Keyring(base64.b64decode(_KEY)), ObjectStoragePath((lab.state / "backups").as_uri()))
 
 
 @dataclass
@@ -88,6 +88,7 @@ class Run:
     tries: dict[str, int] = field(default_factory=dict)
     took_s: dict[str, float] = field(default_factory=dict)
     struck: dict[Fault, int] = field(default_factory=dict)
+    triggered_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -203,6 +204,7 @@ class Run:
         job = Job(
             self.folder, self.dag_id, task.task_id, self.run_id, self.tries[task.task_id],
             {**find_dag(self.dag_id).params.dump(), **self.params}, self.environment, fault, put_off_since,
+            self.triggered_at,
         )  # fmt: skip
         job.result.unlink(missing_ok=True)
         process = _PROCESSES.Process(target=work, args=(job,))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 Point = Literal["before", "during", "after"]
@@ -62,6 +63,7 @@ class Job:
     fault: Fault | None
     #: When the task was put off for the first time; None where this is its first look.
     put_off_since: datetime | None = None
+    triggered_at: datetime | None = None
 
     @property
     def result(self) -> Path:
@@ -110,7 +112,10 @@ def work(job: Job) -> None:
 
     dag = find_dag(job.dag_id)
     task, instance = dag.get_task(job.task_id), TaskInstance(job)
-    context: Any = {"ti": instance, "task": task, "dag": dag, "run_id": job.run_id, "params": job.params}
+    context: Any = {
+        "ti": instance, "task": task, "dag": dag, "run_id": job.run_id, "params": job.params,
+        "dag_run": SimpleNamespace(run_after=job.triggered_at),
+    }  # fmt: skip
     for stale in (job.folder / "xcom").glob(f"{job.task_id}.*.json"):
         stale.unlink()
     end: dict[str, Any]

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import Vault
-from include.juicefs_storage.switch.plan import Plan
+from include.juicefs_storage.switch.plan import Plan, fingerprint
+from include.juicefs_storage.volume.secret import storage_values
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
+#: The format that this version writes; it reads every format up to this one. docs/backups.md describes them.
+FORMAT = 2
 #: What is kept beside a backup, under its id, a dot and this name.
 KEPT_BESIDE = ("switched", "rolled-back", "diagnostics")
-#: Begins the names of what fleets keep in the same folder; no volume's name can.
+#: Begins the names of what fleets keep in the same folder.
 FLEET_PREFIX = "_fleet."
+#: Begins every name that is no backup's; no volume's name can.
+_NO_VOLUME = "_"
+#: Without these there is no way back. Whatever else a record holds may be missing or may not be understood.
+_ESSENTIAL = frozenset({"setting_hex", "secrets"})
 _EXAMPLES = 5
 
 
@@ -24,45 +33,109 @@ class Backup(BaseModel):
     """The state before a switch. Holds secrets: it exists in memory and in the vault, nowhere else.
 
     Attributes:
-        setting_hex: The exact bytes of the row `format`.
-        secrets: Name of a Secret -> the values in it that a switch may change.
+        format: Of the record; early versions wrote none, which is 1.
+        setting_hex: The exact bytes of the row `format`; the volume's name and UUID are in them.
+        secrets: Name of a Secret -> its values; in format 1 only those that a switch may change.
+        namespace: Of the Secrets; empty in format 1.
+        triggered_at: When the run was triggered: tells two runs of one id apart.
         templates: The pod templates of the CSI workloads.
-        target: The storage that the run moves to, keys included: what was approved stays what is done, and what is
-            undone, whatever becomes of the connection.
-        params: The params of the run: names and flags, no secret. Empty in backups of early versions.
+        target: The storage that the run moves to, keys included: what was approved is what is done and undone, even
+            when the connection changes.
+        params: The params of the run: names and flags, no secret.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    backup_id: str
-    run_id: str
-    created_at: datetime
+    format: int = 1
+    backup_id: str = ""
+    run_id: str = ""
+    created_at: datetime = datetime.min.replace(tzinfo=UTC)
     setting_hex: str = Field(repr=False)
     secrets: dict[str, dict[str, str]] = Field(repr=False)
-    templates: dict[str, Any] = Field(repr=False)
-    target: tuple[str, str, str, str] = Field(repr=False)
-    plan: Plan
+    namespace: str = ""
+    triggered_at: datetime | None = None
+    templates: dict[str, Any] = Field(default_factory=dict, repr=False)
+    target: tuple[str, str, str, str] | None = Field(default=None, repr=False)
+    plan: Plan | None = None
     params: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def new(self) -> StorageConfig:
-        """The storage that the run moves to."""
+        """The storage that the run moves to.
+
+        Raises:
+            PermanentError: The backup does not record it.
+        """
+        if self.target is None:
+            raise PermanentError(
+                f"Backup {self.backup_id} does not record where its run moved the volume to.",
+                next_step="start a new run; juicefs_storage_revert goes back to this backup all the same",
+            )
         storage, bucket, access_key, secret_key = self.target
         return StorageConfig(storage, bucket, SecretStr(access_key), SecretStr(secret_key))
 
     @property
     def setting(self) -> Setting:
         """The setting as it was."""
-        return Setting(bytes.fromhex(self.setting_hex))
+        try:
+            return Setting(bytes.fromhex(self.setting_hex))
+        except ValueError:
+            raise PermanentError(
+                f"Backup {self.backup_id} does not hold the bytes of a setting.", next_step="use an older backup"
+            ) from None
+
+    @property
+    def storage_values(self) -> dict[str, dict[str, str]]:
+        """Name of a Secret -> the values that a switch may change, as they were.
+
+        Only these go back: the other values of a Secret, such as `metaurl`, may have changed for good reasons since.
+        """
+        return {name: storage_values(values) for name, values in self.secrets.items()}
 
     def to_bytes(self) -> bytes:
         """Serialise for the vault."""
         return self.model_dump_json().encode()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Backup:
-        """Read what `to_bytes` wrote."""
-        return cls.model_validate_json(content)
+    def from_bytes(cls, content: bytes, backup_id: str = "") -> Backup:
+        """Read what `to_bytes` wrote, in this version or an earlier one.
+
+        A part that is not needed to go back, and cannot be understood, is left out.
+
+        Args:
+            content: The bytes.
+            backup_id: Names the backup in errors.
+
+        Raises:
+            PermanentError: It is no backup, or was written in a newer format.
+        """
+        try:
+            fields = json.loads(content)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict) or not fields.keys() >= _ESSENTIAL:
+            raise _not_a_backup(backup_id)
+        found = fields.get("format", 1)
+        if not isinstance(found, int) or found > FORMAT:
+            raise PermanentError(
+                f"Backup {backup_id} is of format {found!r}; this version reads formats up to {FORMAT}.",
+                next_step="use the version that wrote it, or a newer one",
+            )
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            unclear = {detail["loc"][0] for detail in error.errors()}
+        if unclear & _ESSENTIAL:
+            # Without the validator's text: it quotes what it found.
+            raise _not_a_backup(backup_id)
+        return cls.model_validate({name: value for name, value in fields.items() if name not in unclear})
+
+
+def _not_a_backup(backup_id: str) -> PermanentError:
+    return PermanentError(
+        f"{backup_id} can be decrypted and is not a backup.",
+        next_step="trigger the DAG without `backup_id`: it offers the backups that can be read",
+    )
 
 
 def backup_id(volume: str, run_id: str) -> str:
@@ -71,15 +144,15 @@ def backup_id(volume: str, run_id: str) -> str:
 
 
 def backup_ids(vault: Vault, volume: str | None = None) -> list[str]:
-    """The ids of the backups in a vault, without what else lies beside them, such as how a run ended.
+    """The ids of the backups in a vault, without what lies beside them, such as how a run ended.
 
     Args:
         vault: Where they lie.
-        volume: Only those of this volume.
+        volume: Only those of volumes of this name.
     """
     names = set(vault.ids())
     beside = {f"{name}.{what}" for name in names for what in KEPT_BESIDE}
-    own = {name for name in names - beside if not name.startswith(FLEET_PREFIX)}
+    own = {name for name in names - beside if not name.startswith(_NO_VOLUME)}
     return sorted(name for name in own if volume is None or name.startswith(f"{volume}."))
 
 
@@ -95,13 +168,42 @@ def read_backup(vault: Vault, backup_id: str) -> Backup:
         known = ", ".join(backup_ids(vault, volume)[-_EXAMPLES:]) or "none"
         raise PermanentError(
             f"There is no backup {backup_id!r}; backups of volume {volume!r}: {known}.",
-            next_step="trigger the DAG without `backup_id`: it offers those that are there",
+            next_step="trigger the DAG without `backup_id`: it offers the backups that can be read",
         )
-    try:
-        return Backup.from_bytes(content)
-    except ValueError:
-        # Without the validator's text: it quotes what it found.
-        raise PermanentError(
-            f"{backup_id} can be decrypted and is not a backup.",
-            next_step="trigger the DAG without `backup_id`: it offers those that are there",
-        ) from None
+    return Backup.from_bytes(content, backup_id).model_copy(update={"backup_id": backup_id})
+
+
+def foreign_to(backup: Backup, plan: Plan, keys: Sequence[bytes], triggered_at: datetime | None) -> str:
+    """Why a backup that lies under a run's id is not this run's; empty where it is.
+
+    Ids come again: another volume of the same name in the same folder, or a run that was deleted and triggered again.
+
+    Args:
+        backup: What was found.
+        plan: What this run planned.
+        keys: Those that the plan's fingerprint may have been made with.
+        triggered_at: When this run was triggered; None where that is not known.
+    """
+    if backup.setting.uuid != plan.uuid:
+        return f"it is of volume {backup.setting.uuid}, this run's volume is {plan.uuid}"
+    if not (triggered_at and backup.triggered_at):
+        return deviation(backup, plan, keys)
+    if backup.triggered_at != triggered_at:
+        return f"an earlier run with the same id made it, triggered at {backup.triggered_at:%Y-%m-%d %H:%M:%S} UTC"
+    return ""
+
+
+def deviation(backup: Backup, plan: Plan, keys: Sequence[bytes]) -> str:
+    """How what a backup's run carries out differs from a plan, and so from what was approved; empty where it does not.
+
+    Args:
+        backup: The backup.
+        plan: The plan.
+        keys: Those that the plan's fingerprint may have been made with.
+    """
+    if backup.target and plan.target_fingerprint not in {fingerprint(backup.new, key) for key in keys}:
+        return f"it records a move to {backup.new.bucket} with keys of its own, the plan is for {plan.after.bucket}"
+    if backup.plan and backup.plan.backup_id != plan.backup_id:
+        goes, planned = (made_for.backup_id or "no backup" for made_for in (backup.plan, plan))
+        return f"it records a move back to {goes}, the plan is for {planned}"
+    return ""

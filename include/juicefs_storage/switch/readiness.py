@@ -12,8 +12,6 @@ from include.juicefs_storage.records import Frozen
 from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backup
 from include.juicefs_storage.switch.checks import ok, refusal, warning
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
-from include.juicefs_storage.switch.plan import StorageView
-from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 from include.juicefs_storage.volume.setting import Setting
 
 
@@ -97,6 +95,8 @@ def judge(
 def rehearse_restore(vault: Vault, setting: Setting) -> tuple[list[Finding], Backup | None]:
     """Read every backup of a volume, and restore the newest one into a scratch place as a revert would.
 
+    A file that cannot be read is a warning: it may be another volume's of the same name, and blocks no run.
+
     Args:
         vault: Where the backups lie.
         setting: The volume's setting now.
@@ -108,11 +108,13 @@ def rehearse_restore(vault: Vault, setting: Setting) -> tuple[list[Finding], Bac
     backups = []
     for name in backup_ids(vault, setting.name):
         try:
-            backups.append(read_backup(vault, name))
+            backup = read_backup(vault, name)
+            if backup.setting.uuid == setting.uuid:
+                backups.append(backup)
         except StorageSwitchError as error:
-            findings.append(refusal(check, error.problem, f"{error.next_step}; or move the file away"))
+            findings.append(warning(check, f"{name}: {error.problem}", f"{error.next_step}; or move the file away"))
     if not backups:
-        return findings or [warning(check, "There is no backup yet.", "the first switch makes one")], None
+        return [*findings, warning(check, "There is no backup that can be read.", "the next switch makes one")], None
     newest = max(backups, key=lambda backup: backup.created_at)
     try:
         problems = list(_differences(newest, setting))
@@ -131,16 +133,12 @@ def rehearse_restore(vault: Vault, setting: Setting) -> tuple[list[Finding], Bac
 def _differences(backup: Backup, setting: Setting) -> Iterator[str]:
     """Restore a backup into a scratch copy of the setting, in memory; tell where it is not what the backup says."""
     recorded = backup.setting
-    if {recorded.uuid, backup.plan.uuid} != {setting.uuid}:
-        yield f"it is of volume {recorded.uuid}, this one is {setting.uuid}."
-        return
     # What a revert would put into the row, made and read again here: keys are in it, so it touches no disk.
     restored = Setting(setting.with_storage_of(recorded).raw)
-    if StorageView.of(restored.config) != backup.plan.before or not restored.uses(recorded.config):
-        yield f"it holds bucket {restored.bucket}, its plan says {backup.plan.before.bucket}."
+    if not restored.uses(recorded.config):
+        yield f"restoring it would give bucket {restored.bucket}, it holds {recorded.bucket}."
     if restored.with_storage_of(setting).raw != setting.raw or restored.name != setting.name:
         yield "restoring it would change more than the storage."
-    if missing := {change.name for change in backup.plan.secrets} - backup.secrets.keys():
+    changed = backup.plan.secrets if backup.plan else ()
+    if missing := {change.name for change in changed} - backup.secrets.keys():
         yield f"it lacks Secrets {', '.join(sorted(missing))}."
-    if missing := {f"{kind}/{name}" for kind, name in CSI_WORKLOADS} - backup.templates.keys():
-        yield f"it lacks the templates of {', '.join(sorted(missing))}."

@@ -35,6 +35,12 @@ def run_id() -> str:
     return str(get_current_context()["run_id"])
 
 
+def triggered_at() -> datetime | None:
+    """When this run was triggered; the same after a clear. None where Airflow does not say."""
+    dag_run = get_current_context().get("dag_run")
+    return getattr(dag_run, "run_after", None)
+
+
 def task_states(*task_ids: str) -> dict[str, str]:
     """The states of tasks of this run; `none` where a task has none yet."""
     context = get_current_context()

@@ -13,6 +13,7 @@ from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Vault
 from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backup
 from include.juicefs_storage.switch.checks import refusal
+from include.juicefs_storage.switch.marks import End, read_mark
 from include.juicefs_storage.switch.params import check_revert_form, resolve_revert_params
 from include.juicefs_storage.switch.plan import StorageView
 from include.juicefs_storage.tasks.context import log, pull, push
@@ -22,8 +23,10 @@ from include.juicefs_storage.tasks.runtime import Runtime, open_vault
 
 #: How many backups are offered at most, the newest first.
 OFFERED = 30
-#: How a run that made a backup may have ended, as it is marked beside the backup.
-ENDS = ("rolled-back", "switched")
+#: How a run that made a backup may have ended, as it is marked beside the backup; the first that is there counts.
+ENDS: tuple[End, ...] = ("rolled-back", "switched")
+#: How much of a volume's UUID tells two volumes of one name apart.
+_UUID_SHOWN = 8
 
 
 def readable_backups(vault: Vault, volume: str | None = None) -> list[Backup]:
@@ -31,7 +34,9 @@ def readable_backups(vault: Vault, volume: str | None = None) -> list[Backup]:
     found = []
     for name in backup_ids(vault, volume):
         try:
-            found.append(read_backup(vault, name))
+            backup = read_backup(vault, name)
+            StorageView.of(backup.setting.config)
+            found.append(backup)
         except StorageSwitchError as error:
             log.warning("%s", error)
     return sorted(found, key=lambda backup: backup.created_at, reverse=True)
@@ -41,14 +46,24 @@ def offer(backups: Iterable[Backup], vault: Vault) -> str:
     """The backups as a table in Markdown. Keys are masked."""
     rows = []
     for backup in backups:
-        there, left = StorageView.of(backup.setting.config), StorageView.of(backup.new)
-        ended = next((how for how in ENDS if vault.load(f"{backup.backup_id}.{how}")), "unfinished")
+        setting = backup.setting
+        there, left = StorageView.of(setting.config), backup.new.bucket if backup.target else "not recorded"
         rows.append(
-            f"| `{backup.backup_id}` | {backup.plan.volume} | {backup.created_at:%Y-%m-%d %H:%M} UTC "
-            f"| `{there.bucket}` {there.access_key} | `{left.bucket}` | {ended} |"
+            f"| `{backup.backup_id}` | {setting.name} ({setting.uuid[:_UUID_SHOWN]}) "
+            f"| {backup.created_at:%Y-%m-%d %H:%M} UTC "
+            f"| `{there.bucket}` {there.access_key} | `{left}` | {_ended(vault, backup.backup_id)} |"
         )
     head = "| backup | volume | made | goes back to | made before the move to | that run |"
     return "\n".join(["The newest first.", "", head, "|---|---|---|---|---|---|", *rows])
+
+
+def _ended(vault: Vault, backup_id: str) -> str:
+    """How the run of a backup ended."""
+    try:
+        return next((how for how in ENDS if read_mark(vault, backup_id, how)), "unfinished")
+    except StorageSwitchError as error:
+        log.warning("%s", error)
+        return "not known"
 
 
 class ChooseBackup(HITLOperator):
@@ -136,5 +151,5 @@ def resolve(given: dict[str, Any], chosen: dict[str, Any] | None, vault: Vault) 
             f"the metadata database holds {now.name} ({now.uuid}).",
             next_step="correct `namespace`, `secret_name` or `meta_conn_id`, or choose another backup",
         )
-    still_there = now.bucket == backup.new.bucket
+    still_there = backup.target is not None and now.bucket == backup.new.bucket
     return resolve_revert_params(form, name, backup.params, bucket, still_there=still_there).model_dump()

@@ -168,4 +168,4 @@ def open_vault() -> FileVault:
     """The backups, which belong to no single volume."""
     from include.juicefs_storage.adapters.vault import FileVault
 
-    return FileVault.from_connection(BACKUP_CONN_ID)
+    return FileVault.from_connection(BACKUP_CONN_ID, mask)

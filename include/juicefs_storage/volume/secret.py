@@ -46,9 +46,9 @@ def desired_values(secret: SecretObject, config: StorageConfig) -> dict[str, str
     return wanted
 
 
-def storage_values(secret: SecretObject) -> dict[str, str]:
-    """The values of a Secret that a switch may change, for the backup."""
-    return {key: secret.data[key] for aliases in _ALIASES.values() for key in aliases if key in secret.data}
+def storage_values(values: Mapping[str, str]) -> dict[str, str]:
+    """Those values of a Secret that a switch may change."""
+    return {key: values[key] for aliases in _ALIASES.values() for key in aliases if key in values}
 
 
 def written_by_format(values: Mapping[str, str]) -> StorageConfig | None:

@@ -13,7 +13,7 @@ from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.switch.plan import SecretChange
 from include.juicefs_storage.switch.readiness import judge, rehearse_restore
 from include.juicefs_storage.tasks import rehearsal
-from tests.support.fakes import NEW, OLD, FakeVault, backup, setting
+from tests.support.fakes import NEW, OLD, FakeVault, backup, plan, setting
 
 MONDAY, TUESDAY = datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
 GOOD = [ok("csi", "healthy"), warning("target", "no juicefs_uuid", "copy it")]
@@ -77,11 +77,7 @@ def test_a_volume_that_was_never_switched_has_no_backup_and_is_not_blocked_by_th
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ({"setting_hex": setting(OLD, UUID="9").raw.hex()}, "it is of volume 9"),
-        ({"setting_hex": setting(NEW).raw.hex()}, "its plan says http://old:9000/data"),
         ({"setting_hex": setting(OLD, SecretKey="AAAA").raw.hex()}, "cannot be decrypted"),
-        ({"setting_hex": "00"}, "not the JSON of a JuiceFS volume"),
-        ({"templates": {}}, "it lacks the templates of DaemonSet/juicefs-csi-node, StatefulSet/juicefs-csi-controller"),
     ],
 )
 def test_a_backup_that_is_not_what_it_says_blocks(damage, words):
@@ -90,18 +86,27 @@ def test_a_backup_that_is_not_what_it_says_blocks(damage, words):
 
 
 def test_a_backup_without_a_secret_that_its_run_changed_blocks():
-    good = backup("myjfs.a", MONDAY)
     change = SecretChange(namespace="juicefs", name="juicefs-sc-secret", keys=("bucket",))
-    lacking = good.model_copy(update={"plan": good.plan.model_copy(update={"secrets": (change,)})})
+    lacking = backup("myjfs.a", MONDAY, plan=plan(secrets=(change,)))
     (problem,) = problems(rehearse_restore(stored(lacking), setting(NEW))[0])
     assert "it lacks Secrets juicefs-sc-secret" in problem
 
 
-def test_a_backup_that_cannot_be_decrypted_blocks_and_hides_no_other():
+@pytest.mark.parametrize("junk", [b"?", b"{}", backup("myjfs.b", TUESDAY, setting_hex="00").to_bytes()])
+def test_a_file_that_cannot_be_read_is_reported_and_blocks_nothing(junk: bytes) -> None:
     vault = stored(backup("myjfs.a", MONDAY))
-    vault.save("myjfs.b", b"?")
+    vault.save("myjfs.b", junk)
     findings, newest = rehearse_restore(vault, setting(NEW))
-    assert problems(findings) == ["myjfs.b cannot be decrypted."]
+    assert [(finding.level, "myjfs.b" in finding.message) for finding in findings][:1] == [("warning", True)]
+    assert problems(findings) == []
+    assert newest is not None
+    assert newest.backup_id == "myjfs.a"
+
+
+def test_the_backup_of_another_volume_of_the_same_name_is_none_of_this_one() -> None:
+    another = backup("myjfs.b", TUESDAY, setting_hex=setting(OLD, UUID="9").raw.hex())
+    findings, newest = rehearse_restore(stored(backup("myjfs.a", MONDAY), another), setting(NEW))
+    assert [finding.level for finding in findings] == ["ok"]
     assert newest is not None
     assert newest.backup_id == "myjfs.a"
 

@@ -47,7 +47,7 @@ def back() -> SwitchRun:
 
 
 def _refuse_if_superseded(run: SwitchRun) -> None:
-    if other := run.superseded_by():
+    if other := run.record.superseded().backup_id:
         raise NeedsHumanError(
             f"Another run moved volume {run.plan.volume} after this one had begun; its backup is {other}.",
             state="this task changed nothing",

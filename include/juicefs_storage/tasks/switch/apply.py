@@ -8,16 +8,16 @@ from typing import Any
 from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
-from include.juicefs_storage.switch.backup import Backup
+from include.juicefs_storage.switch.backup import FORMAT, Backup, deviation
 from include.juicefs_storage.switch.plan import StorageView, fingerprint
 from include.juicefs_storage.switch.prove_fresh_mount import prove_status, use_fresh_mount
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
-from include.juicefs_storage.tasks.context import run_id, task_states
+from include.juicefs_storage.tasks.context import run_id, task_states, triggered_at
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
-from include.juicefs_storage.volume.secret import storage_values, volume_secrets
+from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import StorageConfig
 
 APPLY = (
@@ -37,7 +37,7 @@ def approved_target(run: SwitchRun) -> StorageConfig:
         PermanentError: The connection is no longer what the plan showed and a human approved.
     """
     config = run.runtime.target(run.runtime.setting())
-    if fingerprint(config, run.runtime.vault.key) != run.plan.target_fingerprint:
+    if run.plan.target_fingerprint not in {fingerprint(config, key) for key in run.runtime.vault.keys}:
         raise PermanentError(
             f"Connection {run.runtime.params.target_conn_id!r} changed since the plan was made for "
             f"{run.plan.after.bucket}.",
@@ -58,8 +58,13 @@ def backup() -> dict[str, Any]:
     run = admission.forward()
     runtime, name = run.runtime, run.backup_id
     setting = runtime.setting()
-    if existing := runtime.vault.load(name):
-        kept = Backup.from_bytes(existing)
+    if kept := run.record.existing():
+        if other := deviation(kept, run.plan, runtime.vault.keys):
+            raise NeedsHumanError(
+                f"This run's backup {name} was made for another plan: {other}.",
+                state="this task changed nothing",
+                next_step="start a new run: what was approved is not what this one would carry out",
+            )
         if not setting.uses(kept.setting.config) and not setting.uses(kept.new):
             raise NeedsHumanError(
                 f"This run's backup {name} names bucket {kept.setting.bucket}, the setting now {setting.bucket}.",
@@ -83,11 +88,14 @@ def backup() -> dict[str, Any]:
         )
     secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
     record = Backup(
+        format=FORMAT,
         backup_id=name,
         run_id=run_id(),
         created_at=datetime.now(UTC),
         setting_hex=setting.raw.hex(),
-        secrets={secret.name: storage_values(secret) for secret in secrets},
+        secrets={secret.name: dict(secret.data) for secret in secrets},
+        namespace=runtime.cluster.namespace,
+        triggered_at=triggered_at(),
         templates=dict(runtime.cluster.templates()),
         target=(
             target.storage,
@@ -256,7 +264,7 @@ def prove_no_restarts() -> dict[str, Any]:
     """
     run = admission.forward(take_lease=False)
     # The plan that was carried out: another one, made since, would not know the pods that were there before.
-    cluster, plan = run.runtime.cluster, run.backup.plan
+    cluster, plan = run.runtime.cluster, run.carried_out
     gone = compare_pods(cluster, plan)
     return {
         "mount_pods": len(plan.mount_pods),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from airflow.sdk import TriggerRule
@@ -26,7 +26,7 @@ def _outcome(states: dict[str, str], run: SwitchRun | None, *, dry_run: bool) ->
         return all(states[task] == state for task in tasks)
 
     # What the run changed and did not put back, whatever became of the tasks' states since.
-    left = run is not None and not run.superseded_by() and touched(run)
+    left = run is not None and not run.record.superseded().backup_id and touched(run)
     if states["copy_back"] not in {"skipped", "none"} and pull("decide", "chosen") == DIAGNOSTICS:
         return "rolled back" if all_are("success", ROLLBACK) and not left else "half rolled back"
     if all_are("success", APPLY):
@@ -54,13 +54,15 @@ def finalize() -> dict[str, Any]:
     run = _recorded_or_none()
     outcome = _outcome(states, run, dry_run=bool(params.get("dry_run")))
     # The plan that was carried out, where one was.
-    planned = run.backup.plan if run else Plan.model_validate(pull("plan")) if pull("plan") else None
+    planned = run.carried_out if run else Plan.model_validate(pull("plan")) if pull("plan") else None
     setting = _setting_or_none(runtime)
     steps = (*APPLY, DIAGNOSTICS, *ROLLBACK)
     results = {task_id: result for task_id in steps if isinstance(result := pull(task_id), dict)}
+    rolled_back = run is not None and pull("decide", "chosen") == DIAGNOSTICS
+    unrecorded = run.record.mark("rolled-back") if run and rolled_back else ""
     if outcome == "switched":
         if _switched_now():
-            SwitchRun.current().marks.record("switched", datetime.now(UTC))
+            unrecorded = SwitchRun.current().record.mark("switched")
             outcome = "reverted" if "backup_id" in params else outcome
         else:
             outcome = "moved on"
@@ -81,6 +83,7 @@ def finalize() -> dict[str, Any]:
             *proof_lines(results),
             *_window(),
             *(_fence(run, outcome) if run else []),
+            *([f"how this run ended is not recorded beside its backup: {unrecorded}"] if unrecorded else []),
         ),
         results=results,
     )

@@ -81,14 +81,14 @@ def require_blocks(run: SwitchRun, location: Location, difference: Difference) -
 def count_failed_requests(run: SwitchRun) -> None:
     """Record how many object requests have failed in each client, right before the clients begin to move."""
     try:
-        push(_FAILED_BEFORE, request_errors(run.runtime.cluster, run.backup.plan.mount_pods))
+        push(_FAILED_BEFORE, request_errors(run.runtime.cluster, run.carried_out.mount_pods))
     except StorageSwitchError as error:
         log.warning("Failed requests are counted from the plan on: %s", error.problem)
 
 
 def failed_requests_since(run: SwitchRun, task_id: str) -> dict[str, Any]:
     """The object requests that failed in the clients since a task counted them; else since the plan was made."""
-    mounts = run.backup.plan.mount_pods
+    mounts = run.carried_out.mount_pods
     before = pull(task_id, _FAILED_BEFORE) or {mount.name: int(mount.request_errors) for mount in mounts}
     failed = {
         name: errors - before.get(name, 0) for name, errors in request_errors(run.runtime.cluster, mounts).items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, overload
 
 from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
@@ -49,13 +49,13 @@ def decide() -> str:
 
 
 def _goes_back(run: SwitchRun, *, failed: bool) -> bool:
-    if other := run.superseded_by():
+    if other := run.record.superseded().backup_id:
         log.warning("Another run moved the volume after this one; its backup is %s. This run leaves it there.", other)
         return False
-    if run.marks.at("rolled-back"):
+    if run.record.ended("rolled-back"):
         log.info("This run began to roll back before: it does so to the end, and proves it again.")
         return True
-    if failed and run.marks.at("switched"):
+    if failed and run.record.ended("switched"):
         log.warning("This run had switched the volume before. It is not rolled back by itself any more.")
         return False
     if not failed or run.runtime.params.on_failure != "rollback":
@@ -71,7 +71,7 @@ def recorded_run() -> SwitchRun | None:
         StorageSwitchError: There is a backup and it cannot be read.
     """
     run = SwitchRun.current() if pull("resolve_params") and pull("plan") else None
-    return run if run and run.runtime.vault.load(run.backup_id) is not None else None
+    return run if run and run.record.find() is not None else None
 
 
 def _await_juicefs_config(run: SwitchRun) -> None:
@@ -119,7 +119,7 @@ def undo_task(function: Callable[[SwitchRun], Any] | None = None, /, **options: 
                 next_step="clear decide with Downstream",
             )
         run = admission.back()
-        run.marks.record("rolled-back", datetime.now(UTC))
+        run.record.mark("rolled-back")
         write_fence.take_down(run)
         return function(run)
 

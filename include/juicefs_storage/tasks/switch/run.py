@@ -10,15 +10,15 @@ from airflow.sdk import get_current_context
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.ports import LeaseStore, WriteFence
-from include.juicefs_storage.switch.backup import Backup, backup_id
+from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.lease import VolumeLease, lease_name
 from include.juicefs_storage.switch.location import Location
-from include.juicefs_storage.switch.marks import Marks
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan
 from include.juicefs_storage.switch.restart_csi import RestartCsi
+from include.juicefs_storage.switch.run_record import RunRecord
 from include.juicefs_storage.switch.write_setting import WriteSetting
-from include.juicefs_storage.tasks.context import mask_keys, pull, run_id
+from include.juicefs_storage.tasks.context import mask_keys, pull, run_id, triggered_at
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.secret import written_by_format
@@ -65,18 +65,25 @@ class SwitchRun:
         return Plan.model_validate(planned)
 
     @cached_property
+    def record(self) -> RunRecord:
+        """What this run keeps in the folder of backups."""
+        vault = self.runtime.vault
+        return RunRecord(vault, vault.keys, self.plan, run_id(), triggered_at())
+
+    @property
     def backup_id(self) -> str:
         """The id of this run's backup, whether it is written yet or not."""
-        # Runs of two DAGs may have the same id.
-        return backup_id(self.plan.volume, f"revert-{run_id()}" if self.plan.backup_id else run_id())
+        return self.record.backup_id
 
     @cached_property
     def backup(self) -> Backup:
         """The backup of this run, read back from the vault."""
-        content = self.runtime.vault.load(self.backup_id)
-        if content is None:
-            raise PermanentError(f"There is no backup {self.backup_id}.", next_step="clear backup with Downstream")
-        return Backup.from_bytes(content)
+        return self.record.backup()
+
+    @property
+    def carried_out(self) -> Plan:
+        """The plan that is carried out. One that was made since would not know the pods that were there before."""
+        return self.backup.plan or self.plan
 
     @property
     def before(self) -> Setting:
@@ -107,16 +114,6 @@ class SwitchRun:
         )
         return NativeEngine(from_store, to_store, limits=Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1))
 
-    @property
-    def marks(self) -> Marks:
-        """How this run ended, and the others on its volume."""
-        return Marks(self.runtime.vault, self.backup_id, self.plan.volume)
-
-    def superseded_by(self) -> str:
-        """The backup of a run that moved the volume since this run backed it up; empty where there is none."""
-        backed_up = self.runtime.vault.load(self.backup_id) is not None
-        return self.marks.superseded_by(self.backup.created_at) if backed_up else ""
-
     @cached_property
     def lease(self) -> VolumeLease:
         """The volume's Lease."""
@@ -138,7 +135,7 @@ class SwitchRun:
         Raises:
             NeedsHumanError: It has.
         """
-        if since := self.marks.at("rolled-back"):
+        if since := self.record.ended("rolled-back"):
             raise NeedsHumanError(
                 f"This run is being, or was, rolled back since {since}: its steps forward do not run again.",
                 state="this task changed nothing",
@@ -156,7 +153,7 @@ class SwitchRun:
             self.new.config,
             confirm_lease=self.confirm_lease,
             recorded=recorded.setting if recorded else None,
-            stale=[stale for values in self.backup.secrets.values() if (stale := written_by_format(values))],
+            stale=[stale for values in self.backup.storage_values.values() if (stale := written_by_format(values))],
         )
 
     @property
@@ -168,7 +165,7 @@ class SwitchRun:
             self.runtime.params.secret_name,
             self.before.name,
             self.new.config,
-            exact=recorded.secrets if recorded else {},
+            exact=recorded.storage_values if recorded else {},
             confirm_lease=self.confirm_lease,
         )
 
@@ -180,7 +177,7 @@ class SwitchRun:
             self.runtime.params.secret_name,
             self.before.name,
             self.old.config,
-            exact=self.backup.secrets,
+            exact=self.backup.storage_values,
             confirm_lease=self.confirm_lease,
         )
 

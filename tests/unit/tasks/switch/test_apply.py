@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import cast
 
@@ -15,7 +14,7 @@ from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import approved_target
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.setting import StorageConfig
-from tests.support.fakes import NEW, OLD, backup, setting
+from tests.support.fakes import NEW, OLD, plan, setting
 
 KEY = b"k" * 32
 
@@ -25,12 +24,11 @@ def run_to(described: StorageConfig) -> SwitchRun:
     runtime = SimpleNamespace(
         setting=lambda: setting(OLD),
         target=lambda now: described,
-        vault=SimpleNamespace(key=KEY),
+        vault=SimpleNamespace(keys=(KEY,)),
         params=SimpleNamespace(target_conn_id="minio_new"),
     )
     run = SwitchRun(cast("Runtime", runtime))
-    planned = backup("myjfs.run", datetime(2026, 1, 1, tzinfo=UTC)).plan
-    run.plan = planned.model_copy(update={"target_fingerprint": fingerprint(NEW, KEY)})
+    run.plan = plan(target_fingerprint=fingerprint(NEW, KEY))
     return run
 
 
