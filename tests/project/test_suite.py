@@ -22,8 +22,6 @@ OTHERS = {
     "lab/test_writer.py": "of lab/writer.py",
     "plugins/test_juicefs_storage_plugin.py": "of plugins/juicefs_storage_plugin.py",
     "switch/checks/test_checks.py": "of the checks together",
-    "switch/test_proofs.py": "of the modules prove_*.py together",
-    "switch/test_steps.py": "of the steps together",
 }
 
 

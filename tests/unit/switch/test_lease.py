@@ -12,10 +12,6 @@ import pytest
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.ports import Lease
 from include.juicefs_storage.switch.lease import VolumeLease, check_lease, lease_name
-from include.juicefs_storage.switch.patch_secret import PatchSecrets
-from include.juicefs_storage.switch.restart_csi import RestartCsi
-from include.juicefs_storage.switch.write_setting import WriteSetting
-from tests.support.fakes import METAURL, NEW, OLD, FakeCluster, FakeJuiceFS, FakeMetadata, setting
 
 NAME = "juicefs-storage-uuid"
 MINUTE = timedelta(minutes=1)
@@ -210,87 +206,3 @@ def test_the_check_refuses_where_another_run_is_at_work(run, clock) -> None:
     assert "delete lease" in finding.remedy
     clock.time += 10 * MINUTE
     assert [finding.level for finding in check_lease(run("dag/second"))] == ["ok"]
-
-
-class LostError(Exception):
-    pass
-
-
-def lost() -> None:
-    raise LostError
-
-
-def test_no_step_writes_without_the_lease() -> None:
-    metadata = FakeMetadata(setting(OLD))
-    step = WriteSetting(metadata, FakeJuiceFS(metadata), metadata.row, NEW, confirm_lease=lost)
-    with pytest.raises(LostError):
-        step.apply()
-    metadata.row = setting(NEW)
-    with pytest.raises(LostError):
-        step.undo()
-    assert metadata.row.uses(NEW)
-    cluster = FakeCluster()
-    cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=OLD.bucket)
-    before = dict(cluster.store)
-    with pytest.raises(LostError):
-        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, confirm_lease=lost).apply()
-    assert cluster.store == before
-
-
-def test_a_lease_that_is_lost_between_two_writes_stops_the_second(monkeypatch) -> None:
-    cluster = FakeCluster()
-    driver = {"juicefs/secret": "true"}
-    cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", bucket=OLD.bucket)
-    cluster.add("juicefs-pvc-1-secret", driver, metaurl=METAURL, bucket=OLD.bucket)
-    left = [None]
-
-    def confirm() -> None:
-        if not left:
-            raise LostError
-        left.pop()
-
-    with pytest.raises(LostError):
-        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, confirm_lease=confirm).apply()
-    assert [secret.data["bucket"] for secret in cluster.store.values()] == [NEW.bucket, OLD.bucket]
-
-
-@dataclass
-class Workloads:
-    """The annotations of two workloads; `answers` lost or refused, in order."""
-
-    stamps: dict[str, str] = field(default_factory=dict)
-    answers: list[str] = field(default_factory=list)
-    calls: int = 0
-
-    def workload(self, _, name):
-        found = self.stamps.get(name)
-        return type("Found", (), {"annotations": {"juicefs-storage-switch/restarted-by": found} if found else {}})
-
-    def stamp_template(self, _, name, annotations):
-        self.calls += 1
-        answer = self.answers.pop(0) if self.answers else "ok"
-        if answer != "request lost":
-            self.stamps[name] = annotations["juicefs-storage-switch/restarted-by"]
-        if answer != "ok":
-            raise TransientError(answer)
-
-
-@pytest.mark.parametrize(
-    ("answers", "calls"), [(["answer lost"], 2), (["request lost"], 3), (["ok", "answer lost"], 2)]
-)
-def test_a_restart_whose_answer_is_lost_is_looked_up(answers, calls) -> None:
-    cluster = Workloads(answers=list(answers))
-    assert RestartCsi(cluster, "run-1").apply() == [
-        "StatefulSet/juicefs-csi-controller",
-        "DaemonSet/juicefs-csi-node",
-    ]
-    assert set(cluster.stamps.values()) == {"run-1"}
-    assert cluster.calls == calls
-
-
-def test_a_restart_that_cannot_be_ordered_fails_and_says_so() -> None:
-    cluster = Workloads(answers=["request lost"] * 99)
-    with pytest.raises(TransientError, match="request lost"):
-        RestartCsi(cluster, "run-1").apply()
-    assert cluster.stamps == {}
-    assert cluster.calls == 6

@@ -13,8 +13,6 @@ import pytest
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import ExecResult, Pod, Session
 from include.juicefs_storage.switch.prove_clients import ClientProof, prove_every_client
-from include.juicefs_storage.switch.report import proof_lines
-from include.juicefs_storage.volume.canary import reload_warning
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.fakes import NEW, OLD, UUID, FakeStore, setting
 
@@ -22,13 +20,6 @@ FAILED = """\
 2026/01/31 09:00:00 juicefs[7] <INFO>: found new configuration: storage="minio" bucket="https://new:9000/data2"
 2026/01/31 09:00:00 juicefs[7] <WARNING>: object storage: failed to load config: unknown RetryMode [mount.go:483]
 """
-RECOVERED = f"{FAILED}{FAILED.splitlines()[0]}\n"
-
-
-def test_the_last_reload_counts() -> None:
-    assert reload_warning(FAILED) == "failed to load config: unknown RetryMode [mount.go:483]"
-    assert reload_warning(RECOVERED) == ""
-    assert reload_warning("<WARNING>: object storage: of the start, or of a log that was cut") == ""
 
 
 @dataclass
@@ -140,27 +131,3 @@ def test_a_client_that_came_since_the_checks_and_is_no_mount_pod_is_named() -> N
         prove(clients, sessions=lambda: [own, stranger])
     looks = iter([[own, stranger], [own]])
     assert [proof.pod for proof in prove(clients, sessions=lambda: next(looks))] == ["well"]
-
-
-def test_the_report_tells_what_the_window_cost() -> None:
-    lines = proof_lines(
-        {
-            "prove_clients": {"clients": [{"pod": "a", "node": "n", "after_s": 9.0, "was_stuck": True}]},
-            "follow_writes": {"copied": 7, "slowest_s": 0.4, "problem": "the store is down."},
-            "prove_no_restarts": {
-                "mount_pods": 2, "business_pods": 1, "restarts": 0, "failed_requests": 3, "failed_in": {"a": 3},
-            },
-            "catch_up_late": {"waited_s": 360, "copied": 1, "blocks": 99},
-        }
-    )  # fmt: skip
-    for words in (
-        "9.0 s into `prove_clients`, when the setting had been written once more",
-        "7 blocks that clients still wrote to the old store while they moved were copied at once, the slowest 0.4 s",
-        "the later copies made up for it: the store is down.",
-        "3 object requests failed in the clients while they moved: 3 in `a`",
-        "360 s after the last client had moved 1 more blocks were found and copied; all 99 blocks",
-    ):
-        assert [line for line in lines if words in line], words
-    assert proof_lines({"catch_up_late": {"copied": 0, "waited_s": 0}}) == [
-        "late commits were not waited for: late_commit_s=0"
-    ]

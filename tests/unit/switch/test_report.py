@@ -1,0 +1,29 @@
+"""What the report says of each proof."""
+
+from __future__ import annotations
+
+from include.juicefs_storage.switch.report import proof_lines
+
+
+def test_the_report_tells_what_the_window_cost() -> None:
+    lines = proof_lines(
+        {
+            "prove_clients": {"clients": [{"pod": "a", "node": "n", "after_s": 9.0, "was_stuck": True}]},
+            "follow_writes": {"copied": 7, "slowest_s": 0.4, "problem": "the store is down."},
+            "prove_no_restarts": {
+                "mount_pods": 2, "business_pods": 1, "restarts": 0, "failed_requests": 3, "failed_in": {"a": 3},
+            },
+            "catch_up_late": {"waited_s": 360, "copied": 1, "blocks": 99},
+        }
+    )  # fmt: skip
+    for words in (
+        "9.0 s into `prove_clients`, when the setting had been written once more",
+        "7 blocks that clients still wrote to the old store while they moved were copied at once, the slowest 0.4 s",
+        "the later copies made up for it: the store is down.",
+        "3 object requests failed in the clients while they moved: 3 in `a`",
+        "360 s after the last client had moved 1 more blocks were found and copied; all 99 blocks",
+    ):
+        assert [line for line in lines if words in line], words
+    assert proof_lines({"catch_up_late": {"copied": 0, "waited_s": 0}}) == [
+        "late commits were not waited for: late_commit_s=0"
+    ]
