@@ -82,7 +82,7 @@ def test_settle_waits_for_a_pod_that_has_not_started(write, agreeing):
     assert write.metadata.row.uses(NEW)
 
 
-def test_settle_does_not_wait_for_ever_and_names_the_pod(write, agreeing):
+def test_settle_does_not_wait_forever_and_names_the_pod(write, agreeing):
     write.apply()
     clock = Clock()
     settled = guard_setting(write, agreeing, lambda: [stale_pod(ready=False)], for_s=10, clock=clock, sleep=clock.sleep)
@@ -104,7 +104,7 @@ def test_settle_patches_secrets_that_were_put_back(write, agreeing):
     assert agreeing.plan() == []
 
 
-def test_settle_gives_up_on_what_goes_on_writing(write, agreeing):
+def test_settle_gives_up_on_what_keeps_writing(write, agreeing):
     write.apply()
     clock = Clock()
 
@@ -112,12 +112,12 @@ def test_settle_gives_up_on_what_goes_on_writing(write, agreeing):
         write.metadata.row = setting(OLD)
         return [stale_pod(ready=True)]
 
-    with pytest.raises(NeedsHumanError, match="goes on writing"):
+    with pytest.raises(NeedsHumanError, match="keeps writing"):
         guard_setting(write, agreeing, stale_pods, for_s=10, clock=clock, sleep=clock.sleep)
 
 
 @pytest.mark.parametrize(("failing_s", "ends"), [(30, True), (90, False)])
-def test_settle_lives_through_a_database_that_is_gone_for_a_moment(write, agreeing, failing_s, ends):
+def test_settle_retries_a_database_that_is_away(write, agreeing, failing_s, ends):
     write.apply()
     clock, read = Clock(), write.metadata.read_setting
 
