@@ -10,7 +10,6 @@ import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.ports import ObjectStore
-from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch import write_fence
@@ -21,7 +20,7 @@ from tests.support.fakes import NEW, OLD, FakeStore, FakeWriteFence, backup
 @pytest.fixture
 def run() -> SwitchRun:
     made = SwitchRun(cast("Runtime", SimpleNamespace(cluster=None)))
-    made.backup = cast("Backup", backup("myjfs.run", datetime(2026, 1, 1, tzinfo=UTC)))
+    made.backup = backup("myjfs.run", datetime(2026, 1, 1, tzinfo=UTC))
     made.new = Location(NEW, cast("ObjectStore", FakeStore()))
     made.write_fence = FakeWriteFence(raised=True)
     return made
