@@ -1,4 +1,7 @@
-"""Fixtures that several folders of tests use: the lab, started once a session and only where a test asks for it."""
+"""Fixtures that several folders of tests use: the lab, started once a session and only where a test asks for it.
+
+Nothing that a session starts outlives it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from lab.environment import Lab
+from tests.support import reaper
 from tests.support.labs import up
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_running(tmp_path_factory: pytest.TempPathFactory) -> None:
+    reaper.watch(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,15 @@ def test_after_a_crash_down_leaves_no_process_and_no_mount(tmp_path: Path) -> No
     assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children start with SIGINT as a terminal has it; a background job ignores it, and so would they."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_while_starting_it_leaves_nothing(tmp_path: Path) -> None:
     state = tmp_path / "lab"
     starting = subprocess.Popen([sys.executable, "-m", "lab", f"--state={state}", "up"], cwd=PROJECT)
