@@ -10,16 +10,34 @@ MINUTES ?= 10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse lint test test-parts test-runs test-soak fleet faults soak demo demo-down bench needed window lock
+.PHONY: help setup system fuse check lint unit project test test-parts test-runs test-soak fleet faults soak \
+	demo demo-down bench needed window lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: fuse setup ## a whole environment on this machine, and a live volume switched in it through Airflow
-	$(BIN)/python -m lab.demo
+setup: system .venv/.synced .venv/.mc ## system packages and .venv; the other targets run it, nothing happens the second time
 
-demo-down: ## stop what `make demo` left running
-	$(BIN)/python -m lab down
+check: setup ## before a commit: lint and the unit tests, side by side; under two minutes
+	@$(MAKE) --no-print-directory -j2 -O lint unit
+
+lint: setup ## format, types, layers, shell and compose file
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy && $(BIN)/mypy plugins
+	PYTHONPATH=. $(BIN)/lint-imports
+	@# One at a time: a second name would be an argument of the first script.
+	for script in setup.sh .ci/run; do bash -n "$$script" || exit 1; done
+	@# Any value will do where only the file is checked.
+	@env=$$(mktemp) && trap 'rm -f "$$env"' EXIT && \
+	sed -n 's/^\([A-Z0-9_]*\)=.*/\1=lint/p' .env.example >"$$env" && \
+	./setup.sh compose --env-file "$$env" config -q && echo "docker-compose.yaml: OK"
+
+unit: setup ## the unit tests: no server, no network; under a minute
+	$(BIN)/python -m pytest tests/unit
+
+project: setup ## the DAGs' promises, the docs, the repository itself
+	$(BIN)/python -m pytest tests/project
 
 test: fuse lint ## lint, then the unit, integration and e2e tests, a few of the faults, and a short soak
 	@# Much of their time is spent waiting. What each prints comes at its end, in one piece.
@@ -34,6 +52,12 @@ test-runs:
 test-soak:
 	$(BIN)/python -m pytest -m "not slow" tests/soak
 
+demo: fuse setup ## a whole environment on this machine, and a live volume switched in it through Airflow
+	$(BIN)/python -m lab.demo
+
+demo-down: ## stop what `make demo` left running
+	$(BIN)/python -m lab down
+
 fleet: fuse setup ## three volumes moved through Airflow: a canary, then a wave of two
 	$(BIN)/python -m pytest tests/e2e/test_fleet.py
 
@@ -42,19 +66,6 @@ faults: fuse setup ## kill, fail and clear every task in turn; ends with a table
 
 soak: fuse setup ## move a volume to and fro under load, and read every acknowledged byte back; MINUTES=10
 	$(BIN)/python -m lab.soak --minutes $(MINUTES)
-
-lint: setup ## format, types, layers, shell and compose file
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy && $(BIN)/mypy plugins
-	PYTHONPATH=. $(BIN)/lint-imports
-	bash -n setup.sh .ci/run
-	@# Any value will do where only the file is checked.
-	@env=$$(mktemp) && trap 'rm -f "$$env"' EXIT && \
-	sed -n 's/^\([A-Z0-9_]*\)=.*/\1=lint/p' .env.example >"$$env" && \
-	./setup.sh compose --env-file "$$env" config -q && echo "docker-compose.yaml: OK"
-
-setup: system .venv/.synced .venv/.mc ## system packages and .venv; the other targets run it, nothing happens the second time
 
 system fuse:
 	@./setup.sh $@
