@@ -20,6 +20,7 @@ from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.volume.secret import metaurl_of
 from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
 from lab.seaweed import Store
@@ -30,7 +31,7 @@ def measure(lab: Lab, rounds: int) -> list[float]:
     configuration = client.Configuration()
     config.load_kube_config(str(lab.kube.kubeconfig), client_configuration=configuration)
     cluster = KubernetesCluster(client.ApiClient(configuration), "juicefs")
-    metaurl = cluster.secret("juicefs-sc-secret").data["metaurl"]
+    metaurl = metaurl_of(cluster.secret("juicefs-sc-secret"))
     metadata, juicefs = MySqlMetadata.from_metaurl(metaurl), in_controller_pod(cluster, metaurl)
     windows = []
     for number in range(rounds):

@@ -135,9 +135,17 @@ class MariaDB:
     def add_reader(self, user: str) -> str:
         """Add a user who may SELECT in the metadata and nothing else; returns its password."""
         password = secrets.token_urlsafe(12)
-        self._admin("CREATE USER %s@'127.0.0.1' IDENTIFIED BY %s", (user, password))
-        self._admin(f"GRANT SELECT ON {self.database}.* TO %s@'127.0.0.1'", (user,))
+        self.add_user(user, password, "SELECT")
         return password
+
+    def add_user(self, user: str, password: str, rights: str = "ALL") -> None:
+        """Add a user with these rights in the metadata and nowhere else."""
+        self._admin("CREATE USER %s@'127.0.0.1' IDENTIFIED BY %s", (user, password))
+        self._admin(f"GRANT {rights} ON {self.database}.* TO %s@'127.0.0.1'", (user,))
+
+    def set_read_only(self, *, on: bool) -> None:
+        """Have the server refuse the writes of everybody but administrators, as a replica does."""
+        self._admin(f"SET GLOBAL read_only = {'ON' if on else 'OFF'}")
 
     def general_log_statements(self, user: str = "%") -> list[str]:
         """What was executed since the general log was switched on, in order: by everybody but root, or by one user."""

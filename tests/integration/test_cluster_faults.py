@@ -25,6 +25,7 @@ from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.restart_csi import RestartCsi
 from include.juicefs_storage.volume.csi import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import StorageConfig
 from lab.kube.client import KubeServer
 from lab.process import binary, wait_for
@@ -261,7 +262,8 @@ def test_a_controller_that_never_becomes_ready_recovers_with_its_cause(
     )
     wait_for("the node components", lambda: cluster.workload("DaemonSet", NODE).rolled_out, deadline_s=60)
     # juicefs can be run all the same, or nothing could be copied back.
-    done = in_controller_pod(cluster, "").run(["/usr/local/bin/juicefs", "version"], "", 30)
+    juicefs = in_controller_pod(cluster, Metaurl.parse("mysql://u@(db)/jfs"))
+    done = juicefs.run(["/usr/local/bin/juicefs", "version"], "", 30)
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["juicefs", "version"])
     back = RestartCsi(cluster, "stuck rollback")
     back.apply()

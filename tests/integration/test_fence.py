@@ -21,6 +21,7 @@ from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.client import S3Store
 from include.juicefs_storage.adapters.tools.mc_mirror import find
 from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import Setting
 from lab.environment import Lab
 from lab.process import LabUnavailableError, Server, binary, free_ports, run, wait_for
@@ -152,7 +153,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture
 def proxied(lab: Lab) -> Iterator[S3Proxy]:
     """The volume's clients reach the old store through a proxy that can refuse their writes."""
-    before = MySqlMetadata.from_metaurl(lab.mariadb.meta_url_with_password).read_setting()
+    before = MySqlMetadata.from_metaurl(Metaurl.parse(lab.mariadb.meta_url_with_password)).read_setting()
     lab.seed(5)
     lab.copy_to_new_store()
     with S3Proxy(lab.old_store.endpoint_url) as proxy:

@@ -21,6 +21,7 @@ from include.juicefs_storage.adapters.s3.client import S3Store
 from include.juicefs_storage.adapters.s3.compressed_blocks import CompressedBlocks
 from include.juicefs_storage.volume.difference import Difference, compare_needed, missing_blocks
 from include.juicefs_storage.volume.layout import slice_of
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.needed import needed_objects
 from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
@@ -43,7 +44,7 @@ class World:
 
     @property
     def metadata(self) -> MySqlMetadata:
-        return MySqlMetadata.from_metaurl(self.mariadb.meta_url_with_password)
+        return MySqlMetadata.from_metaurl(Metaurl.parse(self.mariadb.meta_url_with_password))
 
     @property
     def config(self) -> StorageConfig:

@@ -27,6 +27,7 @@ from include.juicefs_storage.switch.checks import needed_rights
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.switch.params import resolve_params
 from include.juicefs_storage.volume.layout import block_objects
+from include.juicefs_storage.volume.metaurl import Metaurl
 from lab.environment import Lab
 from lab.process import free_ports, wait_for
 
@@ -199,7 +200,7 @@ def new_object(lab: Lab, key: str, body: bytes | None) -> Iterator[None]:
 
 def some_block(lab: Lab) -> str:
     """A block that both stores have and some file refers to: of the slices, the newest one copied."""
-    metadata = MySqlMetadata.from_metaurl(lab.mariadb.meta_url_with_password)
+    metadata = MySqlMetadata.from_metaurl(Metaurl.parse(lab.mariadb.meta_url_with_password))
     row, copied = metadata.read_setting(), lab.new_store.objects("myjfs/chunks/")
     keys = [key for one in metadata.slices() for key, _ in block_objects(row, *one)]
     return next(key for key in reversed(keys) if key in copied)
@@ -678,12 +679,24 @@ def test_another_secret_of_the_volume_in_the_namespace_is_patched(lab: Lab, core
     assert f"{NS}/another" not in look("check_secrets")[-1].message
 
 
-@pytest.mark.parametrize("changes", [{"name": "another"}, {"metaurl": "mysql://jfs:x@(127.0.0.1:1)/jfs"}])
+@pytest.mark.parametrize("changes", [{"name": "another"}, {"metaurl": "{url}?table_prefix=stag"}])
 def test_the_secret_of_another_volume_is_left_alone(
-    core: client.CoreV1Api, look: Look, changes: dict[str, str]
+    lab: Lab, core: client.CoreV1Api, look: Look, changes: dict[str, str]
 ) -> None:
-    with another_secret(core, NS, **changes):
-        assert "another" not in look("check_secrets")[-1].message
+    values = {key: value.format(url=lab.mariadb.meta_url_with_password) for key, value in changes.items()}
+    with another_secret(core, NS, **values):
+        findings = look("check_secrets")
+        assert warnings(findings) == []
+        assert "another" not in findings[-1].message
+
+
+def test_a_secret_whose_host_may_be_another_name_of_the_same_database_is_a_warning(
+    core: client.CoreV1Api, look: Look
+) -> None:
+    with another_secret(core, NS, metaurl="mysql://jfs:x@(database.example:1)/jfs"):
+        findings = look("check_secrets")
+        assert "another names volume myjfs in a database of the same name on another host" in warnings(findings)[0]
+        assert "another" not in findings[-1].message
 
 
 def test_a_secret_of_the_volume_in_another_namespace_is_a_warning(lab: Lab, core: client.CoreV1Api, look: Look) -> None:

@@ -22,6 +22,7 @@ from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.settle import Settled, guard_setting
 from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.mount_pods import MountPod, find_mount_pods, read_config, stale_mount_pods
 from include.juicefs_storage.volume.secret import storage_values, volume_secrets, written_by_format
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
@@ -72,7 +73,7 @@ def keep_trying(step: Callable[[], object]) -> None:
 def world(lab: Lab) -> Iterator[World]:
     core = client.CoreV1Api(config.new_client_from_config(str(lab.kube.kubeconfig)))
     cluster = KubernetesCluster(core.api_client, NS)
-    metaurl = lab.mariadb.meta_url_with_password
+    metaurl = Metaurl.parse(lab.mariadb.meta_url_with_password)
     metadata, juicefs = MySqlMetadata.from_metaurl(metaurl), in_controller_pod(cluster, metaurl)
     before = metadata.read_setting()
     target = StorageConfig(

@@ -21,6 +21,7 @@ from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3 import boto_bucket as objects
 from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
 from include.juicefs_storage.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 from lab.keys import random_part
 from lab.mariadb import MariaDB
@@ -215,7 +216,7 @@ def database(
     request: pytest.FixtureRequest, mariadb: MariaDB, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> MySqlMetadata:
     if request.param == "metaurl":
-        return MySqlMetadata.from_metaurl(mariadb.meta_url_with_password)
+        return MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password))
     connection = {
         "conn_type": "mysql",
         "host": mariadb.host,
@@ -271,8 +272,8 @@ def test_a_database_that_was_waited_for_just_now_is_not_waited_for_again(
     """By another task of the run, or by this one: else each read of a run would take its minute."""
     monkeypatch.setattr(metadata, "_READ_AGAIN_FOR_S", 0.5)
     waited: list[None] = []
-    own = MySqlMetadata.from_metaurl(mariadb.meta_url_with_password)
-    told = MySqlMetadata.from_metaurl(mariadb.meta_url_with_password, lambda: not waited.append(None))
+    own = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password))
+    told = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password), lambda: not waited.append(None))
     assert told.read_setting().raw.decode() == ROW
     assert not waited, "asked while all is well"
     mariadb.stop()
@@ -324,6 +325,8 @@ def test_a_write_that_hangs_ends_in_time_and_the_row_decides(mariadb: MariaDB, d
 
 def test_a_wrong_password_is_not_tried_again(mariadb: MariaDB, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "_READ_FOR_S", 60)
-    wrong = MySqlMetadata.from_metaurl(f"mysql://{mariadb.user}:wrong@({mariadb.host}:{mariadb.port})/jfs")
+    wrong = MySqlMetadata.from_metaurl(
+        Metaurl.parse(f"mysql://{mariadb.user}:wrong@({mariadb.host}:{mariadb.port})/jfs")
+    )
     with limit(20), pytest.raises(PermanentError, match="1045"):
         wrong.read_setting()

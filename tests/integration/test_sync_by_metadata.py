@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.tasks import context, registry, sync
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.needed import ID_BATCH, needed_objects
 from lab.environment import Lab
 from lab.keys import random_part
@@ -323,7 +324,7 @@ def test_a_run_for_each_bucket_of_a_sharded_volume(
 
 
 def needed(mariadb: MariaDB, shard: int | None = None) -> dict[str, int]:
-    metadata = MySqlMetadata.from_metaurl(mariadb.meta_url_with_password)
+    metadata = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password))
     return dict(needed_objects(metadata, metadata.read_setting(), shard=shard))
 
 
@@ -335,7 +336,7 @@ def lab_keys(lab: Lab, file: Path) -> list[str]:
     """The objects of a file, by the metadata."""
     from include.juicefs_storage.volume.layout import slice_of
 
-    metadata = MySqlMetadata.from_metaurl(lab.mariadb.meta_url_with_password)
+    metadata = MySqlMetadata.from_metaurl(Metaurl.parse(lab.mariadb.meta_url_with_password))
     keys = {slice_of(key): key for key, _ in needed_objects(metadata, metadata.read_setting())}
     return [keys[slice_id] for slice_id, path in metadata.files_of(keys) if path == f"/by-metadata/{file.name}"]
 

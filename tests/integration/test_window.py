@@ -26,6 +26,7 @@ from include.juicefs_storage.switch.follow_writes import Follower
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.layout import block_objects
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, read_config
 from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
@@ -41,7 +42,7 @@ def storage(store: Store) -> StorageConfig:
 
 @pytest.fixture
 def metadata(lab: Lab) -> MySqlMetadata:
-    return MySqlMetadata.from_metaurl(lab.mariadb.meta_url_with_password)
+    return MySqlMetadata.from_metaurl(Metaurl.parse(lab.mariadb.meta_url_with_password))
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def test_a_store_that_is_away_for_a_moment_is_caught_up_with(lab: Lab, metadata:
 def test_a_client_whose_reload_failed_is_made_to_try_again(lab: Lab, metadata: MySqlMetadata) -> None:
     """Its configuration of the S3 client is broken while it reloads, and repaired later: it does not notice."""
     cluster = KubernetesCluster(config.new_client_from_config(str(lab.kube.kubeconfig)), "juicefs")
-    juicefs = in_controller_pod(cluster, lab.mariadb.meta_url_with_password)
+    juicefs = in_controller_pod(cluster, Metaurl.parse(lab.mariadb.meta_url_with_password))
     before, target = metadata.read_setting(), storage(lab.new_store)
     step = WriteSetting(metadata, juicefs, before, target)
     pods = cluster.pods(MOUNT_POD_SELECTOR)

@@ -18,7 +18,7 @@ from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.ports import Cluster, CopyResult, ExecResult
 from include.juicefs_storage.volume.canary import OBJECT_KEY
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
-from include.juicefs_storage.volume.metaurl import split_password
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import StorageConfig
 
 #: In the CSI images the community client; /usr/bin/juicefs is the enterprise one.
@@ -84,6 +84,8 @@ juicefs=$1
 shift
 exec "$juicefs" sync --ignore-existing --check-new --threads 20 --list-threads 2 "$@"
 """
+#: Answers of MySQL to a wrong account or database.
+_DENIED = re.compile(r"Error (?:1044|1045|1049|1698)\b")
 _SUMMARY = re.compile(
     r"Found: (?P<found>\d+).*?copied: (?P<copied>\d+)(?: \((?P<size>[^)]*)\))?"
     r".*?failed: (?P<failed>\d+)(?:, lost: (?P<lost>\d+))?"
@@ -105,12 +107,12 @@ class JuiceFSCommand:
     Attributes:
         run: Runs an argument vector with the given standard input and time limit in seconds.
         binary: The juicefs executable where `run` runs.
-        metaurl: The metadata URL as it is reached from there; its password never leaves standard input.
+        metaurl: The metadata URL; its password goes to standard input alone.
     """
 
     run: Callable[[Sequence[str], str, float], ExecResult]
     binary: str
-    metaurl: str
+    metaurl: Metaurl
 
     def __repr__(self) -> str:
         return f"JuiceFSCommand(binary={self.binary!r})"
@@ -124,8 +126,12 @@ class JuiceFSCommand:
     def _on_metadata(
         self, text: str, *args: str, stdin: Sequence[str] = (), timeout_s: float, within: Sequence[str] = ()
     ) -> ExecResult:
-        url, password = split_password(self.metaurl)
-        return self._script(text, url, *args, stdin=[password, *stdin], timeout_s=timeout_s, within=within)
+        url, password = self.metaurl.argument, self.metaurl.password.get_secret_value()
+        result = self._script(text, url, *args, stdin=[password, *stdin], timeout_s=timeout_s, within=within)
+        if not password:
+            return result
+        # juicefs masks what it prints of the URL; the server's answer may quote more.
+        return ExecResult(result.returncode, result.stdout, result.stderr.replace(password, "***"))
 
     def version(self) -> str:
         """`juicefs --version`; the metadata are not asked."""
@@ -165,8 +171,9 @@ class JuiceFSCommand:
         Raises:
             TransientError: One still runs after `timeout_s` seconds.
         """
-        url, _ = split_password(self.metaurl)
-        result = self._script(_AWAIT_CONFIG, url, f"{timeout_s:.0f}", stdin=(), timeout_s=timeout_s + _STATUS_TIMEOUT_S)
+        result = self._script(
+            _AWAIT_CONFIG, self.metaurl.argument, f"{timeout_s:.0f}", stdin=(), timeout_s=timeout_s + _STATUS_TIMEOUT_S
+        )
         if result.returncode != 0:
             raise TransientError(
                 f"A `juicefs config` still runs after {timeout_s:g} s (exit code {result.returncode}).",
@@ -179,10 +186,12 @@ class JuiceFSCommand:
         result = self._on_metadata(_STATUS, timeout_s=_STATUS_TIMEOUT_S)
         start = result.stdout.find("{")
         if result.returncode != 0 or start < 0:
-            raise TransientError(
-                f"`juicefs status` ended with exit code {result.returncode}: {result.stderr[-500:]}",
-                next_step="the task tries again",
-            )
+            problem = f"`juicefs status` ended with exit code {result.returncode}: {result.stderr[-500:]}"
+            if _DENIED.search(result.stderr):
+                raise PermanentError(
+                    problem, next_step="correct the account and the password in `metaurl` or `envs` of the Secret"
+                )
+            raise TransientError(problem, next_step="the task tries again")
         status: dict[str, Any] = json.loads(result.stdout[start:])
         return status
 
@@ -309,7 +318,7 @@ def sync_urls(
     return urls, variables
 
 
-def in_controller_pod(cluster: Cluster, metaurl: str) -> JuiceFSCommand:
+def in_controller_pod(cluster: Cluster, metaurl: Metaurl) -> JuiceFSCommand:
     """Run juicefs in the CSI controller pod, as the runbook recommends.
 
     The pod is looked up for every command: it is another one after the restart. Where none is ready, a node component's
@@ -331,7 +340,7 @@ def in_controller_pod(cluster: Cluster, metaurl: str) -> JuiceFSCommand:
     return JuiceFSCommand(run, _IN_POD, metaurl)
 
 
-def on_worker(metaurl: str) -> JuiceFSCommand:
+def on_worker(metaurl: Metaurl) -> JuiceFSCommand:
     """Run juicefs on the Airflow worker.
 
     Raises:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
+import ssl
 import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from include.juicefs_storage.errors import PermanentError, StillAwayError, TransientError
 from include.juicefs_storage.ports import Session
+from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import Setting
 
 if TYPE_CHECKING:
     from airflow.providers.mysql.hooks.mysql import MySqlHook
 
-_METAURL = re.compile(
-    r"^mysql://(?P<user>[^:@/]*)(?::(?P<password>.*))?@(?:tcp)?\(?(?P<host>[^:)/]+)(?::(?P<port>\d+))?\)?/(?P<db>[^?]+)"
-)
 _FETCH_ROWS = 10_000
 #: Above every `chunkid`, whether the column is signed or not.
 _NO_SLICE = 2**63 - 1
@@ -36,6 +33,14 @@ _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 30}
 #: How long a query that changes nothing is tried again while the server is away, in seconds: a restart of it, or a
 #: failover; and where it is known to have been waited for.
 _READ_FOR_S, _READ_AGAIN_FOR_S = 60.0, 3.0
+#: Extras of a connection that do what the option `tls` of JuiceFS' driver does; `true` verifies by the system's CAs.
+_TLS: dict[str, dict[str, Any]] = {
+    "": {},
+    # MariaDB's client library takes REQUIRED for a wish, and PREFERRED for nothing.
+    "preferred": {"ssl_mode": "REQUIRED"},
+    "skip-verify": {"ssl_mode": "REQUIRED"},
+    "true": {"ssl_mode": "VERIFY_IDENTITY", "ssl": {"ca": ssl.get_default_verify_paths().cafile}},
+}
 #: Errors of the MySQL client that do not go away by themselves: access denied, no such database, table or column.
 _PERMANENT_CODES = frozenset({1044, 1045, 1049, 1054, 1142, 1146, 1698})
 
@@ -46,42 +51,70 @@ class MySqlMetadata:
     Args:
         hook: The connection.
         waited_for: Asked when the server is away: whether it was waited for just now, so that it is not again.
+        table_prefix: How the names of the volume's tables begin.
+        require_tls: Whether a connection that is not encrypted is refused.
     """
 
-    def __init__(self, hook: MySqlHook, waited_for: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        hook: MySqlHook,
+        waited_for: Callable[[], bool] = lambda: False,
+        *,
+        table_prefix: str = "jfs_",
+        require_tls: bool = False,
+    ) -> None:
         self._hook = hook
         self._waited_for = waited_for
+        self._prefix = table_prefix
+        self._require_tls = require_tls
 
     @classmethod
-    def from_connection(cls, conn_id: str, waited_for: Callable[[], bool] = lambda: False) -> MySqlMetadata:
-        """Use an Airflow connection of type MySQL."""
-        return cls(_hook(mysql_conn_id=conn_id), waited_for)
+    def from_connection(
+        cls, conn_id: str, waited_for: Callable[[], bool] = lambda: False, *, table_prefix: str = "jfs_"
+    ) -> MySqlMetadata:
+        """Use an Airflow connection of type MySQL.
+
+        Args:
+            conn_id: Its id.
+            waited_for: See the class.
+            table_prefix: See the class.
+        """
+        return cls(_hook(mysql_conn_id=conn_id), waited_for, table_prefix=table_prefix)
 
     @classmethod
-    def from_metaurl(cls, metaurl: str, waited_for: Callable[[], bool] = lambda: False) -> MySqlMetadata:
-        """Use the `metaurl` of the volume's Secret: `mysql://user:password@(host:port)/database`.
+    def from_metaurl(cls, metaurl: Metaurl, waited_for: Callable[[], bool] = lambda: False) -> MySqlMetadata:
+        """Use the `metaurl` of the volume's Secret.
+
+        Args:
+            metaurl: With the password that the volume's clients use.
+            waited_for: See the class.
 
         Raises:
-            PermanentError: It is not of that form. Options after `?`, such as TLS, need a connection instead.
+            PermanentError: It names a Unix socket, which is in the mount pods.
         """
         from airflow.sdk import Connection
 
-        found = _METAURL.match(metaurl)
-        if not found:
+        if metaurl.socket:
             raise PermanentError(
-                "The Secret's metaurl is not of the form mysql://user:password@(host:port)/database.",
+                "The Secret's metaurl names a Unix socket, which cannot be reached from Airflow.",
                 next_step="make an Airflow connection of type MySQL to the metadata and name it in `meta_conn_id`",
             )
         connection = Connection(
             conn_id="metaurl",
             conn_type="mysql",
-            host=found["host"],
-            port=int(found["port"] or 3306),
-            login=found["user"],
-            password=unquote(found["password"] or ""),
-            schema=found["db"],
+            host=metaurl.host,
+            port=metaurl.port,
+            login=metaurl.user,
+            password=metaurl.password.get_secret_value(),
+            schema=metaurl.database,
+            extra=json.dumps(_TLS[metaurl.tls]),
         )
-        return cls(_hook(connection=connection), waited_for)
+        return cls(
+            _hook(connection=connection),
+            waited_for,
+            table_prefix=metaurl.table_prefix,
+            require_tls=metaurl.tls in {"true", "skip-verify"},
+        )
 
     @contextmanager
     def _cursor(self) -> Iterator[Any]:
@@ -89,6 +122,8 @@ class MySqlMetadata:
 
         try:
             with closing(self._hook.get_conn()) as connection, closing(connection.cursor()) as cursor:
+                if self._require_tls:
+                    _refuse_plain(cursor)
                 yield cursor
                 connection.commit()
         except MySQLdb.Error as error:
@@ -98,6 +133,10 @@ class MySqlMetadata:
                 f"The metadata database answered: {code} {' '.join(str(part) for part in text)}",
                 next_step="test the metadata connection in Airflow (Admin → Connections)",
             ) from None
+
+    def _sql(self, statement: str) -> str:
+        """A statement of ours with the volume's own prefix in place of `jfs_`; values are no part of it."""
+        return statement.replace("jfs_", self._prefix)
 
     def _query(self, sql: str, *args: object) -> Sequence[Any]:
         """The rows of a SELECT; tried again for a while where the server is away.
@@ -109,7 +148,7 @@ class MySqlMetadata:
 
         def fetch() -> Sequence[Any]:
             with self._cursor() as cursor:
-                cursor.execute(sql, args or None)
+                cursor.execute(self._sql(sql), args or None)
                 rows: Sequence[Any] = cursor.fetchall()
                 return rows
 
@@ -149,7 +188,7 @@ class MySqlMetadata:
         with self._cursor() as cursor:
             return bool(
                 cursor.execute(
-                    "UPDATE jfs_setting SET value = %s WHERE name = 'format' AND CAST(value AS BINARY) = %s",
+                    self._sql("UPDATE jfs_setting SET value = %s WHERE name = 'format' AND CAST(value AS BINARY) = %s"),
                     (new.raw.decode(), expected.raw),
                 )
             )
@@ -252,6 +291,15 @@ def _records(layout: struct.Struct, slices: bytes) -> Iterator[tuple[Any, ...]]:
 def _text(name: bytes | str) -> str:
     """A file's name, which need not be UTF-8."""
     return name.decode(errors="backslashreplace") if isinstance(name, bytes) else name
+
+
+def _refuse_plain(cursor: Any) -> None:
+    cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+    if not (rows := cursor.fetchall()) or not rows[0][1]:
+        raise PermanentError(
+            "The connection to the metadata database is not encrypted, though option tls of the metaurl asks for it.",
+            next_step="switch TLS on in the server, or make a connection for `meta_conn_id`",
+        )
 
 
 def _hook(**options: Any) -> MySqlHook:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
     from include.juicefs_storage.adapters.s3.client import S3Store
     from include.juicefs_storage.adapters.vault import FileVault
+    from include.juicefs_storage.volume.metaurl import Metaurl
 
 _Client = TypeVar("_Client", "S3Bucket", "S3Store")
 
@@ -51,18 +52,13 @@ class Runtime:
         return KubernetesCluster.from_connection(self.params.kubernetes_conn_id, self.params.namespace)
 
     @cached_property
-    def metaurl(self) -> str:
+    def metaurl(self) -> Metaurl:
         """The metadata URL as the CSI driver knows it."""
-        metaurl = self.cluster.secret(self.params.secret_name).data.get("metaurl", "")
-        if not metaurl:
-            raise PermanentError(
-                f"Secret {self.params.namespace}/{self.params.secret_name} has no key `metaurl`.",
-                next_step="correct `namespace` and `secret_name`",
-            )
-        from include.juicefs_storage.volume.metaurl import split_password
+        from include.juicefs_storage.volume.secret import metaurl_of, metaurl_secrets
 
-        mask(metaurl, split_password(metaurl)[1])
-        return metaurl
+        secret = self.cluster.secret(self.params.secret_name)
+        mask(*metaurl_secrets(secret))
+        return metaurl_of(secret)
 
     @cached_property
     def metadata(self) -> MySqlMetadata:
@@ -70,7 +66,8 @@ class Runtime:
         from include.juicefs_storage.adapters.mysql import MySqlMetadata
 
         if self.params.meta_conn_id:
-            return MySqlMetadata.from_connection(self.params.meta_conn_id, metadata_is_away)
+            prefix = self.metaurl.table_prefix
+            return MySqlMetadata.from_connection(self.params.meta_conn_id, metadata_is_away, table_prefix=prefix)
         return MySqlMetadata.from_metaurl(self.metaurl, metadata_is_away)
 
     @cached_property

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import Cluster, SecretObject
-from include.juicefs_storage.volume.metaurl import same_metadata
+from include.juicefs_storage.volume.metaurl import MetadataId, Metaurl, forms_of
 from include.juicefs_storage.volume.setting import StorageConfig
 
 _ALIASES = {
@@ -19,10 +19,75 @@ _ALIASES = {
 }
 
 
+def environment(secret: SecretObject) -> dict[str, str]:
+    """The variables that the driver gives to the volume's clients: the key `envs`, JSON or YAML.
+
+    Raises:
+        PermanentError: The driver cannot read it either.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(secret.data.get("envs", "")) or {}
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise PermanentError(
+            f"Secret {secret.namespace}/{secret.name}: its `envs` is neither a JSON object nor a YAML mapping.",
+            next_step='correct it: {"NAME": "value"}',
+        )
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def metaurl_of(secret: SecretObject) -> Metaurl:
+    """The metadata URL of a volume's Secret, with the password that its clients use.
+
+    Raises:
+        PermanentError: The Secret has no metaurl, or one that cannot be used.
+    """
+    if not secret.data.get("metaurl"):
+        raise PermanentError(
+            f"Secret {secret.namespace}/{secret.name} has no key `metaurl`.",
+            next_step="correct `namespace` and `secret_name`",
+        )
+    return Metaurl.parse(secret.data["metaurl"], environment(secret))
+
+
+def metaurl_secrets(secret: SecretObject) -> tuple[str, ...]:
+    """Every form in which the password of a Secret's metaurl may be printed, for masks."""
+    try:
+        variables = environment(secret)
+    except PermanentError:
+        variables = {}
+    return forms_of(secret.data.get("metaurl", ""), variables)
+
+
+def metadata_id(secret: SecretObject, namespace: str) -> MetadataId | None:
+    """What tells a Secret's metadata apart from others'; None where its metaurl cannot be used.
+
+    Args:
+        secret: Any Secret.
+        namespace: The driver's, where the clients run.
+    """
+    try:
+        return Metaurl.parse(secret.data.get("metaurl", "")).identity(namespace)
+    except PermanentError:
+        return None
+
+
 def holds_volume(secret: SecretObject, main: SecretObject) -> bool:
-    """Whether a Secret belongs to the same volume as another: the same metadata, and no other volume's name."""
-    named = secret.data.get("name") in {None, main.data.get("name")}
-    return named and same_metadata(secret.data.get("metaurl", ""), main.data.get("metaurl", ""))
+    """Whether a Secret belongs to the same volume as another: the same tables, and no other volume's name.
+
+    Args:
+        secret: The Secret in question.
+        main: A Secret of the volume, in the driver's namespace.
+    """
+    if secret.data.get("name") not in {None, main.data.get("name")} or not secret.data.get("metaurl"):
+        return False
+    if secret.data["metaurl"] == main.data.get("metaurl"):
+        return True
+    found = metadata_id(secret, main.namespace)
+    return found is not None and found == metadata_id(main, main.namespace)
 
 
 def desired_values(secret: SecretObject, config: StorageConfig) -> dict[str, str]:

@@ -9,7 +9,7 @@ from include.juicefs_storage.ports import Cluster, SecretObject, WorkloadTemplat
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.csi import CSI_CONFIG_MAP, CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import MountPod, storage_overrides
-from include.juicefs_storage.volume.secret import holds_volume
+from include.juicefs_storage.volume.secret import holds_volume, metadata_id
 from include.juicefs_storage.volume.setting import Setting
 
 CHECK = "secrets"
@@ -52,6 +52,7 @@ def check_secrets(
         *_other_values(secrets[0], setting),
         *(finding for secret in secrets for finding in _managed(secret)),
         *_elsewhere(cluster, secrets, mounts),
+        *_on_another_host(cluster, secrets),
         *_next_volumes(cluster, secrets),
         *(finding for template in templates for finding in _restarted(template, secrets)),
         *_restarted_by_default(cluster, templates, secrets),
@@ -118,6 +119,23 @@ def _elsewhere(cluster: Cluster, secrets: Sequence[SecretObject], mounts: Sequen
                 f"Secret {secret.namespace}/{secret.name} names the same metadata and volume, and is in another "
                 "namespace: this run does not patch it.",
                 remedy,
+            )
+
+
+def _on_another_host(cluster: Cluster, secrets: Sequence[SecretObject]) -> Iterator[Finding]:
+    """A database may have several host names: Secrets that differ in that alone are named, and left alone."""
+    known, main = {secret.name for secret in secrets}, secrets[0]
+    own = metadata_id(main, cluster.namespace)
+    for secret in cluster.secrets():
+        found = metadata_id(secret, cluster.namespace)
+        if not own or not found or secret.name in known or secret.data.get("name") != main.data.get("name"):
+            continue
+        if (found.database, found.table_prefix) == (own.database, own.table_prefix):
+            yield warning(
+                CHECK,
+                f"Secret {secret.namespace}/{secret.name} names volume {main.data.get('name')} in a database of the "
+                f"same name on another host ({found.host}, not {own.host}): this run does not patch it.",
+                "if both are one server, write its metaurl as in the volume's Secret",
             )
 
 

@@ -18,7 +18,7 @@ from include.juicefs_storage.tasks.switch import admission, copies, guard, proof
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
-from include.juicefs_storage.volume.metaurl import split_password
+from include.juicefs_storage.volume.secret import metaurl_secrets
 
 ROLLBACK = (
     "copy_back", "follow_writes_back", "restore_secret", "restore_setting", "settle_again", "restart_csi_again",
@@ -156,10 +156,9 @@ def _secrets(run: SwitchRun) -> Iterator[str]:
         yield from (config.access_key.get_secret_value(), config.secret_key.get_secret_value())
     for secret in run.runtime.cluster.secrets():
         yield from secret_values(secret.data)
+        yield from metaurl_secrets(secret)
     for data in run.backup.secrets.values():
         yield from secret_values(data)
-    metaurl = run.runtime.metaurl
-    yield from (metaurl, split_password(metaurl)[1])
     if conn_id := run.runtime.params.meta_conn_id:
         yield BaseHook.get_connection(conn_id).password or ""
 
