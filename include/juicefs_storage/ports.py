@@ -311,15 +311,6 @@ class LeaseStore(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class CopyResult:
-    """What a copy between two stores did."""
-
-    found: int
-    copied: int
-    copied_size: str
-
-
 class JuiceFS(Protocol):
     """The juicefs command line, wherever it runs."""
 
@@ -340,11 +331,6 @@ class JuiceFS(Protocol):
 
     def unmount_fresh(self, canary: str) -> None:
         """Remove that file and the mount."""
-
-    def copy_missing(
-        self, source: StorageConfig, target: StorageConfig, prefix: str, *, timeout_s: float
-    ) -> CopyResult:
-        """`juicefs sync`: copy what the target lacks; overwrites nothing, deletes nothing."""
 
 
 class WriteFence(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -19,7 +20,6 @@ pytestmark = pytest.mark.timeout(900)
 
 _ADAPTERS = "include.juicefs_storage.adapters"
 VAULT = f"{_ADAPTERS}.vault:FileVault.save"
-SYNC = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.copy_missing"
 COPY = f"{_ADAPTERS}.s3.engine:NativeEngine.copy"
 MOUNT = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.mount_fresh"
 UNMOUNT = f"{_ADAPTERS}.juicefs_command:JuiceFSCommand.unmount_fresh"
@@ -35,6 +35,8 @@ Returns: TypeAlias = Callable[..., None]
 #: Of the script that writes the canary through a client's mount.
 CANARY = "dd if=/dev/urandom"
 POINTS: tuple[Point, ...] = ("before", "during", "after")
+#: The tasks that copy what one store has and the other lacks.
+COPIES = {"copy_ahead", "catch_up", "copy_back", "copy_back_again"}
 ENDS: tuple[Point, ...] = ("before", "after")
 
 
@@ -50,7 +52,7 @@ def _ends(*tasks: str) -> list[Fault]:
 FORWARD = [
     *_ends("plan", "choose_path"),
     *_points("backup", VAULT),
-    *_points("copy_ahead", SYNC),
+    *_points("copy_ahead", COPY),
     *_ends("follow_writes"),
     Fault("follow_writes", "after", COPY),
     *_points("write_setting", CONFIG),
@@ -61,7 +63,7 @@ FORWARD = [
     *_points("restart_csi", STAMP, nth=2),
     *_ends("wait_for_rollouts"),
     *_points("prove_clients", EXEC, having=CANARY),
-    *_points("catch_up", SYNC),
+    *_points("catch_up", COPY),
     *_ends("prove_blocks"),
     *_points("prove_fresh_mount", MOUNT),
     *_points("prove_fresh_mount", UNMOUNT),
@@ -73,7 +75,7 @@ BACK = [
     # First the mark that this run is being rolled back, then what was collected.
     *_points("collect_diagnostics", VAULT),
     *_points("collect_diagnostics", VAULT, nth=2),
-    *_points("copy_back", SYNC),
+    *_points("copy_back", COPY),
     *_ends("follow_writes_back"),
     *_points("restore_secret", SECRET),
     *_points("restore_secret", SECRET, nth=2),
@@ -83,12 +85,11 @@ BACK = [
     *_points("restart_csi_again", STAMP, nth=2),
     *_ends("wait_for_rollouts_again"),
     *_points("prove_clients_on_old", EXEC, having=CANARY),
-    *_points("copy_back_again", SYNC),
+    *_points("copy_back_again", COPY),
     *_ends("prove_blocks_on_old", "copy_back_late"),
 ]
 #: Where juicefs runs on the worker.
 WORKER = [
-    Fault("copy_ahead", "during", SYNC),
     Fault("write_setting", "during", CONFIG),
     Fault("prove_fresh_mount", "during", MOUNT),
     Fault("prove_fresh_mount", "during", UNMOUNT),
@@ -96,24 +97,24 @@ WORKER = [
 #: Each effect once: the graph and its functions are those of a switch, but the setting is written by an UPDATE.
 REVERT = [
     Fault("backup", "during", VAULT),
-    Fault("copy_ahead", "during", SYNC),
+    Fault("copy_ahead", "during", COPY),
     *_points("write_setting", UPDATE),
     Fault("patch_secret", "during", SECRET),
     Fault("restart_csi", "during", STAMP),
     Fault("prove_clients", "during", EXEC, having=CANARY),
-    Fault("catch_up", "during", SYNC),
+    Fault("catch_up", "during", COPY),
     Fault("prove_fresh_mount", "during", MOUNT),
     Fault("prove_fresh_mount", "during", UNMOUNT),
     Fault("finalize", "during", VAULT),
 ]
 REVERT_BACK = [
     Fault("collect_diagnostics", "during", VAULT),
-    Fault("copy_back", "during", SYNC),
+    Fault("copy_back", "during", COPY),
     Fault("restore_secret", "during", SECRET),
     Fault("restore_setting", "during", UPDATE),
     Fault("restart_csi_again", "during", STAMP),
     Fault("prove_clients_on_old", "during", EXEC, having=CANARY),
-    Fault("copy_back_again", "during", SYNC),
+    Fault("copy_back_again", "during", COPY),
 ]
 #: Those that `make test` runs too: the cut-over itself, and the way back.
 SOME = {("write_setting", "during", 1), ("patch_secret", "after", 1)}
@@ -137,12 +138,22 @@ def name(fault: Fault) -> str:
     return f"{fault.point} {effect}{f' no. {fault.nth}' if fault.nth > 1 else ''}".strip()
 
 
+def leave_behind(run: Run, fault: Fault, sides: Sides) -> None:
+    """Let the task of a copy find a block that only the store has which the clients left, or are to leave."""
+    if fault.effect == COPY and fault.task in COPIES:
+        store = sides.target if fault.task.startswith("copy_back") else sides.source
+        # No slice has the id 0: it is nobody's block.
+        key = f"myjfs/chunks/0/0/0_{time.time_ns()}_5"
+        run.before[fault.task] = lambda: store.client().put_object(Bucket=store.bucket, Key=key, Body=b"later")
+
+
 @pytest.fixture
 def arrives(fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell) -> Arrives:
     """Run to the end, clear what has no second try, and ask the world whether all is new."""
 
     def check(run: Run, fault: Fault, outcome: str, what: str = "") -> None:
         processes = fault_lab.mount_processes()
+        leave_behind(run, fault, sides)
         found, then = run.go(), "tried again"
         if fault.task == "finalize":
             assert run.states["finalize"] == "failed"
@@ -166,6 +177,7 @@ def returns(fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell) -> Returns
 
     def check(run: Run, fault: Fault, what: str = "") -> None:
         before, processes = row(fault_lab), fault_lab.mount_processes()
+        leave_behind(run, fault, sides)
         outcome = run.go()
         writer.stop()
         assert run.struck.get(fault) == 1, ("the fault was not reached", run.errors)

@@ -155,8 +155,8 @@ PASSING: dict[str, tuple[str, dict[str, Any]]] = {
     "lost reply": ("patch_secret", {"match": PATCH_SECRET, "action": {"drop": "after"}}),
     "lost reply to the restart": ("restart_csi", {"match": PATCH_NODE, "action": {"drop": "after"}}),
     "500 to reads": ("settle", {"match": {"verb": "list", "resource": "pods"}, "action": {"status": 500}, "times": 3}),
-    "line cut during exec": ("copy_ahead", {"exec": "drop"}),
-    "pod deleted during exec": ("copy_ahead", {"exec": "delete-pod"}),
+    "line cut during exec": ("write_setting", {"exec": "drop"}),
+    "pod deleted during exec": ("write_setting", {"exec": "delete-pod"}),
     "pod deleted during a proof": ("prove_fresh_mount", {"exec": "delete-pod"}),
 }
 

@@ -21,9 +21,10 @@ from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
 from include.juicefs_storage.adapters.tools import mc_mirror as mc
 from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
-from include.juicefs_storage.copy.run import Options, Totals, copy_partition, mirror_partition
+from include.juicefs_storage.copy.run import Options, copy_partition, mirror_partition
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
+from include.juicefs_storage.objects.totals import Totals
 from lab.kube.tls import server_context
 from lab.s3_memory import MemoryStore
 from lab.s3_proxy import Fault, S3Proxy

@@ -89,7 +89,7 @@ class Run:
     took_s: dict[str, float] = field(default_factory=dict)
     struck: dict[Fault, int] = field(default_factory=dict)
     triggered_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    before: dict[str, Callable[[], None]] = field(default_factory=dict)
+    before: dict[str, Callable[[], object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.folder / "xcom").mkdir(parents=True, exist_ok=True)

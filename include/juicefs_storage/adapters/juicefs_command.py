@@ -12,10 +12,9 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
 
 from include.juicefs_storage.errors import PermanentError, TransientError
-from include.juicefs_storage.ports import Cluster, CopyResult, ExecResult
+from include.juicefs_storage.ports import Cluster, ExecResult
 from include.juicefs_storage.volume.canary import OBJECT_KEY
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
 from include.juicefs_storage.volume.metaurl import Metaurl
@@ -78,26 +77,8 @@ work="/tmp/storage-switch.$2" mnt="/tmp/storage-switch.$2/mnt"
 if grep -q " $mnt " /proc/mounts; then rm -f "$mnt/$2" && "$1" umount "$mnt" || exit 1; fi
 rmdir "$mnt" && rm -rf "$work"
 """
-_SYNC = """\
-while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
-juicefs=$1
-shift
-exec "$juicefs" sync --ignore-existing --check-new --threads 20 --list-threads 2 "$@"
-"""
 #: Answers of MySQL to a wrong account or database.
 _DENIED = re.compile(r"Error (?:1044|1045|1049|1698)\b")
-_SUMMARY = re.compile(
-    r"Found: (?P<found>\d+).*?copied: (?P<copied>\d+)(?: \((?P<size>[^)]*)\))?"
-    r".*?failed: (?P<failed>\d+)(?:, lost: (?P<lost>\d+))?"
-)
-#: The variables that each scheme of `juicefs sync` reads access key, secret key and session token from.
-_VARIABLES = {
-    "minio": ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", ""),
-    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
-    "eos": ("EOS_ACCESS_KEY", "EOS_SECRET_KEY", "EOS_TOKEN"),
-}
-#: Hosts for which `juicefs sync` takes the bucket from the path of an s3:// URL (isS3PathType of cmd/sync.go).
-_PATH_STYLE_HOST = re.compile(r"^(localhost|s3[.-].*\.amazonaws\.com|\d+\.\d+\.\d+\.\d+)(:\d*)?$")
 
 
 @dataclass(frozen=True)
@@ -220,40 +201,6 @@ class JuiceFSCommand:
                 next_step="the task tries again",
             )
 
-    def copy_missing(
-        self, source: StorageConfig, target: StorageConfig, prefix: str, *, timeout_s: float
-    ) -> CopyResult:
-        """`juicefs sync --ignore-existing --check-new`: what the target has is never overwritten or deleted.
-
-        The keys travel in the environment of the command: each side uses a scheme that reads variables of its own.
-
-        Raises:
-            TransientError: Some object could not be copied.
-        """
-        urls, keys = sync_urls(source, target, prefix)
-        lines = [*(f"{name}={value}" for name, value in keys.items()), ""]
-        plain_http = ["--no-https"] if all(_is_http(side) for side in (source, target)) else []
-        result = self._script(_SYNC, *plain_http, *urls, stdin=lines, timeout_s=timeout_s)
-        summaries = list(_SUMMARY.finditer(result.stderr + result.stdout))
-        last = summaries[-1] if summaries else None
-        if result.returncode != 0 or not last or int(last["failed"]) or int(last["lost"] or 0):
-            raise TransientError(
-                f"`juicefs sync` ended with exit code {result.returncode}: {_last_lines(result, source, target)}",
-                state="nothing was overwritten or deleted; some blocks may not be copied yet",
-                next_step="the task tries again",
-            )
-        return CopyResult(found=int(last["found"]), copied=int(last["copied"]), copied_size=last["size"] or "0 B")
-
-
-def _is_http(config: StorageConfig) -> bool:
-    return config.endpoint_and_bucket[0].startswith("http://")
-
-
-def _schemes(source: StorageConfig, target: StorageConfig, *, eos: bool = False) -> tuple[str, str]:
-    if _is_http(source) == _is_http(target):
-        return ("eos" if eos or not _is_http(source) else "minio"), "s3"
-    return ("minio", "s3") if _is_http(source) else ("s3", "minio")
-
 
 def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
     """The end of what a command printed, without any key."""
@@ -263,59 +210,6 @@ def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
             if value := secret.get_secret_value():
                 text = text.replace(value, "***")
     return "\n".join(text.splitlines()[-8:])
-
-
-def sync_urls(
-    source: StorageConfig,
-    target: StorageConfig,
-    prefix: str,
-    target_prefix: str | None = None,
-    *,
-    tokens: tuple[str, str] = ("", ""),
-) -> tuple[list[str], dict[str, str]]:
-    """Source and target URL for `juicefs sync` without keys in them, and the environment that carries the keys.
-
-    Each side needs a scheme that reads its keys from variables of its own (pkg/object/{minio,s3,eos}.go of
-    JuiceFS 1.4): `minio://` reads MINIO_*, is always plain HTTP; `s3://` reads AWS_*; `eos://` reads EOS_*. Where both
-    sides are plain HTTP the flag `--no-https` is needed.
-
-    Args:
-        source: To copy from.
-        target: To copy to.
-        prefix: Below which both sides are copied.
-        target_prefix: Where it is another one on the target.
-        tokens: Session tokens of source and target.
-
-    Raises:
-        PermanentError: The two stores cannot be told apart this way.
-    """
-    urls, variables = [], {}
-    prefixes = (prefix, prefix if target_prefix is None else target_prefix)
-    schemes = _schemes(source, target, eos=bool(tokens[0]))
-    for config, scheme, below, token in zip((source, target), schemes, prefixes, tokens, strict=True):
-        endpoint, bucket = config.endpoint_and_bucket
-        host = urlsplit(endpoint).netloc
-        if scheme == "minio" or (scheme == "s3" and _PATH_STYLE_HOST.match(host)):
-            urls.append(f"{scheme}://{host}/{bucket}/{quote(below)}")
-        elif "." not in bucket:
-            urls.append(f"{scheme}://{bucket}.{host}/{quote(below)}")
-        else:
-            raise PermanentError(
-                f"Bucket {bucket!r} at {endpoint}: `juicefs sync` cannot address a bucket with a dot in its name here.",
-                next_step="copy the volume by other means and switch with catch_up=false while nothing writes to it",
-            )
-        access_name, secret_name, token_name = _VARIABLES[scheme]
-        variables[access_name] = config.access_key.get_secret_value()
-        variables[secret_name] = config.secret_key.get_secret_value()
-        if token and not token_name:
-            raise PermanentError(
-                f"The keys for {endpoint} have a session token, which `juicefs sync` takes only in its command line "
-                "when this side speaks plain HTTP and the other HTTPS.",
-                next_step="use keys without a session token, or engine=native",
-            )
-        if token:
-            variables[token_name] = token
-    return urls, variables
 
 
 def in_controller_pod(cluster: Cluster, metaurl: Metaurl) -> JuiceFSCommand:

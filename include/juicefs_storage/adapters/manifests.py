@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from include.juicefs_storage.copy.run import Totals
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.comparison import COMPARISONS, OUTCOMES, Rows
 from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
+from include.juicefs_storage.objects.totals import Totals
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,9 +9,9 @@ from typing import IO, Any, Literal, Protocol
 
 from include.juicefs_storage.copy.partitions import Partition, amount
 from include.juicefs_storage.copy.plan import SyncPlan
-from include.juicefs_storage.copy.run import Totals
 from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
+from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.records import Frozen
 from include.juicefs_storage.volume.layout import slice_of
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from include.juicefs_storage.objects.comparison import (
-    COMPARISONS,
     OUTCOME_CODES,
-    OUTCOMES,
     Classifier,
     Rows,
     plain_md5,
@@ -30,6 +28,8 @@ from include.juicefs_storage.objects.model import (
     Page,
     Side,
 )
+from include.juicefs_storage.objects.progress import Status
+from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.volume.comparison import NeededBlocks, batches, read_blocks, settle_lost
 
 #: A batch ends after so many keys; the engine is given so many bytes of it at once, between two looks at the status.
@@ -37,7 +37,6 @@ BATCH_KEYS, CALL_BYTES = 10_000, 4 * 2**30
 #: Batches in which nothing had to be moved or read are written down together, up to so many keys.
 CHECKPOINT_KEYS = 100_000
 _PAGES_AHEAD = 4
-_STATUS_EVERY_S = 5.0
 #: A sample of this size at most tells whether ETags are MD5.
 _SAMPLE_BYTES = 64 * 2**20
 
@@ -65,104 +64,6 @@ class Options:
     overwrite: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Totals:
-    """Objects and bytes by outcome and comparison."""
-
-    counts: dict[tuple[ObjectOutcome, Comparison], tuple[int, int]] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def add(self, outcome: ObjectOutcome, comparison: Comparison, objects: int, size: int) -> None:
-        """Count objects of one kind."""
-        before = self.counts.get((outcome, comparison), (0, 0))
-        self.counts[outcome, comparison] = (before[0] + objects, before[1] + size)
-
-    def add_rows(self, rows: Rows) -> None:
-        """Count rows."""
-        if not rows:
-            return
-        outcome, comparison = rows.outcomes[0], rows.comparisons[0]
-        if rows.outcomes.count(outcome) == rows.comparisons.count(comparison) == len(rows):  # the usual case
-            self.add(OUTCOMES[outcome], COMPARISONS[comparison], len(rows), sum(rows.sizes))
-            return
-        counts: dict[tuple[int, int], list[int]] = {}
-        for outcome, comparison, size in zip(rows.outcomes, rows.comparisons, rows.sizes, strict=True):
-            count = counts.setdefault((outcome, comparison), [0, 0])
-            count[0] += 1
-            count[1] += size
-        for (outcome, comparison), (objects, size) in counts.items():
-            self.add(OUTCOMES[outcome], COMPARISONS[comparison], objects, size)
-
-    def merge(self, other: Totals) -> None:
-        """Add what another partition counted."""
-        for (outcome, comparison), (objects, size) in other.counts.items():
-            self.add(outcome, comparison, objects, size)
-        self.seconds += other.seconds
-
-    def objects(self, *outcomes: ObjectOutcome) -> int:
-        """How many objects have one of these outcomes; all, where none is named."""
-        return sum(count[0] for (outcome, _), count in self.counts.items() if not outcomes or outcome in outcomes)
-
-    def bytes(self, *outcomes: ObjectOutcome) -> int:
-        """The size of the objects with one of these outcomes; of all, where none is named."""
-        return sum(count[1] for (outcome, _), count in self.counts.items() if not outcomes or outcome in outcomes)
-
-    def compared_by(self, comparison: Comparison) -> int:
-        """How many objects were compared in this way."""
-        return sum(count[0] for (_, by), count in self.counts.items() if by == comparison)
-
-    def as_json(self) -> dict[str, list[int]]:
-        """`outcome/comparison` -> objects, bytes."""
-        return {f"{key[0]}/{key[1]}": list(count) for key, count in sorted(self.counts.items())}
-
-    @classmethod
-    def from_json(cls, data: dict[str, list[int]]) -> Totals:
-        """The reverse of `as_json`."""
-        totals = cls()
-        for name, (objects, size) in data.items():
-            outcome, _, comparison = name.partition("/")
-            totals.add(ObjectOutcome(outcome), Comparison(comparison), objects, size)
-        return totals
-
-
-@dataclass
-class Status:
-    """A line in the log every few seconds: how far, how fast, how long still.
-
-    Attributes:
-        label: Of the partition.
-        objects: That the plan expects.
-        bytes: That the plan expects.
-    """
-
-    label: str = ""
-    objects: int = 0
-    bytes: int = 0
-    tell: Callable[[str], None] = log.info
-    every_s: float = _STATUS_EVERY_S
-    _start: float = field(default_factory=time.monotonic)
-    _told: float = field(default_factory=time.monotonic)
-    _before: int | None = None
-
-    def update(self, totals: Totals, doing: str) -> None:
-        """Tell where the partition stands, unless that was told just now."""
-        now = time.monotonic()
-        done = totals.objects() - totals.objects(ObjectOutcome.EXTRA)
-        if self._before is None:
-            self._before, self._start = done, now  # what an earlier try did is none of this one's speed
-        if now - self._told < self.every_s:
-            return
-        self._told = now
-        elapsed, moved = now - self._start, totals.bytes(ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN)
-        rate = (done - self._before) / elapsed if elapsed else 0.0
-        share = f"{min(100.0, 100 * done / self.objects):.1f} %" if self.objects else "? %"
-        left = f"{max(0, self.objects - done) / rate:.0f} s" if rate and self.objects else "?"
-        self.tell(
-            f"{self.label}: {share}, {done:,} of {self.objects:,} objects, {moved / 2**20:,.0f} MiB copied, "
-            f"{rate:,.0f} objects/s, {elapsed:.0f} s so far, ETA {left}; {doing}"
-        )
 
 
 def copy_partition(
@@ -365,17 +266,10 @@ class _Partition:
                 rows.target_etags[row] = copied.target_etag or rows.target_etags[row]
 
     def _calls(self, rows: Rows, places: list[int], doing: str) -> Iterator[list[int]]:
-        """Cut what the engine is to do into calls, and tell before each but the first where things stand."""
-        call: list[int] = []
-        size = 0
-        for row in places:
-            if call and size >= CALL_BYTES:
-                yield call
-                call, size = [], 0
+        """Group what the engine is to do into calls, and log the progress between two of them."""
+        for number, call in enumerate(rows.groups(places, CALL_BYTES)):
+            if number:
                 self.status.update(self.totals, f"{doing} {len(places):,} objects")
-            call.append(row)
-            size += rows.sizes[row]
-        if call:
             yield call
 
     def _checkpoint(self, rows: Rows) -> None:

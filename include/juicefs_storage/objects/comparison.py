@@ -6,7 +6,7 @@ Where both sides hold the same keys, which is what a repeated copy finds, whole 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -86,6 +86,19 @@ class Rows:
         self.comparisons += other.comparisons
         self.checksums.update((first + row, text) for row, text in other.checksums.items())
         self.details.update((first + row, text) for row, text in other.details.items())
+
+    def groups(self, places: Sequence[int], group_bytes: int) -> Iterator[list[int]]:
+        """Cut places of rows into groups of about so many bytes each, by the sizes of their objects."""
+        group: list[int] = []
+        size = 0
+        for row in places:
+            if group and size >= group_bytes:
+                yield group
+                group, size = [], 0
+            group.append(row)
+            size += self.sizes[row]
+        if group:
+            yield group
 
     def listed(self, row: int) -> Listed:
         """The object as the source's listing showed it."""

@@ -2,46 +2,113 @@
 
 from __future__ import annotations
 
-from include.juicefs_storage.ports import JuiceFS, MetadataStore, ObjectStore
-from include.juicefs_storage.volume.difference import Difference, missing_blocks
-from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.objects.comparison import Classifier, Rows
+from include.juicefs_storage.objects.merge import beside
+from include.juicefs_storage.objects.model import Engine, ObjectOutcome
+from include.juicefs_storage.objects.progress import Status
+from include.juicefs_storage.objects.totals import Totals
+from include.juicefs_storage.ports import MetadataStore, ObjectStore
+from include.juicefs_storage.volume.comparison import batches
+from include.juicefs_storage.volume.difference import Difference, missing_blocks, volume_pages
+from include.juicefs_storage.volume.setting import Setting
 
 _COPY_PASSES = 5
+#: Keys that are compared before the missing ones are copied; bytes that the engine gets between two looks at the clock.
+_BATCH_KEYS, _CALL_BYTES = 10_000, 512 * 2**20
+_EXAMPLES = 5
 
 
-def catch_up(
-    juicefs: JuiceFS,
-    metadata: MetadataStore,
-    setting: Setting,
-    source: StorageConfig,
-    target: StorageConfig,
-    target_store: ObjectStore,
-    *,
-    timeout_s: float,
-) -> tuple[int, Difference]:
-    """Copy blocks that only one store has to the other, until the metadata misses none there.
+@dataclass
+class CatchUp:
+    """Copies every block of a volume that one store has and the other lacks. Overwrites nothing, deletes nothing.
 
-    Nothing is overwritten and nothing is deleted. A pass that copied something is followed by another: an upload that
-    was under way when its client moved may land late.
-
-    Args:
-        juicefs: Makes the copy.
-        metadata: Tells which blocks must exist.
-        setting: Tells their keys.
+    Attributes:
+        metadata: Which blocks must exist.
+        setting: The volume's setting.
         source: Where the blocks are.
         target: Where they must be.
-        target_store: The same, to look into.
-        timeout_s: How long one pass may take, in seconds.
-
-    Returns:
-        The number of blocks copied, and what the metadata still misses on the target.
+        engine: Copies from the source to the target.
+        confirm_lease: Called before each write; raises where this run must not write any more.
+        clock: A monotonic clock.
+        timeout_s: The limit of one pass, in seconds.
+        copied: Blocks copied so far.
+        copied_bytes: Of these blocks.
     """
-    copied = 0
-    difference = Difference()
-    for _ in range(_COPY_PASSES):
-        result = juicefs.copy_missing(source, target, f"{setting.name}/chunks/", timeout_s=timeout_s)
-        copied += result.copied
-        difference = missing_blocks(metadata, setting, target_store)
-        if not result.copied and not difference.missing:
-            break
-    return copied, difference
+
+    metadata: MetadataStore
+    setting: Setting
+    source: ObjectStore
+    target: ObjectStore
+    engine: Engine
+    confirm_lease: Callable[[], None]
+    clock: Callable[[], float]
+    timeout_s: float
+    copied: int = 0
+    copied_bytes: int = 0
+    _failed: list[str] = field(default_factory=list)
+
+    def run(self) -> Difference:
+        """Copy until a pass finds nothing to copy and the metadata misses nothing on the target; five passes at most.
+
+        A pass that copied something is followed by another: an upload in flight when its client moved may land late.
+
+        Returns:
+            What the metadata still misses on the target.
+
+        Raises:
+            TransientError: A block could not be copied, or a pass took longer than `timeout_s`.
+            NeedsHumanError: The run must not write any more.
+        """
+        difference = Difference()
+        for _ in range(_COPY_PASSES):
+            before = self.copied
+            self._pass()
+            difference = missing_blocks(self.metadata, self.setting, self.target)
+            if self.copied == before and not difference.missing:
+                break
+        return difference
+
+    def _pass(self) -> None:
+        """Compare both listings, and copy what the target lacks."""
+        deadline, totals, status = self.clock() + self.timeout_s, Totals(), Status("Blocks")
+        status.update(totals, "listing")
+        stretches = beside(*(volume_pages(store, self.setting) for store in (self.source, self.target)))
+        # By size: blocks are never rewritten, and what the target has is never overwritten here.
+        for batch in batches(stretches, lambda: Classifier(by_size=True), batch_keys=_BATCH_KEYS):
+            for places in batch.rows.groups(batch.missing, _CALL_BYTES):
+                if self.clock() > deadline:
+                    raise TransientError(
+                        f"The copy did not end within {self.timeout_s:g} s; {self.copied} blocks are copied.",
+                        state="nothing was overwritten or deleted; some blocks are not copied yet",
+                        next_step="the task tries again and copies the rest",
+                    )
+                self.confirm_lease()
+                self._copy(batch.rows, places)
+                status.update(totals, f"copying {len(batch.missing):,} blocks")
+            totals.add_rows(batch.rows)
+            status.update(totals, "listing")
+        if self._failed:
+            examples, count = "; ".join(self._failed[:_EXAMPLES]), len(self._failed)
+            raise TransientError(
+                f"{count} blocks could not be copied, such as {examples}.",
+                state="nothing was overwritten or deleted; the other blocks are copied",
+                next_step="the task tries again; then look at both stores",
+            )
+
+    def _copy(self, rows: Rows, places: list[int]) -> None:
+        results = self.engine.copy([rows.listed(row) for row in places])
+        for row, result in zip(places, results, strict=True):
+            rows.put(row, result.outcome, result.comparison)
+            match result.outcome:
+                case ObjectOutcome.COPIED:
+                    self.copied += 1
+                    self.copied_bytes += rows.sizes[row]
+                # Copied by the follower meanwhile; deleted by a client meanwhile.
+                case ObjectOutcome.SAME | ObjectOutcome.VANISHED:
+                    pass
+                case outcome:
+                    self._failed.append(f"{rows.keys[row]} ({outcome} {result.detail})")

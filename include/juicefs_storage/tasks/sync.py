@@ -19,11 +19,13 @@ from include.juicefs_storage.copy.params import SyncParams, check_places, resolv
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.reconcile import MEANING, SyncReport, about
 from include.juicefs_storage.copy.reconcile import reconcile as join
-from include.juicefs_storage.copy.run import Options, Status, Totals, copy_partition, mirror_partition, verify_partition
+from include.juicefs_storage.copy.run import Options, copy_partition, mirror_partition, verify_partition
 from include.juicefs_storage.copy.scope import below_prefix, shard_at
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.objects.merge import key_filter
 from include.juicefs_storage.objects.model import Mirrored, ObjectOutcome
+from include.juicefs_storage.objects.progress import Status
+from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.switch.params import resolve_params
 from include.juicefs_storage.tasks.context import log, mask, pull, push, run_id
 from include.juicefs_storage.tasks.notify import Notify

@@ -8,7 +8,7 @@ import pytest
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest, Row
 from include.juicefs_storage.copy import run
-from include.juicefs_storage.copy.run import Options, Status, Totals, copy_partition, verify_partition
+from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.model import Comparison, KeyRange, Mirrored, ObjectOutcome, Page
 from tests.support.copy_fakes import KilledError, MemoryEngine, MemorySide
@@ -228,19 +228,3 @@ def test_no_tools_word_is_trusted(tmp_path: Path) -> None:
     target.objects["c"] = b"3"
     totals, said = run.mirror_partition(source, target, engine, tool, ALL, manifest_in(tmp_path), Options())
     assert (totals.objects(ObjectOutcome.SAME), said, tool.runs) == (3, None, 1)
-
-
-def test_the_status_says_how_far_and_how_long_still(tmp_path: Path) -> None:
-    told: list[str] = []
-    status = Status("003 chunks/0/", objects=4, bytes=8, tell=told.append, every_s=0)
-    source, target, engine = sides(dict.fromkeys("abcd", b"22"), {})
-    copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options(), status)
-    assert told[-1].startswith("003 chunks/0/: 100.0 %, 4 of 4 objects, 0 MiB copied, ")
-    assert "ETA 0 s" in told[-1]
-
-
-def test_totals_survive_json() -> None:
-    totals = Totals()
-    totals.add(ObjectOutcome.COPIED, Comparison.ETAG, 2, 10)
-    totals.add(ObjectOutcome.EXTRA, Comparison.NONE, 1, 3)
-    assert Totals.from_json(totals.as_json()).counts == totals.counts

@@ -23,10 +23,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote, urlsplit
 
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters.juicefs_command import sync_urls
 from include.juicefs_storage.adapters.s3.client import S3Store
 from include.juicefs_storage.adapters.tools import program
 from include.juicefs_storage.errors import PermanentError, TransientError
@@ -43,6 +43,14 @@ _METRIC = re.compile(
 )
 #: The depth of `chunks/<id/1e6>/<id/1e3>/` below a volume's name, with HashPrefix one more.
 _LIST_THREADS, _LIST_DEPTH = 8, 4
+#: The variables that each scheme of `juicefs sync` reads access key, secret key and session token from.
+_VARIABLES = {
+    "minio": ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", ""),
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    "eos": ("EOS_ACCESS_KEY", "EOS_SECRET_KEY", "EOS_TOKEN"),
+}
+#: Hosts for which `juicefs sync` takes the bucket from the path of an s3:// URL (isS3PathType of cmd/sync.go).
+_PATH_STYLE_HOST = re.compile(r"^(localhost|s3[.-].*\.amazonaws\.com|\d+\.\d+\.\d+\.\d+)(:\d*)?$")
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +154,69 @@ class JuiceFSSync:
         whole = not (start or end or filters)
         threads = [f"--list-threads={_LIST_THREADS}", f"--list-depth={_LIST_DEPTH}"] if whole else []
         return [*start, *end, *filters, *threads]
+
+
+def _is_http(config: StorageConfig) -> bool:
+    return config.endpoint_and_bucket[0].startswith("http://")
+
+
+def _schemes(source: StorageConfig, target: StorageConfig, *, eos: bool = False) -> tuple[str, str]:
+    if _is_http(source) == _is_http(target):
+        return ("eos" if eos or not _is_http(source) else "minio"), "s3"
+    return ("minio", "s3") if _is_http(source) else ("s3", "minio")
+
+
+def sync_urls(
+    source: StorageConfig,
+    target: StorageConfig,
+    prefix: str,
+    target_prefix: str | None = None,
+    *,
+    tokens: tuple[str, str] = ("", ""),
+) -> tuple[list[str], dict[str, str]]:
+    """Source and target URL for `juicefs sync` without keys in them, and the environment that carries the keys.
+
+    Each side needs a scheme that reads its keys from variables of its own (pkg/object/{minio,s3,eos}.go of
+    JuiceFS 1.4): `minio://` reads MINIO_*, is always plain HTTP; `s3://` reads AWS_*; `eos://` reads EOS_*. Where both
+    sides are plain HTTP the flag `--no-https` is needed.
+
+    Args:
+        source: To copy from.
+        target: To copy to.
+        prefix: Below which both sides are copied.
+        target_prefix: Where it is another one on the target.
+        tokens: Session tokens of source and target.
+
+    Raises:
+        PermanentError: The two stores cannot be told apart this way.
+    """
+    urls, variables = [], {}
+    prefixes = (prefix, prefix if target_prefix is None else target_prefix)
+    schemes = _schemes(source, target, eos=bool(tokens[0]))
+    for config, scheme, below, token in zip((source, target), schemes, prefixes, tokens, strict=True):
+        endpoint, bucket = config.endpoint_and_bucket
+        host = urlsplit(endpoint).netloc
+        if scheme == "minio" or (scheme == "s3" and _PATH_STYLE_HOST.match(host)):
+            urls.append(f"{scheme}://{host}/{bucket}/{quote(below)}")
+        elif "." not in bucket:
+            urls.append(f"{scheme}://{bucket}.{host}/{quote(below)}")
+        else:
+            raise PermanentError(
+                f"Bucket {bucket!r} at {endpoint}: `juicefs sync` cannot address a bucket with a dot in its name here.",
+                next_step="set engine=native",
+            )
+        access_name, secret_name, token_name = _VARIABLES[scheme]
+        variables[access_name] = config.access_key.get_secret_value()
+        variables[secret_name] = config.secret_key.get_secret_value()
+        if token and not token_name:
+            raise PermanentError(
+                f"The keys for {endpoint} have a session token, which `juicefs sync` takes only in its command line "
+                "when this side speaks plain HTTP and the other HTTPS.",
+                next_step="use keys without a session token, or engine=native",
+            )
+        if token:
+            variables[token_name] = token
+    return urls, variables
 
 
 def find() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from airflow.sdk import PokeReturnValue
 from airflow.sdk.exceptions import AirflowRescheduleException
 
-from include.juicefs_storage.switch.catch_up import catch_up
+from include.juicefs_storage.switch.catch_up import CatchUp
 from include.juicefs_storage.switch.follow_writes import Follower
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.context import ENDED, log, pull, push, task_states
@@ -36,17 +36,20 @@ def copy(run: SwitchRun, source: Location, target: Location, *, timeout_s: float
         target: Where they must be. Nothing is overwritten or deleted there.
         timeout_s: The limit of one pass, in seconds.
     """
-    with run.lease.kept_renewed():
-        copied, difference = catch_up(
-            run.runtime.juicefs,
+    with run.lease.kept_renewed(), closing(run.engine(source, target)) as engine:
+        work = CatchUp(
             run.runtime.metadata,
             run.before,
-            source.config,
-            target.config,
+            source.store,
             target.store,
-            timeout_s=timeout_s,
+            engine,
+            # A task that only adds blocks may be cleared alone, long after the run gave the Lease back.
+            run.lease.refuse_if_held,
+            time.monotonic,
+            timeout_s,
         )
-    return {"copied": copied, "still_missing": difference.missing}
+        difference = work.run()
+    return {"copied": work.copied, "copied_bytes": work.copied_bytes, "still_missing": difference.missing}
 
 
 class _MovingTasks:
@@ -100,7 +103,7 @@ def follow(
         on_poll()
         return tasks.ended()
 
-    with run.lease.kept_renewed(), closing(run.engine(source, target)) as engine:
+    with run.lease.kept_renewed(), closing(run.engine(source, target, fail_fast=True)) as engine:
         follower = Follower(
             run.runtime.metadata, run.before, source.store, target.store, engine.copy, run.confirm_lease, time.monotonic
         )

@@ -103,8 +103,14 @@ class SwitchRun:
         mask_keys(config)
         return Location(config, self.runtime.target_store)
 
-    def engine(self, source: Location, target: Location) -> NativeEngine:
-        """The copying engine between the two locations. It fails fast: its caller tries again."""
+    def engine(self, source: Location, target: Location, *, fail_fast: bool = False) -> NativeEngine:
+        """The copying engine between the two locations.
+
+        Args:
+            source: Only read.
+            target: Written to.
+            fail_fast: Give up on a store within seconds, for a caller that tries again.
+        """
         from include.juicefs_storage.adapters.s3.engine import NativeEngine
         from include.juicefs_storage.adapters.s3.http import Limits
 
@@ -112,7 +118,8 @@ class SwitchRun:
             self.runtime.source_side(location.config) if location is self.old else self.runtime.target_side()
             for location in (source, target)
         )
-        return NativeEngine(from_store, to_store, limits=Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1))
+        limits = Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1) if fail_fast else Limits()
+        return NativeEngine(from_store, to_store, limits=limits)
 
     @cached_property
     def lease(self) -> VolumeLease:

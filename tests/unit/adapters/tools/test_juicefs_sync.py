@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from include.juicefs_storage.adapters.juicefs_command import sync_urls
+from include.juicefs_storage.adapters.tools.juicefs_sync import sync_urls
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.fakes import NEW, OLD
