@@ -11,7 +11,7 @@ MINUTES ?= 10
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup system fuse check lint unit project test test-parts test-runs test-soak fleet faults soak \
-	demo demo-down bench needed window lock
+	demo demo-down bench needed window lock docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ needed: setup ## which blocks a volume of a million slices needs, beside juicefs
 
 window: fuse setup ## measure how long clients take to follow a new setting
 	$(BIN)/python -m benchmarks.window
+
+docs: setup ## write the tables of params in docs/ from the models
+	$(BIN)/python -m tests.support.param_tables
 
 lock: setup ## requirements*.in -> requirements*.txt, keeping the pins that still fit
 	$(UV_COMPILE) requirements.in -o requirements.txt

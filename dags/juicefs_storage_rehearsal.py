@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from airflow.sdk import dag
 
+from include.juicefs_storage.switch.params import RehearsalParams
 from include.juicefs_storage.tasks import rehearsal
-from include.juicefs_storage.tasks.form import text
+from include.juicefs_storage.tasks.form import form
 from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
 
 DOC = """
@@ -36,9 +37,6 @@ SCHEDULE = os.environ.get("JUICEFS_STORAGE_REHEARSAL_SCHEDULE") or "@daily"
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    params={
-        "volume": text(None, "Registered volume", "A name in `include/volumes.yaml`; empty: all of them.", "Volume")
-    },
     doc_md=DOC,
     tags=["juicefs", "storage", "rehearsal"],
     default_args=TASK_DEFAULTS,
@@ -49,4 +47,4 @@ def juicefs_storage_rehearsal() -> None:
     rehearsal.finalize(volumes, rehearsal.rehearse.expand(volume=volumes))
 
 
-juicefs_storage_rehearsal()
+juicefs_storage_rehearsal().params.update(form(RehearsalParams))

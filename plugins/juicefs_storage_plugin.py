@@ -11,13 +11,28 @@ import re
 from functools import cached_property
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.types import TaskInstanceKey
+
+from include.juicefs_storage.markdown import one_line, table
+from include.juicefs_storage.names import (
+    DAG_PREFIX,
+    FLEET,
+    PAGES,
+    READINESS,
+    READINESS_LOOK_BACK,
+    REHEARSAL,
+    SWITCH,
+    Page,
+    fleet_url,
+    page_url,
+    run_url,
+    volume_run_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,12 +40,6 @@ if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
     from fastapi import FastAPI
 
-DAG_PREFIX = "juicefs_storage_"
-URL_PREFIX = "/juicefs-storage"
-REHEARSAL = "juicefs_storage_rehearsal"
-FLEET, SWITCH = "juicefs_storage_fleet", "juicefs_storage_switch"
-#: The asset of its events, and how many of them are looked through for the last one of each volume.
-READINESS, LOOK_BACK = "juicefs_storage_readiness", 500
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'",
@@ -40,7 +49,6 @@ TEMPLATE = Path(__file__).with_name("juicefs_storage_page.html")
 #: How the outcome begins in a run's note, a line of its own; as many characters as Airflow's table takes.
 OUTCOME, NOTE_LENGTH = "**[Outcome](", 1000
 
-Page = Literal["plan", "report"]
 #: The tasks that write each page; a DAG has one of them.
 WRITERS: dict[Page, tuple[str, ...]] = {"plan": ("plan", "plan_partitions"), "report": ("finalize",)}
 #: The tasks that link to each page.
@@ -50,23 +58,11 @@ LINKED: dict[Page, frozenset[str]] = {
 }
 
 
-def page_url(page: Page, ti_key: TaskInstanceKey) -> str:
+def page_link(page: Page, ti_key: TaskInstanceKey) -> str:
     """The page's URL, relative to the root of the UI; empty, so that no link shows, where the task has none."""
     if not ti_key.dag_id.startswith(DAG_PREFIX) or ti_key.task_id not in LINKED[page]:
         return ""
-    return _run_page(page, ti_key.dag_id, ti_key.run_id)
-
-
-def _run_page(page: Page, dag_id: str, run_id: str) -> str:
-    # Without a leading slash: the UI resolves it against its base, which may be below a prefix.
-    return f"{URL_PREFIX[1:]}/runs/{quote(dag_id, safe='')}/{quote(run_id, safe='')}/{page}"
-
-
-def fleet_url(ti_key: TaskInstanceKey) -> str:
-    """The URL of the page of a fleet's volumes; empty for the tasks of other DAGs."""
-    if ti_key.dag_id != FLEET:
-        return ""
-    return f"{URL_PREFIX[1:]}/fleets/{quote(ti_key.run_id, safe='')}"
+    return page_url(page, ti_key.dag_id, ti_key.run_id)
 
 
 class FleetLink(BaseOperatorLink):
@@ -75,8 +71,8 @@ class FleetLink(BaseOperatorLink):
     name = "Volumes"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
-        """See fleet_url."""
-        return fleet_url(ti_key)
+        """Empty for the tasks of other DAGs."""
+        return fleet_url(ti_key.run_id) if ti_key.dag_id == FLEET else ""
 
 
 class PlanLink(BaseOperatorLink):
@@ -85,8 +81,8 @@ class PlanLink(BaseOperatorLink):
     name = "Plan"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
-        """See page_url."""
-        return page_url("plan", ti_key)
+        """See page_link."""
+        return page_link("plan", ti_key)
 
 
 class ReportLink(BaseOperatorLink):
@@ -95,8 +91,8 @@ class ReportLink(BaseOperatorLink):
     name = "Report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
-        """See page_url."""
-        return page_url("report", ti_key)
+        """See page_link."""
+        return page_link("report", ti_key)
 
 
 def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> str:
@@ -106,9 +102,9 @@ def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> s
         markdown = f"## No {page} yet\nTask {writer} writes it; in this run it has not done so."
     current = {page: ' aria-current="page"'}
     tabs = "".join(f'<a href="{name}"{current.get(name, "")}>{name.capitalize()}</a>' for name in WRITERS)
-    run = f"../../../../dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    run = f"../../../../{run_url(dag_id, run_id)}"
     # Links of a plan or report are relative to the root of the UI, where its tasks show them too.
-    markdown = re.sub(rf"\]\((?=dags/|{URL_PREFIX[1:]}/)", "](../../../../", markdown)
+    markdown = re.sub(rf"\]\((?=dags/|{PAGES}/)", "](../../../../", markdown)
     return _html(
         f"{page.capitalize()} of {dag_id}",
         nav=f'<a href="{run}">← The run in Airflow</a>{tabs}',
@@ -133,31 +129,36 @@ def render_volumes(events: "Sequence[tuple[Mapping[str, Any], str | None]]") -> 
     """The HTML of the page of the volumes.
 
     Args:
-        events: What each event of the asset says (`core/readiness.py` describes it), the latest first, and its run.
+        events: What each event of the asset says (`switch/readiness.py` describes it), the latest first, and its run.
     """
     last: dict[str, tuple[Mapping[str, Any], str | None]] = {}
     for event, run_id in events:
         if "volume" in event:
             last.setdefault(str(event["volume"]), (event, run_id))
-    lines = ["## Ready to be switched?"]
+    lines = ["## Ready to be switched"]
     if not last:
         lines.append(
-            f"None was rehearsed yet. Register volumes in `include/volumes.yaml`; `{REHEARSAL}` does the rest."
+            f"No volume was rehearsed yet. Register volumes in `include/volumes.yaml`; `{REHEARSAL}` does the rest."
         )
     else:
-        lines += ["| volume | | since | newest backup | rehearsed |", "|---|---|---|---|---|"]
-    for volume, (event, run_id) in sorted(last.items(), key=lambda item: (bool(item[1][0].get("ready")), item[0])):
-        report = f"[{_minute(event.get('rehearsed_at'))}](runs/{REHEARSAL}/{quote(run_id or '', safe='')}/report)"
-        backup = f"`{event['backup_id']}`, {_minute(event.get('backup_at'))}" if event.get("backup_id") else "none"
-        state = "ready" if event.get("ready") else "**not ready**"
-        lines.append(f"| {_cell(volume)} | {state} | {_minute(event.get('since'))} | {backup} | {report} |")
+        latest = sorted(last.items(), key=lambda item: (bool(item[1][0].get("ready")), item[0]))
+        rows = [_readiness_row(volume, event, run_id) for volume, (event, run_id) in latest]
+        lines += table(["volume", "", "since", "newest backup", "rehearsed"], rows)
     for volume, (event, _) in sorted(last.items()):
         if blockers := event.get("blockers"):
-            lines += ["", f"### What blocks {volume}", *(f"- {_line(str(blocker))}" for blocker in blockers)]
+            lines += ["", f"### What blocks {volume}", *(f"- {one_line(str(blocker))}" for blocker in blockers)]
     if last:
         lines += ["", "To go back to a backup, give its id to `juicefs_storage_revert`."]
     # No way back to Airflow: the page stands inside of its UI.
     return _html("JuiceFS volumes", nav="", about=REHEARSAL, markdown="\n".join(lines))
+
+
+def _readiness_row(volume: str, event: "Mapping[str, Any]", run_id: str | None) -> list[str]:
+    # The page is one level above the pages of the runs.
+    report = page_url("report", REHEARSAL, run_id or "").removeprefix(f"{PAGES}/")
+    backup = f"`{event['backup_id']}`, {_minute(event.get('backup_at'))}" if event.get("backup_id") else "none"
+    state = "ready" if event.get("ready") else "**not ready**"
+    return [volume, state, _minute(event.get("since")), backup, f"[{_minute(event.get('rehearsed_at'))}]({report})"]
 
 
 def render_fleet(run_id: str, planned: "Mapping[str, Any] | None", runs: "Mapping[str, tuple[str, str]]") -> str:
@@ -165,27 +166,29 @@ def render_fleet(run_id: str, planned: "Mapping[str, Any] | None", runs: "Mappin
 
     Args:
         run_id: Of the fleet's run.
-        planned: What its task `plan` left in XCom (`core/fleet.py` describes it); None where it has not yet.
+        planned: What its task `plan` left in XCom (`fleet/plan.py` describes it); None where it has not yet.
         runs: Of each volume's run that exists: id -> its state and its note.
     """
-    lines = ["## Where the volumes stand"]
+    lines = ["## Where the volumes are"]
     waves = (planned or {}).get("waves") or []
     if planned is None:
         lines.append("There is no plan yet: task `plan` writes it when the dry runs have ended.")
     elif not waves:
-        lines.append("None is to be moved: see the plan.")
+        lines.append("No volume is to be moved: see the plan.")
     else:
-        lines += ["| wave | volume | run | how it ended |", "|---|---|---|---|"]
-    for number, wave in enumerate(waves):
-        for key in wave:
-            state, note = runs.get(f"{run_id}.{key}", ("not started", ""))
-            run = f"../../dags/{SWITCH}/runs/{quote(f'{run_id}.{key}', safe='')}"
-            shown = f"[{state}]({run})" if state != "not started" else state
-            ended = re.search(rf"^{re.escape(OUTCOME)}[^)]*\)\*\*: (.*)$", note, re.MULTILINE)
-            lines.append(f"| {number or 'canary'} | {_cell(key)} | {shown} | {_cell(ended[1]) if ended else ''} |")
-    fleet = f"../../dags/{FLEET}/runs/{quote(run_id, safe='')}"
+        rows = [_fleet_row(number, key, run_id, runs) for number, wave in enumerate(waves) for key in wave]
+        lines += table(["wave", "volume", "run", "how it ended"], rows)
+    fleet = f"../../{run_url(FLEET, run_id)}"
     nav = f'<a href="{fleet}">← The run in Airflow</a>'
     return _html("Volumes of a fleet", nav=nav, about=html.escape(f"{FLEET} · {run_id}"), markdown="\n".join(lines))
+
+
+def _fleet_row(number: int, key: str, run_id: str, runs: "Mapping[str, tuple[str, str]]") -> list[str]:
+    own = volume_run_id(run_id, key)
+    state, note = runs.get(own, ("not started", ""))
+    shown = f"[{state}](../../{run_url(SWITCH, own)})" if own in runs else state
+    ended = re.search(rf"^{re.escape(OUTCOME)}[^)]*\)\*\*: (.*)$", note, re.MULTILINE)
+    return [str(number or "canary"), key, shown, ended[1] if ended else ""]
 
 
 def _minute(moment: object) -> str:
@@ -193,20 +196,12 @@ def _minute(moment: object) -> str:
     return f"{str(moment)[:16].replace('T', ' ')} UTC"
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _cell(text: str) -> str:
-    return _line(text).replace("|", "\\|")
-
-
 def add_outcome(note: str, outcome: str, report: str) -> str:
     """A run's note with its outcome, which links to its report: in place of an earlier one, else below the rest.
 
     What a person wrote is never cut: where both are too long for Airflow's table, the note stays as it is.
     """
-    line = f"{OUTCOME}{report})**: {_line(outcome)}"
+    line = f"{OUTCOME}{report})**: {one_line(outcome)}"
     others = re.sub(rf"^{re.escape(OUTCOME)}.*$", "", note, flags=re.MULTILINE).strip()
     added = f"{others}\n\n{line}" if others else line
     return added if len(added) <= NOTE_LENGTH else note
@@ -242,7 +237,7 @@ def _note_outcome(dag_run: "DagRun") -> None:
     )
     if session is None or (found := session.scalars(query).first()) is None:
         return
-    report = _run_page("report", dag_run.dag_id, dag_run.run_id)
+    report = page_url("report", dag_run.dag_id, dag_run.run_id)
     dag_run.note = add_outcome(dag_run.note or "", str(XComModel.deserialize_value(found)), report)
 
 
@@ -278,7 +273,7 @@ def make_app() -> "FastAPI":
         query = XComModel.get_many(run_id=run_id, dag_ids=FLEET, task_ids=WRITERS["plan"], key="planned", limit=1)
         found = session.scalars(query).first()
         planned = XComModel.deserialize_value(found) if found else None
-        keys = [f"{run_id}.{key}" for wave in (planned or {}).get("waves", []) for key in wave]
+        keys = [volume_run_id(run_id, key) for wave in (planned or {}).get("waves", []) for key in wave]
         rows = session.scalars(select(DagRun).where(DagRun.dag_id == SWITCH, DagRun.run_id.in_(keys)))
         runs = {row.run_id: (str(row.state), row.note or "") for row in rows}
         return HTMLResponse(render_fleet(run_id, planned, runs), headers={**HEADERS, "Refresh": "15"})
@@ -291,7 +286,7 @@ def make_app() -> "FastAPI":
             .join(AssetModel, AssetModel.id == AssetEvent.asset_id)
             .where(AssetModel.name == READINESS)
             .order_by(AssetEvent.timestamp.desc())
-            .limit(LOOK_BACK)
+            .limit(READINESS_LOOK_BACK)
         )
         return HTMLResponse(render_volumes([(row[0], row[1]) for row in session.execute(query)]), headers=HEADERS)
 
@@ -311,7 +306,7 @@ class JuiceFSStoragePlugin(AirflowPlugin):
     external_views = [  # noqa: RUF012  (declared by Airflow)
         {
             "name": "Volumes",
-            "href": f"{URL_PREFIX[1:]}/volumes",
+            "href": f"{PAGES}/volumes",
             "destination": "nav",
             "url_route": "juicefs-volumes",
         }
@@ -320,4 +315,4 @@ class JuiceFSStoragePlugin(AirflowPlugin):
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]  # a list in the base class
         """Made when the API server asks: every process loads plugins, and these imports take more than a second."""
-        return [{"app": make_app(), "url_prefix": URL_PREFIX, "name": "JuiceFS storage"}]
+        return [{"app": make_app(), "url_prefix": f"/{PAGES}", "name": "JuiceFS storage"}]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 
-class Frozen(BaseModel):
-    """Base of the values that travel between tasks as XCom: plain data, never a secret."""
+class Record(BaseModel):
+    """Base of the values that travel between tasks as XCom: frozen, plain data, never a secret."""
 
-    model_config = ConfigDict(frozen=True)
+    # Built when first used: a DAG file needs the class alone.
+    model_config = ConfigDict(frozen=True, defer_build=True)

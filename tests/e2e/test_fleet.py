@@ -131,7 +131,7 @@ def test_a_fleet_moves_a_canary_then_a_wave_and_every_volume_keeps_its_files(
     mapped = airflow.api("GET", f"/dags/{FLEET}/dagRuns/{run_id}/taskInstances/watch/listMapped")
     assert {task["rendered_map_index"] for task in mapped["task_instances"]} == {"myjfs", "work"}
     note = airflow.api("GET", f"/dags/{FLEET}/dagRuns/{run_id}")["note"]
-    assert "moved: 3 of 3 volumes are on the new store." in note
+    assert "moved: 3 of 3 volumes on the new store." in note
     assert lab.mount_processes() == before
 
     # Whatever is cleared, no second run is started, and the end is the same.

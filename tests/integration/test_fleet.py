@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError
-from include.juicefs_storage.fleet.plan import Member, check_fleet_params
+from include.juicefs_storage.fleet.members import Member
+from include.juicefs_storage.fleet.params import FleetParams
 from include.juicefs_storage.switch.plan import Plan, fingerprint
 from lab.environment import Lab
 from lab.fleet import add_volume, mount_of, secret_name
@@ -55,7 +56,7 @@ def fleet(fleet_lab: Lab, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 def params(lab: Lab, **more: Any) -> Any:
     given = {"source_endpoint": lab.old_store.endpoint_url, "target_conn_id": "minio_new"}
-    return check_fleet_params(given | {"target_bucket": lab.new_store.bucket} | SHORT | more)
+    return FleetParams.validated(given | {"target_bucket": lab.new_store.bucket} | SHORT | more)
 
 
 def add_secret(lab: Lab, secret: str, namespace: str, /, **values: str) -> None:
@@ -89,7 +90,7 @@ def test_every_volume_on_the_endpoint_is_found_and_none_is_passed_over_in_silenc
     registry = {
         "the-home": {"secret_name": secret_name("home"), "target_conn_id": "minio_new", "target_bucket": "homes"}
     }
-    listed = fleet.find_members(check_fleet_params({"volumes": ["the-home", "gone"]}), registry)
+    listed = fleet.find_members(FleetParams.validated({"volumes": ["the-home", "gone"]}), registry)
     assert [(member.key, member.ready) for member in listed] == [("home", True), ("gone", False)]
     assert listed[0].params["target_bucket"] == "homes"
     assert "registered: the-home" in listed[1].blockers[0]
@@ -155,7 +156,7 @@ def test_a_volume_that_was_moved_is_watched_by_its_clients_its_pods_and_its_bloc
     assert fleet_lab.mariadb.query("SELECT value FROM jfs_setting") == other, "another volume moved"
     assert {member.key for member in find(fleet, fleet_lab).values()} == {"myjfs", "work"}
     there = fleet.find_members(
-        check_fleet_params({"volumes": ["home"]}),
+        FleetParams.validated({"volumes": ["home"]}),
         {
             "home": {
                 "secret_name": secret_name("home"),

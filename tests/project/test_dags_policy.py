@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from include.juicefs_storage.fleet.plan import SIDE_BY_SIDE
+from include.juicefs_storage.names import SIDE_BY_SIDE
 
 ROOT = Path(__file__).parents[2]
 DAG_FILES = sorted((ROOT / "dags").glob("*.py"))

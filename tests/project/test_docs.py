@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from include.juicefs_storage.copy.params import SyncParams
-from include.juicefs_storage.fleet.plan import FleetParams
-from include.juicefs_storage.switch.params import SwitchParams
+from tests.support.param_tables import MODELS, param_page, with_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[CS]*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -55,41 +51,10 @@ def test_every_page_and_picture_can_be_reached() -> None:
     assert files - linked == set()
 
 
-@pytest.mark.parametrize(("name", "model"), [("switch", SwitchParams), ("sync", SyncParams), ("fleet", FleetParams)])
-def test_the_params_are_listed_as_the_form_shows_them(name: str, model: type[BaseModel]) -> None:
-    text = (ROOT / f"docs/{name}.md").read_text()
-    table = re.findall(r"^\|([^|]+)\| `(\w+)` \|([^|]+)\|([^|]*)\|", text, re.MULTILINE)
-    written = {name: (section.strip(), title.strip()) for section, name, title, _ in table}
-    assert written == form(f"juicefs_storage_{name}")
-    defaults = {}
-    for param, field in model.model_fields.items():
-        value = "required" if field.is_required() else field.default
-        empty = value is None or value == ()
-        defaults[param] = "" if empty else str(value).lower() if isinstance(value, bool) else str(value)
-    assert {name: default.strip(" `") for _, name, _, default in table} == defaults
-
-
-def form(dag_id: str) -> dict[str, tuple[str, str]]:
-    """Section and title of every param, read from the DAG file: importing it would take Airflow's seconds."""
-    tree = ast.parse((ROOT / f"dags/{dag_id}.py").read_text())
-    params = next(
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "PARAMS"
-    )
-    found = {}
-    assert isinstance(params, ast.Dict)
-    for key, call in zip(params.keys, params.values, strict=True):
-        assert isinstance(key, ast.Constant)
-        assert isinstance(call, ast.Call)
-        named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
-        plain = [ast.literal_eval(argument) for argument in call.args]
-        function = ast.unparse(call.func)
-        section = (
-            "Advanced" if function == "seconds" else named.get("section") or plain[2 if function == "texts" else 3]
-        )
-        found[str(key.value)] = (section, named.get("title") or plain[0 if function == "texts" else 1])
-    return found
+@pytest.mark.parametrize("name", MODELS)
+def test_the_params_are_listed_as_the_form_shows_them(name: str) -> None:
+    text = param_page(name).read_text()
+    assert with_table(text, MODELS[name]) == text, "run `make docs`"
 
 
 @pages

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.model import Compare, KeyRange
-from include.juicefs_storage.params import BUCKET_NAME, refused
+from include.juicefs_storage.params import BUCKET_NAME, Params, param
 from include.juicefs_storage.volume.setting import normal_endpoint
 
 Mode = Literal["copy", "verify", "copy+verify"]
@@ -16,34 +16,115 @@ PlanBy = Literal["listing", "metadata"]
 EngineName = Literal["native", "juicefs", "mc"]
 
 
-class SyncParams(BaseModel):
-    """The params of `juicefs_storage_sync`. Field names are the public interface; docs/sync.md lists them."""
+class SyncParams(Params):
+    """The params of `juicefs_storage_sync`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
-
-    source_conn_id: str = Field(min_length=1, examples=["minio_old"])
-    source_bucket: str = Field(examples=["juicefs-data"])
-    source_prefix: str = ""
-    target_conn_id: str = Field(min_length=1, examples=["minio_new"])
-    target_bucket: str = Field(examples=["juicefs-data"])
-    target_prefix: str = ""
-    plan: PlanBy = "listing"
-    volume: str | None = Field(default=None, examples=["myjfs"])
-    meta_conn_id: str | None = Field(default=None, examples=["juicefs_meta"])
-    since_id: Annotated[int, Field(ge=0)] = 0
-    mode: Mode = "copy+verify"
-    compare: Compare = "etag"
-    dry_run: bool = True
-    overwrite: bool = False
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    after: str | None = Field(default=None, examples=["chunks/0/99/"])
-    until: str | None = Field(default=None, examples=["chunks/0/~"])
-    engine: EngineName = "native"
-    partitions: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    recut_from: str | None = Field(default=None, examples=["manual__2026-11-23T08:00:00+00:00"])
-    concurrency: Annotated[int, Field(ge=1, le=512)] = 32
-    bandwidth_mib_s: Annotated[float, Field(gt=0)] | None = None
+    source_conn_id: str = param(
+        "Source",
+        "Source's connection",
+        "Type `aws`: login = access key, password = secret key, extra `endpoint_url`. Only read.",
+        min_length=1,
+        examples=["minio_old"],
+    )
+    source_bucket: str = param(
+        "Source", "Source bucket", "The bucket's name alone.", min_length=3, examples=["juicefs-data"]
+    )
+    source_prefix: str = param(
+        "Source", "Source prefix", "Copy what is below it; for a volume `<name>/`. A `/` is added at its end.", ""
+    )
+    target_conn_id: str = param(
+        "Target", "Target's connection", "As for the source.", min_length=1, examples=["minio_new"]
+    )
+    target_bucket: str = param("Target", "Target bucket", "It must exist.", min_length=3, examples=["juicefs-data"])
+    target_prefix: str = param(
+        "Target", "Target prefix", "Where the keys go: it takes the place of the source's prefix.", ""
+    )
+    plan: PlanBy = param(
+        "What",
+        "Plan by",
+        "`listing`: a listing of the source. `metadata`: a JuiceFS volume's metadata, "
+        "[the blocks that its files refer to](#by-the-metadata-of-a-volume), each proven to be there.",
+        "listing",
+    )
+    volume: str | None = param(
+        "What", "Volume", "With `plan=metadata`: its name in `include/volumes.yaml`.", None, examples=["myjfs"]
+    )
+    meta_conn_id: str | None = param(
+        "What",
+        "Metadata's connection",
+        "With `plan=metadata`: type `mysql`. Empty: what the registry says of the volume, else its Secret's `metaurl`.",
+        None,
+        examples=["juicefs_meta"],
+    )
+    since_id: int = param(
+        "What",
+        "From slice id",
+        "With `plan=metadata`: only blocks of slices from this id on. Every report names the next.",
+        0,
+        ge=0,
+        le=9_000_000_000_000_000,
+    )
+    mode: Mode = param(
+        "What", "What to do", "Copy, compare the two sides, or both, one after the other.", "copy+verify"
+    )
+    compare: Compare = param(
+        "What",
+        "Compare by",
+        "Size; size and ETag, from the listings; or contents, both sides read in full. "
+        "[How objects are compared](#how-objects-are-compared).",
+        "etag",
+    )
+    include: tuple[str, ...] = param(
+        "What",
+        "Include",
+        "Patterns of keys below the prefix, such as `chunks/*`, one a line; `*` matches `/` too. Empty: every key.",
+        (),
+    )
+    exclude: tuple[str, ...] = param("What", "Exclude", "Patterns of keys that are left out, one a line.", ())
+    after: str | None = param(
+        "What",
+        "After key",
+        "Only keys behind this one, in the order of UTF-8 bytes.",
+        None,
+        examples=["chunks/0/99/"],
+    )
+    until: str | None = param(
+        "What", "Until key", "Only keys up to this one, itself included.", None, examples=["chunks/0/~"]
+    )
+    dry_run: bool = param("Safety", "Dry run", "Stop after the plan. Nothing is changed.", True)
+    overwrite: bool = param(
+        "Safety", "Overwrite", "Replace objects of the target that differ from the source's.", False
+    )
+    engine: EngineName = param(
+        "Advanced",
+        "Engine",
+        "[What moves the objects](#engines): this project's own engine, `juicefs sync`, or `mc mirror`.",
+        "native",
+    )
+    partitions: int | None = param(
+        "Advanced",
+        "Partitions",
+        "Empty: of about 250,000 objects or 256 GiB each, whichever comes first.",
+        None,
+        ge=1,
+        le=100_000,
+    )
+    recut_from: str | None = param(
+        "Advanced",
+        "Cut as in run",
+        "The id of an earlier run: its manifests tell where to cut, and the source is not listed for that.",
+        None,
+        examples=["manual__2026-11-23T08:00:00+00:00"],
+    )
+    concurrency: int = param("Advanced", "Concurrency", "Objects at once in each task.", 32, ge=1, le=512)
+    bandwidth_mib_s: int | None = param(
+        "Advanced",
+        "Bandwidth (MiB/s)",
+        "Of all tasks together; each gets its share. Empty: no limit.",
+        None,
+        ge=1,
+        le=1_000_000,
+    )
 
     @field_validator("source_bucket", "target_bucket")
     @classmethod
@@ -117,19 +198,6 @@ def refuse_overlap(source: tuple[str, str, str], target: tuple[str, str, str]) -
             f"expected two places, found bucket {source[1]!r} of {source[0]} on both sides, with prefixes "
             f"{source[2]!r} and {target[2]!r}: one is the other, or inside of it"
         )
-
-
-def resolve_sync_params(given: dict[str, Any]) -> SyncParams:
-    """Validate the params of a run.
-
-    Raises:
-        PermanentError: A param is unknown or has a value that is not allowed; all of them are named.
-    """
-    chosen = {key: value for key, value in given.items() if value is not None}
-    try:
-        return SyncParams.model_validate(chosen)
-    except ValidationError as error:
-        raise refused(error, SyncParams) from None
 
 
 def check_places(params: SyncParams, source_endpoint: str, target_endpoint: str) -> None:

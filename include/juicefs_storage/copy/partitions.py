@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from include.juicefs_storage.objects.merge import filtered
 from include.juicefs_storage.objects.model import KeyRange, Page, Side
-from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.records import Record
 
 #: A partition holds about so much, whichever comes first.
 PARTITION_OBJECTS, PARTITION_BYTES = 250_000, 256 * 2**30
@@ -44,7 +44,7 @@ class Segment(NamedTuple):
     bytes: int
 
 
-class Partition(Frozen):
+class Partition(Record):
     """The keys with `after` < key <= `until`, and what the source had there when it was listed."""
 
     index: int

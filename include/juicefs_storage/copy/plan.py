@@ -7,7 +7,7 @@ from functools import cached_property
 
 from include.juicefs_storage.copy.params import SyncParams
 from include.juicefs_storage.copy.partitions import Partition, amount
-from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.records import Record
 from include.juicefs_storage.volume.layout import ObjectSizes
 
 _SHOWN = 200
@@ -17,7 +17,7 @@ _STEPS = {
 }
 
 
-class NeededPlan(Frozen):
+class NeededPlan(Record):
     """What the metadata said that a volume needs.
 
     Attributes:
@@ -41,7 +41,7 @@ class NeededPlan(Frozen):
         return [f"of slices from id {since_id} on"] * bool(since_id) + [self.shard] * bool(self.shard)
 
 
-class SyncPlan(Frozen):
+class SyncPlan(Record):
     """What a run does, cut into partitions.
 
     Attributes:

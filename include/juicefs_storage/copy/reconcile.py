@@ -12,7 +12,7 @@ from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
 from include.juicefs_storage.objects.totals import Totals
-from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.records import Record
 from include.juicefs_storage.volume.layout import slice_of
 
 Result = Literal["proven", "planned", "not proven", "failed"]
@@ -86,7 +86,7 @@ def about(plan: SyncPlan, phase: str, partition: Partition) -> dict[str, str]:
     return {"plan": plan.id, "phase": phase, "partition": partition.name}
 
 
-class PhaseReport(Frozen):
+class PhaseReport(Record):
     """What `copy` or `verify` came to.
 
     Attributes:
@@ -112,7 +112,7 @@ class PhaseReport(Frozen):
         return Totals.from_json(self.totals)
 
 
-class SyncReport(Frozen):
+class SyncReport(Record):
     """What a run came to, in the order in which a person asks."""
 
     outcome: Result

@@ -44,7 +44,7 @@ class Backup(BaseModel):
         params: The params of the run: names and flags, no secret.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     format: int = 1
     backup_id: str = ""

@@ -7,10 +7,10 @@ from typing import Literal
 
 from include.juicefs_storage.errors import StorageSwitchError, TransientError
 from include.juicefs_storage.markdown import bullets
-from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.records import Record
 
 
-class Finding(Frozen):
+class Finding(Record):
     """What one check found. A refusal stops the run before anything is touched."""
 
     check: str

@@ -1,50 +1,133 @@
-"""The params of the DAGs as frozen models: validated once, in the first task of a run."""
+"""The params of the DAGs that move a volume: validated once, in the first task of a run."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.params import BUCKET_NAME, refused
+from include.juicefs_storage.params import BUCKET_NAME, Params, describe, describe_field, param, refused, without_empty
 from include.juicefs_storage.volume.setting import ENDPOINT
 
 Consistency = Literal["off", "sample", "listing", "metadata", "content"]
-
-
 Runner = Literal["controller", "worker"]
-
-
 OnFailure = Literal["rollback", "hold"]
 
 
-class SwitchParams(BaseModel):
-    """The params of `juicefs_storage_switch`. Field names are the public interface; docs/switch.md lists them."""
+class MoveParams(Params):
+    """What every run that moves a volume can be given: a switch, a revert, a fleet."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    dry_run: bool = param("Safety", "Dry run", "Stop after the plan. Nothing is changed.", True)
+    require_approval: bool = param(
+        "Safety", "Require approval", "Wait for a human who has read the plan, for 24 hours at most.", True
+    )
+    consistency: Consistency = param(
+        "Safety",
+        "Compare the stores",
+        "How the new store is compared with the old one before the switch. `off`: not at all, with a warning; "
+        "`sample`: 200 blocks by content; `listing`: every block by key and size; `metadata`: every block that files "
+        "refer to, by key and size, and names those that are lost already; `content`: every block by content. "
+        "[What each costs](refusals.md#the-blocks-check_consistency).",
+        "listing",
+    )
+    catch_up: bool = param(
+        "Safety", "Catch up", "Copy what clients write to the old store until they have moved.", True
+    )
+    restart_csi: bool = param("Safety", "Restart CSI", "Restart the CSI controller and node components.", True)
 
-    volume: str | None = None
-    kubernetes_conn_id: str = "kubernetes_default"
-    namespace: str = "juicefs"
-    secret_name: str = "juicefs-sc-secret"  # noqa: S105  the name of a Kubernetes Secret
-    meta_conn_id: str | None = None
-    target_conn_id: str = Field(min_length=1, examples=["minio_new"])
-    target_bucket: str = Field(examples=["juicefs-data"])
-    target_endpoint: str | None = Field(default=None, examples=["https://minio.new.example:9000"])
-    source_conn_id: str | None = None
-    juicefs_runner: Runner = "controller"
-    dry_run: bool = True
-    require_approval: bool = True
-    consistency: Consistency = "listing"
-    catch_up: bool = True
-    restart_csi: bool = True
-    on_failure: OnFailure = "rollback"
-    client_timeout_s: Annotated[int, Field(ge=5, le=3600)] = 60
-    rollout_timeout_s: Annotated[int, Field(ge=10, le=7200)] = 300
-    settle_s: Annotated[int, Field(ge=0, le=3600)] = 40
-    late_commit_s: Annotated[int, Field(ge=0, le=1800)] = 360
-    fence_conn_id: str | None = None
+
+class SwitchParams(MoveParams):
+    """The params of `juicefs_storage_switch`."""
+
+    volume: str | None = param(
+        "Volume",
+        "Registered volume",
+        "A name in `include/volumes.yaml`. Its entry fills in what is left at its default; it cannot set the safety "
+        "params.",
+        None,
+    )
+    kubernetes_conn_id: str = param(
+        "Volume", "Kubernetes connection", "The cluster of the CSI driver.", "kubernetes_default"
+    )
+    namespace: str = param("Volume", "Namespace", "Where the CSI driver and its Secret are.", "juicefs")
+    secret_name: str = param(
+        "Volume", "Secret", "The Secret that the CSI driver uses for the volume.", "juicefs-sc-secret"
+    )
+    meta_conn_id: str | None = param(
+        "Volume", "Metadata connection", "Type MySQL. Empty: from the Secret's `metaurl`.", None
+    )
+    target_conn_id: str = param(
+        "New storage",
+        "New store's connection",
+        "Type `aws`: login = access key, password = secret key, extra `endpoint_url`.",
+        min_length=1,
+        examples=["minio_new"],
+    )
+    target_bucket: str = param(
+        "New storage", "New bucket", "The bucket's name alone.", min_length=3, examples=["juicefs-data"]
+    )
+    target_endpoint: str | None = param(
+        "New storage",
+        "Endpoint for the clients",
+        "`http(s)://host[:port]` as the JuiceFS clients reach it, where that differs from the connection's.",
+        None,
+        examples=["https://minio.new.example:9000"],
+    )
+    source_conn_id: str | None = param(
+        "New storage", "Old store's connection", "Empty: the endpoint and keys in the setting.", None
+    )
+    on_failure: OnFailure = param(
+        "Safety",
+        "On failure",
+        "`rollback`, or `hold`: leave things as they are for a human. See [rollback](rollback.md).",
+        "rollback",
+    )
+    juicefs_runner: Runner = param(
+        "Advanced",
+        "Where juicefs runs",
+        "`controller`: in the CSI controller pod. `worker`: on the Airflow worker, which then needs `juicefs`, FUSE, "
+        "the right to mount, and a way to the metadata and both stores.",
+        "controller",
+    )
+    client_timeout_s: int = param(
+        "Advanced",
+        "Client timeout (s)",
+        "How long the clients may take to follow. A longer heartbeat is refused.",
+        60,
+        ge=5,
+        le=3600,
+    )
+    rollout_timeout_s: int = param(
+        "Advanced", "Rollout timeout (s)", "How long the CSI restarts may take.", 300, ge=10, le=7200
+    )
+    settle_s: int = param(
+        "Advanced",
+        "Settle (s)",
+        "How long the setting is guarded against pods that start with old values; at least three heartbeats "
+        "(12 s each by default).",
+        40,
+        ge=0,
+        le=3600,
+    )
+    late_commit_s: int = param(
+        "Advanced",
+        "Late commits (s)",
+        "How long after the last client moved a slice may still be "
+        "[committed](fine-print.md#blocks-that-are-committed-late). Then the blocks are copied and proven once more. "
+        "`0`: not at all. Below 300: with a warning.",
+        360,
+        ge=0,
+        le=1800,
+    )
+    fence_conn_id: str | None = param(
+        "Advanced",
+        "Write fence's connection",
+        "Type `aws`, for MinIO alone: an administrator of the store that the volume leaves. From right before the "
+        "setting is written its clients' key [may not write there](fine-print.md#a-write-fence-on-the-old-store). "
+        "Empty: no fence.",
+        None,
+    )
 
     @field_validator("target_bucket")
     @classmethod
@@ -80,6 +163,7 @@ def resolve_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -
     Raises:
         PermanentError: A param is unknown or has a value that is not allowed; all of them are named.
     """
+    given = without_empty(given)
     name = given.get("volume")
     entry: dict[str, Any] = {}
     if name is not None:
@@ -89,7 +173,7 @@ def resolve_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -
                 f"Param `volume`: {name!r} is not in include/volumes.yaml; registered: {known}.",
                 next_step="register the volume, or leave `volume` empty and fill in the other params",
             )
-        entry = registry[name]
+        entry = without_empty(registry[name])
         if unknown := sorted(entry.keys() - REGISTRY_FIELDS):
             raise PermanentError(
                 f"include/volumes.yaml, volume {name!r}: {', '.join(unknown)} cannot be set there; "
@@ -97,38 +181,73 @@ def resolve_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -
                 next_step="correct the entry and trigger the DAG again",
             )
     defaults = {field: info.default for field, info in SwitchParams.model_fields.items()}
-    # The registry speaks where the run says nothing of its own: null, or what the form shows by default.
-    chosen = {key: value for key, value in given.items() if value is not None and value != defaults.get(key)}
-    try:
-        return SwitchParams.model_validate({**entry, **chosen})
-    except ValidationError as error:
-        raise refused(error, SwitchParams) from None
+    # The registry fills in what the run left empty, or at the default that the form shows.
+    chosen = {key: value for key, value in given.items() if value != defaults.get(key)}
+    return SwitchParams.validated({**entry, **chosen})
 
 
-class RevertForm(BaseModel):
+def as_recorded(name: str) -> Any:
+    """Describe a param of a switch that a revert takes from the run that made the backup, where it is not given."""
+    field = SwitchParams.model_fields[name]
+    limits = describe_field(field)
+    return Field(
+        None,
+        title=field.title,
+        description=f"{str(field.description).partition(' Empty:')[0]} Empty: as the run that made the backup.",
+        json_schema_extra={"section": "Advanced", "as_recorded": True},
+        ge=limits.get("minimum"),
+        le=limits.get("maximum"),
+    )
+
+
+class RevertForm(MoveParams):
     """The params of `juicefs_storage_revert`. What is null is taken from the run that made the backup."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    backup_id: str | None = param(
+        "Backup", "Backup", "Empty: choose among those that are there, in the task `choose_backup`.", None
+    )
+    on_failure: OnFailure = param(
+        "Safety", "On failure", "Roll back to the current store, or hold for a human.", "rollback"
+    )
+    kubernetes_conn_id: str | None = as_recorded("kubernetes_conn_id")
+    namespace: str | None = as_recorded("namespace")
+    secret_name: str | None = as_recorded("secret_name")
+    meta_conn_id: str | None = as_recorded("meta_conn_id")
+    source_conn_id: str | None = param(
+        "Advanced",
+        "Current store's connection",
+        "Type `aws`. Empty: as that run reached its new store, where the volume still is there; else the endpoint and "
+        "keys in the setting.",
+        None,
+    )
+    target_conn_id: str | None = param(
+        "Advanced",
+        "Backup's store's connection",
+        "Type `aws`: how Airflow reaches it. The clients get the keys of the backup. Empty: as that run reached its "
+        "old store.",
+        None,
+    )
+    juicefs_runner: Runner | None = as_recorded("juicefs_runner")
+    client_timeout_s: int | None = as_recorded("client_timeout_s")
+    rollout_timeout_s: int | None = as_recorded("rollout_timeout_s")
+    settle_s: int | None = as_recorded("settle_s")
+    late_commit_s: int | None = as_recorded("late_commit_s")
+    fence_conn_id: str | None = param(
+        "Advanced",
+        "Write fence's connection",
+        "Type `aws`, for MinIO alone: an administrator of the **current** store. From right before the setting is "
+        "written its clients' key [may not write there](fine-print.md#a-write-fence-on-the-old-store). Empty: no "
+        "fence, whatever that run had.",
+        None,
+    )
 
-    backup_id: str | None = None
-    kubernetes_conn_id: str | None = None
-    namespace: str | None = None
-    secret_name: str | None = None
-    meta_conn_id: str | None = None
-    source_conn_id: str | None = None
-    target_conn_id: str | None = None
-    dry_run: bool = True
-    require_approval: bool = True
-    consistency: Consistency = "listing"
-    catch_up: bool = True
-    restart_csi: bool = True
-    on_failure: OnFailure = "rollback"
-    juicefs_runner: Runner | None = None
-    client_timeout_s: int | None = None
-    rollout_timeout_s: int | None = None
-    settle_s: int | None = None
-    late_commit_s: int | None = None
-    fence_conn_id: str | None = None
+
+class RehearsalParams(Params):
+    """The params of `juicefs_storage_rehearsal`."""
+
+    volume: str | None = param(
+        "Volume", "Registered volume", "A name in `include/volumes.yaml`. Empty: all of them.", None
+    )
 
 
 class RevertParams(SwitchParams):
@@ -141,25 +260,6 @@ class RevertParams(SwitchParams):
 
     backup_id: str = Field(min_length=1)
     target_conn_id: str = ""
-
-
-def check_revert_form(given: dict[str, Any]) -> RevertForm:
-    """Validate the params of a revert as they were given.
-
-    Raises:
-        PermanentError: A param is unknown or has a value that is not allowed; all of them are named.
-    """
-    try:
-        return RevertForm.model_validate(given)
-    except ValidationError as error:
-        raise refused(error, RevertForm) from None
-
-
-#: What a revert takes from the run that made the backup, where it is not given.
-_FROM_BACKUP = (
-    "kubernetes_conn_id", "namespace", "secret_name", "meta_conn_id", "juicefs_runner",
-    "client_timeout_s", "rollout_timeout_s", "settle_s", "late_commit_s",
-)  # fmt: skip
 
 
 def resolve_revert_params(
@@ -177,11 +277,12 @@ def resolve_revert_params(
     Raises:
         PermanentError: A param has a value that is not allowed.
     """
-    values = {field: recorded[field] for field in _FROM_BACKUP if recorded.get(field) is not None}
+    taken = {name for name, schema in describe(RevertForm).items() if "as_recorded" in schema}
+    values = {name: value for name, value in without_empty(recorded).items() if name in taken}
     # The stores change places: that run's old store is where this one goes.
-    values["target_conn_id"] = recorded.get("source_conn_id") or ""
-    values["source_conn_id"] = (recorded.get("target_conn_id") or None) if still_there else None
-    given = {field: value for field, value in form.model_dump().items() if value is not None}
+    values["target_conn_id"] = recorded.get("source_conn_id")
+    values["source_conn_id"] = recorded.get("target_conn_id") if still_there else None
+    given = without_empty(form.model_dump())
     try:
         return RevertParams.model_validate(
             {**values, **given, "backup_id": backup_id, "target_bucket": recorded_bucket}

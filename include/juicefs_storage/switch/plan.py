@@ -6,7 +6,7 @@ import hashlib
 import hmac
 
 from include.juicefs_storage.markdown import bullets
-from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import forecast_lines
 from include.juicefs_storage.volume.mount_pods import MountPod
@@ -14,7 +14,7 @@ from include.juicefs_storage.volume.setting import StorageConfig, masked
 from include.juicefs_storage.volume.users import PodIdentity
 
 
-class StorageView(Frozen):
+class StorageView(Record):
     """A storage as plans and reports show it."""
 
     storage: str
@@ -27,7 +27,7 @@ class StorageView(Frozen):
         return cls(storage=config.storage, bucket=config.bucket, access_key=masked(config.access_key))
 
 
-class SecretChange(Frozen):
+class SecretChange(Record):
     """The keys of one Secret that the switch sets."""
 
     namespace: str
@@ -35,7 +35,7 @@ class SecretChange(Frozen):
     keys: tuple[str, ...]
 
 
-class Plan(Frozen):
+class Plan(Record):
     """Everything that a switch will change, and everything that must not change."""
 
     volume: str

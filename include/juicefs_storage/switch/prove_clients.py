@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Cluster, ObjectStore, Pod, Session
-from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.records import Record
 from include.juicefs_storage.volume.canary import ClientState, prove_client
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, mount_path, read_config
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
@@ -23,7 +23,7 @@ _CANARY_TIMEOUT_S = 30.0
 log = logging.getLogger(__name__)
 
 
-class ClientProof(Frozen):
+class ClientProof(Record):
     """One mount pod that was proven to use a storage."""
 
     pod: str

@@ -8,14 +8,14 @@ from typing import Any
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.ports import Vault
-from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backup
 from include.juicefs_storage.switch.checks import ok, refusal, warning
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.volume.setting import Setting
 
 
-class Readiness(Frozen):
+class Readiness(Record):
     """The result of one rehearsal of one volume: plain data, for an asset event and for people.
 
     Attributes:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from include.juicefs_storage.markdown import bullets
-from include.juicefs_storage.records import Frozen
+from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.plan import StorageView
 
@@ -41,7 +41,7 @@ MEANING: Mapping[RunOutcome, str] = {
 }
 
 
-class Report(Frozen):
+class Report(Record):
     """What happened in a run, in the order in which a person asks."""
 
     outcome: RunOutcome

@@ -1,42 +1,22 @@
-"""The fields of the trigger form."""
+"""The trigger form of a DAG."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from airflow.sdk import Param
 
-
-def text(default: str | None, title: str, description: str, section: str, **schema: Any) -> Param:
-    """A line of text; optional where the default is None."""
-    kind = ["null", "string"] if default is None else "string"
-    return Param(default, type=kind, title=title, description_md=description, section=section, **schema)
+from include.juicefs_storage.params import Params, describe, without_links
 
 
-def seconds(default: int | None, title: str, description: str, minimum: int, maximum: int) -> Param:
-    """A number of seconds; optional where the default is None."""
-    return number(default, title, description, "Advanced", minimum, maximum)
+def form(model: type[Params]) -> dict[str, Param]:
+    """Make the fields of a trigger form from the model that validates them.
 
-
-def flag(default: bool, title: str, description: str, section: str) -> Param:
-    """A switch."""
-    return Param(default, type="boolean", title=title, description_md=description, section=section)
-
-
-def number(default: int | None, title: str, description: str, section: str, minimum: int, maximum: int) -> Param:
-    """A whole number; optional where the default is None."""
-    kind = ["null", "integer"] if default is None else "integer"
-    return Param(
-        default,
-        type=kind,
-        title=title,
-        description_md=description,
-        section=section,
-        minimum=minimum,
-        maximum=maximum,
-    )
-
-
-def texts(title: str, description: str, section: str) -> Param:
-    """Texts, one a line; none by default."""
-    return Param([], type="array", items={"type": "string"}, title=title, description_md=description, section=section)
+    Add them to a DAG after its tasks, with `dag.params.update(form(…))`. Airflow makes a deep copy of a DAG's params
+    for every class in the hierarchy of every task: for this many params that takes longer than all the rest of a DAG
+    file. A task does not need the copy, since a run reads the DAG's params as well.
+    """
+    fields = describe(model)
+    for schema in fields.values():
+        # The docs' relative links lead nowhere in the UI.
+        schema["description_md"] = without_links(schema["description_md"])
+        schema.pop("as_recorded", None)
+    return {name: Param(**schema) for name, schema in fields.items()}

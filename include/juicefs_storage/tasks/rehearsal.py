@@ -8,11 +8,12 @@ from typing import Any
 
 from airflow.sdk import Asset, TriggerRule, get_current_context
 
+from include.juicefs_storage import names
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.checks import refusal
 from include.juicefs_storage.switch.findings import Finding
-from include.juicefs_storage.switch.params import resolve_params
+from include.juicefs_storage.switch.params import RehearsalParams, resolve_params
 from include.juicefs_storage.switch.readiness import Readiness, judge, rehearse_restore
 from include.juicefs_storage.tasks.context import log, push
 from include.juicefs_storage.tasks.notify import Notify
@@ -22,9 +23,7 @@ from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.check import CHECK_FUNCTIONS, make_plan
 
 #: One event for each volume and rehearsal; plugins/juicefs_storage_plugin.py shows the last of each volume.
-READINESS = Asset("juicefs_storage_readiness")
-#: How many events are looked through for a volume's last one.
-_LOOK_BACK = 500
+READINESS = Asset(names.READINESS)
 
 
 @runbook_task
@@ -33,7 +32,8 @@ def list_volumes() -> list[str]:
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    only, registry = get_current_context()["params"]["volume"], read_registry()
+    only = RehearsalParams.validated(get_current_context()["params"]).volume
+    registry = read_registry()
     if only is not None and only not in registry:
         raise PermanentError(
             f"Param `volume`: {only!r} is not in include/volumes.yaml; registered: {', '.join(registry) or 'none'}.",
@@ -59,7 +59,8 @@ def rehearse(volume: str) -> dict[str, Any]:
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     context: Any = get_current_context()
-    earlier = [event.extra for event in context["inlet_events"][READINESS].ascending(False).limit(_LOOK_BACK)]
+    events = context["inlet_events"][READINESS].ascending(False).limit(names.READINESS_LOOK_BACK)
+    earlier = [event.extra for event in events]
     readiness = rehearse_volume(volume, read_registry(), earlier)
     context["outlet_events"][READINESS].extra = readiness.event()
     push("markdown", readiness.to_markdown())

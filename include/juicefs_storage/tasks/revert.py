@@ -14,7 +14,7 @@ from include.juicefs_storage.ports import Vault
 from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backup
 from include.juicefs_storage.switch.checks import refusal
 from include.juicefs_storage.switch.marks import End, read_mark
-from include.juicefs_storage.switch.params import check_revert_form, resolve_revert_params
+from include.juicefs_storage.switch.params import RevertForm, resolve_revert_params
 from include.juicefs_storage.switch.plan import StorageView
 from include.juicefs_storage.tasks.context import log, pull, push
 from include.juicefs_storage.tasks.notify import Notify
@@ -75,7 +75,7 @@ class ChooseBackup(HITLOperator):
     def execute(self, context: Context) -> Any:
         """Offer what lies in the vault. A param that is wrong is left to resolve_params, which refuses it by name."""
         try:
-            form = check_revert_form(dict(context["params"]))
+            form = RevertForm.validated(context["params"])
             if form.backup_id:
                 return {"chosen_options": [form.backup_id]}
             with missing_connections_explained():
@@ -134,7 +134,7 @@ def resolve(given: dict[str, Any], chosen: dict[str, Any] | None, vault: Vault) 
     Raises:
         PermanentError: A param is refused, there is no such backup, or it is another volume's.
     """
-    form = check_revert_form(given)
+    form = RevertForm.validated(given)
     name = form.backup_id or next(iter((chosen or {}).get("chosen_options", ())), None)
     if not name:
         raise PermanentError(

@@ -15,7 +15,7 @@ from uuid import uuid4
 from airflow.sdk import TriggerRule, get_current_context
 
 from include.juicefs_storage.copy import partitions as cutting
-from include.juicefs_storage.copy.params import SyncParams, check_places, resolve_sync_params
+from include.juicefs_storage.copy.params import SyncParams, check_places
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.reconcile import MEANING, SyncReport, about
 from include.juicefs_storage.copy.reconcile import reconcile as join
@@ -173,7 +173,7 @@ def check() -> dict[str, Any]:
     **Changes** nothing on either store; writes and removes one file in the folder of the manifests.
     **Safe to clear**: yes, with Downstream.
     """
-    params = resolve_sync_params(dict(get_current_context()["params"]))
+    params = SyncParams.validated(get_current_context()["params"])
     runtime = SyncRuntime(params)
     source, target = runtime.stores()
     check_places(params, source.endpoint, target.endpoint)

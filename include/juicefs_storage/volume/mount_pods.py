@@ -31,7 +31,7 @@ _REQUEST_ERRORS = "juicefs_object_request_errors"
 class MountPod(BaseModel):
     """A mount pod of the volume, as recorded before the switch and proven after it."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     uid: str

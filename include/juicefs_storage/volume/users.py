@@ -13,7 +13,7 @@ from include.juicefs_storage.ports import Cluster, PersistentVolume, Session
 class PodIdentity(BaseModel):
     """What must not change about a pod that goes on running."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     namespace: str
     name: str

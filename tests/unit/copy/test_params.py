@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from include.juicefs_storage.copy.params import check_places, resolve_sync_params
+from include.juicefs_storage.copy.params import SyncParams, check_places
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.model import KeyRange
 
@@ -14,13 +14,13 @@ GIVEN = {"source_conn_id": "old", "source_bucket": "data", "target_conn_id": "ne
 
 
 def test_defaults_are_safe() -> None:
-    params = resolve_sync_params(dict(GIVEN))
+    params = SyncParams.validated(GIVEN)
     assert (params.dry_run, params.overwrite, params.mode, params.compare) == (True, False, "copy+verify", "etag")
     assert params.keys == KeyRange()
 
 
 def test_a_prefix_is_a_folder() -> None:
-    assert resolve_sync_params({**GIVEN, "source_prefix": "myjfs"}).source_prefix == "myjfs/"
+    assert SyncParams.validated({**GIVEN, "source_prefix": "myjfs"}).source_prefix == "myjfs/"
 
 
 @pytest.mark.parametrize(
@@ -43,22 +43,22 @@ def test_a_prefix_is_a_folder() -> None:
 )
 def test_what_is_refused_is_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(PermanentError) as refused:
-        resolve_sync_params({**GIVEN, **change})
+        SyncParams.validated({**GIVEN, **change})
     assert named in str(refused.value)
 
 
 def test_one_store_behind_two_connections_is_one_place() -> None:
-    params = resolve_sync_params(dict(GIVEN))
+    params = SyncParams.validated(GIVEN)
     check_places(params, "http://old:9000", "http://new:9000")
     with pytest.raises(PermanentError, match="expected two places"):
         check_places(params, "https://Store/", "https://store:443")
-    beside = resolve_sync_params({**GIVEN, "source_prefix": "a", "target_prefix": "ab"})
+    beside = SyncParams.validated({**GIVEN, "source_prefix": "a", "target_prefix": "ab"})
     check_places(beside, "http://store", "http://store")
 
 
 def test_a_refusal_of_params_together_says_what_it_expects_and_repeats_no_params() -> None:
     with pytest.raises(PermanentError) as refused:
-        resolve_sync_params(GIVEN | {"plan": "metadata"})
+        SyncParams.validated(GIVEN | {"plan": "metadata"})
     assert refused.value.problem == (
         "Params refused:\n- `plan`: metadata needs `meta_conn_id`, or a `volume` of the registry"
     )
@@ -76,4 +76,12 @@ def test_a_refusal_of_params_together_says_what_it_expects_and_repeats_no_params
 )
 def test_params_that_do_not_go_together(params: dict[str, object]) -> None:
     with pytest.raises(PermanentError, match="plan"):
-        resolve_sync_params({**GIVEN, **params})
+        SyncParams.validated({**GIVEN, **params})
+
+
+OPTIONAL = [name for name, field in SyncParams.model_fields.items() if not field.is_required()]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_empty_text_is_not_given(name: str) -> None:
+    assert SyncParams.validated({**GIVEN, name: ""}) == SyncParams.validated(GIVEN)

@@ -10,7 +10,7 @@ from typing import IO
 import pytest
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
-from include.juicefs_storage.copy.params import SyncParams, resolve_sync_params
+from include.juicefs_storage.copy.params import SyncParams
 from include.juicefs_storage.copy.partitions import Partition, Segment, Survey, cut
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.reconcile import SyncReport, about, reconcile
@@ -30,7 +30,7 @@ class Run:
         self.folder, self.source, self.target = folder, MemorySide(source), MemorySide(target)
         self.engine = MemoryEngine(self.source, self.target)
         given = {"source_conn_id": "a", "source_bucket": "one", "target_conn_id": "b", "target_bucket": "two"}
-        self.params: SyncParams = resolve_sync_params({**given, **params})
+        self.params: SyncParams = SyncParams.validated({**given, **params})
         segments = Survey(self.source, listers=2).run(KeyRange())
         self.plan = SyncPlan(
             source="one at a", target="two at b", params=self.params, cut_by="a listing",

@@ -202,10 +202,10 @@ def test_volumes_are_listed_with_what_blocks_them_and_since_when(plugin: dict[st
 
 def test_the_page_of_the_volumes_is_in_the_navigation_and_says_when_it_is_empty(plugin: dict[str, Any]) -> None:
     assert plugin["views"] == ["juicefs-storage/volumes"]
-    assert "None was rehearsed yet" in plugin["no_volumes"]
+    assert "No volume was rehearsed yet" in plugin["no_volumes"]
 
 
-def test_a_fleet_shows_where_each_volume_stands_with_a_link_to_its_run(plugin: dict[str, Any]) -> None:
+def test_a_fleet_shows_where_each_volume_is_with_a_link_to_its_run(plugin: dict[str, Any]) -> None:
     page = plugin["fleet"]
     assert plugin["fleet_link"] == f"juicefs-storage/fleets/{RUN_PATH}"
     rows = [row.split("</td>") for row in page.split("<tr>")[2:]]
@@ -218,4 +218,4 @@ def test_a_fleet_shows_where_each_volume_stands_with_a_link_to_its_run(plugin: d
     ]
     assert f'href="../../dags/juicefs_storage_fleet/runs/{RUN_PATH}"' in page
     assert "There is no plan yet" in plugin["no_fleet"][0]
-    assert "None is to be moved" in plugin["no_fleet"][1]
+    assert "No volume is to be moved" in plugin["no_fleet"][1]

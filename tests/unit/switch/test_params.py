@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.switch.params import resolve_params
+from include.juicefs_storage.switch.params import RevertForm, SwitchParams, resolve_params, resolve_revert_params
 
 GOOD = {"target_conn_id": "minio_new", "target_bucket": "data"}
 
@@ -25,9 +25,9 @@ def test_defaults_are_the_safe_ones():
     [
         ({"dryrun": False}, ["`dryrun`", "not a param", "dry_run"]),
         ({"target_bucket": "http://h/data"}, ["`target_bucket`", "bucket's name alone", "http://h/data"]),
-        ({"target_bucket": ""}, ["`target_bucket`", "bucket's name alone"]),
+        ({"target_bucket": ""}, ["`target_bucket`", "found nothing", "juicefs-data"]),
         ({"target_endpoint": "http://h:9000/data"}, ["`target_endpoint`", "without bucket"]),
-        ({"target_endpoint": "http://key:secret@h:9000"}, ["`target_endpoint`"]),
+        ({"target_endpoint": "http://key:secret@h:9000"}, ["`target_endpoint`", "//***@h:9000"]),
         ({"on_failure": "panic"}, ["`on_failure`", "'rollback' or 'hold'", "panic"]),
         ({"settle_s": -1}, ["`settle_s`", "greater than or equal to 0"]),
         ({"client_timeout_s": "soon"}, ["`client_timeout_s`", "soon"]),
@@ -61,3 +61,25 @@ def test_the_registry_cannot_switch_safety_off():
 def test_an_unknown_volume_is_refused_with_the_known_ones():
     with pytest.raises(PermanentError, match="registered: home, work"):
         resolve_params({"volume": "hoem"}, {"home": {}, "work": {}})
+
+
+OPTIONAL = [name for name, field in SwitchParams.model_fields.items() if not field.is_required()]
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None])
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_empty_text_is_not_given(name: str, empty: str | None) -> None:
+    assert resolve_params(GOOD | {name: empty}, {}) == resolve_params(GOOD, {})
+
+
+def test_empty_text_is_not_given_in_the_registry_either() -> None:
+    entry = GOOD | {"namespace": "", "meta_conn_id": None}
+    assert resolve_params({"volume": "home"}, {"home": entry}).namespace == "juicefs"
+
+
+def test_empty_text_in_a_revert_is_taken_from_the_backup() -> None:
+    recorded = {"namespace": "fs", "settle_s": 50, "secret_name": "", "target_conn_id": "c"}
+    form = RevertForm.validated(dict.fromkeys(RevertForm.model_fields, ""))
+    params = resolve_revert_params(form, "home.run", recorded, "data", still_there=True)
+    assert (params.namespace, params.settle_s, params.secret_name) == ("fs", 50, "juicefs-sc-secret")
+    assert (params.source_conn_id, params.target_conn_id, params.dry_run) == ("c", "", True)

@@ -10,20 +10,12 @@ from typing import Any
 from airflow.sdk import PokeReturnValue, TriggerRule, get_current_context, task_group
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
-from include.juicefs_storage.fleet.plan import (
-    FleetParams,
-    FleetPlan,
-    Member,
-    check_fleet_params,
-    explain_run,
-    found_volume,
-    make_waves,
-    on_endpoint,
-    registered_volume,
-    run_of,
-    unique_keys,
-    volumes_by_secret,
-)
+from include.juicefs_storage.fleet.members import Member, on_endpoint, unique_keys, volumes_by_secret
+from include.juicefs_storage.fleet.params import FleetParams, found_volume, registered_volume
+from include.juicefs_storage.fleet.plan import FleetPlan, make_waves
+from include.juicefs_storage.fleet.report import explain_run
+from include.juicefs_storage.markdown import counted
+from include.juicefs_storage.names import volume_run_id
 from include.juicefs_storage.ports import SecretObject
 from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.fleet.runs import (
@@ -51,7 +43,7 @@ def resolve_params() -> dict[str, Any]:
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    return check_fleet_params(dict(get_current_context()["params"])).model_dump(mode="json")
+    return FleetParams.validated(get_current_context()["params"]).model_dump(mode="json")
 
 
 def fleet_params() -> FleetParams:
@@ -156,7 +148,7 @@ def start_dry_run(volume: str) -> None:
 
     **Changes** nothing. **Safe to clear**: yes, it finds the run that it started.
     """
-    rehearsal = run_of(run_id(), volume, dry_run=True)
+    rehearsal = volume_run_id(run_id(), volume, dry_run=True)
     if not exists(rehearsal):
         member = next(Member.model_validate(row) for row in pull("find_volumes", "members") if row["key"] == volume)
         trigger(rehearsal, member.conf(dry_run=True, restart_csi=fleet_params().restart_csi))
@@ -171,7 +163,7 @@ def wait_for_dry_run(volume: str) -> PokeReturnValue:
 
     **Changes** nothing. **Safe to clear**: yes.
     """
-    return PokeReturnValue(is_done=run_state(run_of(run_id(), volume, dry_run=True)) not in ACTIVE)
+    return PokeReturnValue(is_done=run_state(volume_run_id(run_id(), volume, dry_run=True)) not in ACTIVE)
 
 
 @runbook_task(trigger_rule=TriggerRule.ALL_DONE)
@@ -197,7 +189,7 @@ def plan() -> dict[str, Any]:
     if planned.blocked and (planned.params.on_failure == "stop" or not planned.waves):
         lines = "\n".join(f"- {member.key}: {line}" for member in planned.blocked for line in member.blockers)
         raise PermanentError(
-            f"{len(planned.blocked)} of {len(planned.members)} volumes are blocked:\n{lines}",
+            f"{len(planned.blocked)} of {counted(len(planned.members), 'volume')} blocked:\n{lines}",
             state="nothing was changed",
             next_step="remove what blocks them, leave them out with `exclude`, or trigger with on_failure=continue",
         )
@@ -215,7 +207,7 @@ def judge(member: Member) -> Member:
     """What a volume's dry run found."""
     if not member.params or member.there:
         return member
-    rehearsal = run_of(run_id(), member.key, dry_run=True)
+    rehearsal = volume_run_id(run_id(), member.key, dry_run=True)
     report = pull_of_run(rehearsal, "finalize", "report") or {}
     planned = pull_of_run(rehearsal, "plan") or {}
     findings = report.get("findings") or []

@@ -10,7 +10,8 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import DagRunTriggerException
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError
-from include.juicefs_storage.fleet.plan import SWITCH, FleetPlan
+from include.juicefs_storage.fleet.plan import FleetPlan
+from include.juicefs_storage.names import SWITCH
 from include.juicefs_storage.switch.backup import FLEET_PREFIX
 from include.juicefs_storage.tasks.context import pull, run_id
 from include.juicefs_storage.tasks.runtime import open_vault

@@ -10,20 +10,12 @@ from airflow.sdk import Context, PokeReturnValue, TriggerRule, get_current_conte
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
-from include.juicefs_storage.fleet.plan import (
-    MEANING,
-    FleetOutcome,
-    FleetPlan,
-    Member,
-    VolumeEnd,
-    VolumeState,
-    explain_run,
-    fleet_markdown,
-    run_of,
-    stands,
-    waves_ahead,
-    whose_turn,
-)
+from include.juicefs_storage.fleet.members import Member
+from include.juicefs_storage.fleet.plan import FleetPlan
+from include.juicefs_storage.fleet.report import MEANING, FleetOutcome, VolumeEnd, explain_run, fleet_markdown
+from include.juicefs_storage.fleet.turns import VolumeState, volume_state, waves_ahead, whose_turn
+from include.juicefs_storage.markdown import counted
+from include.juicefs_storage.names import volume_run_id
 from include.juicefs_storage.switch.params import SwitchParams
 from include.juicefs_storage.switch.plan import Plan, StorageView, fingerprint
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
@@ -76,18 +68,18 @@ def start(volume: str) -> None:
 
 def start_run(planned: FleetPlan, key: str) -> None:
     """Start the run that moves a volume, wait for its turn, or find that the run is there already."""
-    own = run_of(planned.run_id, key)
+    own = volume_run_id(planned.run_id, key)
     if exists(own):
         return
-    standing, mine = standings(planned), planned.wave_of(key)
-    others = [run_of(planned.run_id, other) for other in planned.keys if planned.wave_of(other) != mine]
+    volumes, mine = volume_states(planned), planned.wave_of(key)
+    others = [volume_run_id(planned.run_id, other) for other in planned.keys if planned.wave_of(other) != mine]
     running = bool(others) and exists(*others, states=ACTIVE)
-    turn = whose_turn(planned.waves, key, standing, running=running, on_failure=planned.params.on_failure)
+    turn = whose_turn(planned.waves, key, volumes, running=running, on_failure=planned.params.on_failure)
     if turn == "stop":
         raise AirflowSkipException("A volume of this fleet failed, and on_failure=stop.")
     if turn == "wait":
         # Those who come much later ask less often.
-        later = timedelta(seconds=POLL_S * max(1, waves_ahead(planned.waves, key, standing)))
+        later = timedelta(seconds=POLL_S * max(1, waves_ahead(planned.waves, key, volumes)))
         raise AirflowRescheduleException(datetime.now(UTC) + later)  # type: ignore[no-untyped-call]
     member = planned.member(key)
     require_as_approved(member)
@@ -168,7 +160,7 @@ def watch_volume(planned: FleetPlan, key: str) -> PokeReturnValue:
         PermanentError: The run did not move it.
         StorageSwitchError: It is not well any more.
     """
-    own = run_of(planned.run_id, key)
+    own = volume_run_id(planned.run_id, key)
     state = run_state(own)
     if state in ACTIVE:
         return PokeReturnValue(is_done=False)
@@ -269,8 +261,8 @@ def wait_for_rollouts() -> PokeReturnValue:
 
 def _places(planned: FleetPlan) -> dict[str, Runtime]:
     """The CSI installations of the volumes that were moved after the canary."""
-    standing = standings(planned)
-    moved = [planned.member(key) for key in planned.keys[1:] if standing[key] == "moved"]
+    volumes = volume_states(planned)
+    moved = [planned.member(key) for key in planned.keys[1:] if volumes[key] == "moved"]
     runtimes = [Runtime(SwitchParams.model_validate(member.params)) for member in moved]
     return {f"{runtime.params.kubernetes_conn_id}/{runtime.params.namespace}": runtime for runtime in runtimes}
 
@@ -283,11 +275,12 @@ def finalize() -> dict[str, Any]:
     in a line in `note`.
     """
     planned, states = planned_or_none(), task_states("plan", "approve", "restart_csi", "wait_for_rollouts")
-    standing = standings(planned) if planned else {}
-    ends = [_end(planned, member, standing.get(member.key)) for member in planned.members] if planned else []
+    volumes = volume_states(planned) if planned else {}
+    ends = [_end(planned, member, volumes.get(member.key)) for member in planned.members] if planned else []
     outcome = _outcome(planned, states, ends)
     good = sum(end.state in {"moved", "already there"} for end in ends)
-    title, meaning = f"{outcome.capitalize()}: {good} of {len(ends)} volumes are on the new store", MEANING[outcome]
+    title = f"{outcome.capitalize()}: {good} of {counted(len(ends), 'volume')} on the new store"
+    meaning = MEANING[outcome]
     if not ends:
         title, meaning = (
             "Refused: no volume was found",
@@ -315,17 +308,17 @@ def _outcome(planned: FleetPlan | None, states: dict[str, str], ends: list[Volum
     return "stopped" if any(end.state == "not started" for end in ends) else "incomplete"
 
 
-def _end(planned: FleetPlan, member: Member, standing: VolumeState | None) -> VolumeEnd:
+def _end(planned: FleetPlan, member: Member, state_here: VolumeState | None) -> VolumeEnd:
     """What became of a volume."""
-    number, own = planned.wave_of(member.key), run_of(planned.run_id, member.key)
+    number, own = planned.wave_of(member.key), volume_run_id(planned.run_id, member.key)
     if number is None:
         state, detail = ("already there", "") if member.there else ("blocked", " ".join(member.blockers))
         return VolumeEnd(key=member.key, wave="", state=state, detail=detail)
     wave = str(number or "canary")
-    if standing in {"left out", "waits"}:
+    if state_here in {"left out", "waits"}:
         return VolumeEnd(key=member.key, wave=wave, state="not started")
     outcome = (pull_of_run(own, "finalize", "report") or {}).get("outcome")
-    if standing == "moved":
+    if state_here == "moved":
         state, detail = ("moved", "") if _is_on_target(member) else ("moved on", "it is elsewhere now: look")
     elif outcome == "switched":
         state, detail = "not well", "it was moved, and something is wrong since: see the log of its `watch`"
@@ -343,13 +336,13 @@ def _is_on_target(member: Member) -> bool:
         return False
 
 
-def standings(planned: FleetPlan) -> dict[str, VolumeState]:
-    """Where every volume stands, by the states of this run's tasks."""
+def volume_states(planned: FleetPlan) -> dict[str, VolumeState]:
+    """The state of every volume, by the states of this run's tasks."""
     context = get_current_context()
     tasks = ["start_canary", "watch_canary", "start", "watch"]
     found = context["ti"].get_task_states(dag_id=context["dag"].dag_id, task_ids=tasks, run_ids=[run_id()])
     states = {task: str(state or "none") for task, state in found.get(run_id(), {}).items()}
-    standing: dict[str, VolumeState] = {}
+    volumes: dict[str, VolumeState] = {}
     for number, key in enumerate(planned.keys):
         # As long as it is not known how many there are, Airflow has one instance without an index for all.
         names = (f"{{}}_{number - 1}", "{}") if number else ("{}_canary",)
@@ -357,8 +350,8 @@ def standings(planned: FleetPlan) -> dict[str, VolumeState]:
             next((states[name.format(task)] for name in names if name.format(task) in states), "none")
             for task in ("start", "watch")
         )
-        standing[key] = stands(start, end)
-    return standing
+        volumes[key] = volume_state(start, end)
+    return volumes
 
 
 @task_group(prefix_group_id=False, tooltip="A run of juicefs_storage_switch for each volume, wave by wave")

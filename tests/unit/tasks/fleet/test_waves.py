@@ -16,7 +16,9 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time.context import set_current_context
 
-from include.juicefs_storage.fleet.plan import FleetPlan, Member, check_fleet_params, make_waves
+from include.juicefs_storage.fleet.members import Member
+from include.juicefs_storage.fleet.params import FleetParams
+from include.juicefs_storage.fleet.plan import FleetPlan, make_waves
 from include.juicefs_storage.tasks.fleet import plan as fleet_plan
 from include.juicefs_storage.tasks.fleet import runs as fleet_runs
 from include.juicefs_storage.tasks.fleet import waves as fleet
@@ -80,7 +82,7 @@ def ti(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskInstan
 
 
 def planned(ti: TaskInstance, *more: Member, **given: Any) -> FleetPlan:
-    params = check_fleet_params(
+    params = FleetParams.validated(
         {"source_endpoint": "http://old:9000", "target_conn_id": "new", "wave_size": 2, "dry_run": False} | given
     )
     members = [Member(key=key, secret=f"juicefs/{key}", params={"target_bucket": "data"}, clients=1) for key in KEYS]
@@ -213,7 +215,7 @@ def test_the_plan_puts_the_dry_runs_together(ti: TaskInstance) -> None:
     assert "ended without a report" in plan.member("c").blockers[0]
 
     ti.xcoms[RUN, "resolve_params", "return_value"]["on_failure"] = "stop"
-    with pytest.raises(AirflowFailException, match="2 of 3 volumes are blocked"):
+    with pytest.raises(AirflowFailException, match="2 of 3 volumes blocked"):
         fleet_plan.plan.function()
     assert "It is read-only." in ti.xcoms[RUN, "self", "markdown"]
 
@@ -230,7 +232,7 @@ def test_a_fleet_is_green_when_every_volume_is_moved_and_well(
 ) -> None:
     moved(ti, *KEYS)
     assert fleet.finalize.function() == {"outcome": "moved"}
-    assert ti.xcoms[RUN, "self", "note"] == "moved: 4 of 4 volumes are on the new store."
+    assert ti.xcoms[RUN, "self", "note"] == "moved: 4 of 4 volumes on the new store."
     assert "| canary | `a` | moved |" in ti.xcoms[RUN, "self", "markdown"]
     ti.tasks["wait_for_rollouts"] = "failed"
     assert end(ti)["outcome"] == "incomplete"

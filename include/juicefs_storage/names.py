@@ -1,0 +1,38 @@
+"""Names that tasks, the plugin and the DAG files share. Imports nothing: every Airflow process loads this."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import quote
+
+DAG_PREFIX = "juicefs_storage_"
+SWITCH, FLEET, REHEARSAL = f"{DAG_PREFIX}switch", f"{DAG_PREFIX}fleet", f"{DAG_PREFIX}rehearsal"
+#: How many runs of the switch Airflow runs side by side. No wave of a fleet is larger; further dry runs are queued.
+SIDE_BY_SIDE = 8
+
+#: The asset that has one event for each volume and rehearsal, and how many events are read to find a volume's last one.
+READINESS, READINESS_LOOK_BACK = f"{DAG_PREFIX}readiness", 500
+
+#: Where the plugin's pages are, relative to the root of the UI. No leading slash: the UI may be below a prefix.
+PAGES = "juicefs-storage"
+Page = Literal["plan", "report"]
+
+
+def run_url(dag_id: str, run_id: str) -> str:
+    """A run in Airflow's UI, relative to the root of the UI."""
+    return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+
+
+def page_url(page: Page, dag_id: str, run_id: str) -> str:
+    """The plan or the report of a run, relative to the root of the UI."""
+    return f"{PAGES}/runs/{quote(dag_id, safe='')}/{quote(run_id, safe='')}/{page}"
+
+
+def fleet_url(run_id: str) -> str:
+    """The page of a fleet's volumes, relative to the root of the UI."""
+    return f"{PAGES}/fleets/{quote(run_id, safe='')}"
+
+
+def volume_run_id(fleet_run_id: str, key: str, *, dry_run: bool = False) -> str:
+    """The id of the run that moves a volume of a fleet, or rehearses that. A cleared task finds its run by it."""
+    return f"{fleet_run_id}.{key}{'.plan' if dry_run else ''}"
