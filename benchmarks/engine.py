@@ -14,7 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from include.juicefs_storage.adapters.manifests import ParquetManifest
-from include.juicefs_storage.adapters.s3.client import S3Side, S3Store
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
 from include.juicefs_storage.objects.model import Engine, KeyRange
 
@@ -57,8 +58,8 @@ def main() -> None:
     target = _store(given.target, os.environ["TARGET_KEYS"])
     run = copy_partition if given.mode == "copy" else verify_partition
     totals = run(
-        S3Side(source),
-        S3Side(target),
+        S3Bucket(source),
+        S3Bucket(target),
         _engine(given.engine, source, target, given.concurrency),
         KeyRange(given.after, given.until),
         ParquetManifest(given.manifests, given.name, {"run": "benchmark"}),

@@ -26,12 +26,13 @@ from benchmarks.stores import stub_stores
 from include.juicefs_storage.adapters.manifests import ParquetManifest
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.needed_files import NeededFiles
-from include.juicefs_storage.adapters.s3.client import S3Side, S3Store
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.copy.partitions import Ruler, cut
 from include.juicefs_storage.copy.run import Options, verify_partition
+from include.juicefs_storage.objects.bucket import StoredObject
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, below
-from include.juicefs_storage.ports import StoredObject
 from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
 from include.juicefs_storage.volume.difference import missing_blocks
 from include.juicefs_storage.volume.layout import ObjectSizes
@@ -76,10 +77,10 @@ def _store(endpoint: str, prefix: str = "") -> S3Store:
 
 
 class Listed:
-    """`ports.ObjectStore`, as much of it as the check takes, through the sync DAG's listing."""
+    """`ports.Bucket`, as much of it as the check takes, through the sync DAG's listing."""
 
     def __init__(self, endpoint: str) -> None:
-        self._side = S3Side(_store(endpoint))
+        self._side = S3Bucket(_store(endpoint))
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Objects below a prefix."""
@@ -102,12 +103,12 @@ def work(name: str, metaurl: str, endpoint: str, slices: int) -> int:
         return found.present
     if name == "dag":
         with tempfile.TemporaryDirectory() as folder:
-            return _as_the_dag(metadata, setting, S3Side(_store(endpoint, f"{setting.name}/")), Path(folder))
+            return _as_the_dag(metadata, setting, S3Bucket(_store(endpoint, f"{setting.name}/")), Path(folder))
     first_id = slices - slices // 10 + 1 if name == "needed-tenth" else 0
     return sum(1 for _ in needed_objects(metadata, setting, first_id))
 
 
-def _as_the_dag(metadata: MySqlMetadata, setting: Setting, side: S3Side, folder: Path) -> int:
+def _as_the_dag(metadata: MySqlMetadata, setting: Setting, side: S3Bucket, folder: Path) -> int:
     """plan_partitions and one verify of juicefs_storage_sync, the store being source and target."""
     files, ruler = NeededFiles(folder / "needed"), Ruler()
     track = ruler.track()

@@ -13,9 +13,10 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import cast, overload
 
 from include.juicefs_storage.copy.partitions import LISTERS, Survey, cut, shards
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.model import KeyRange, Page
 
 _PAGE = 1000
@@ -50,7 +51,7 @@ def key_of(number: int) -> str:
 
 
 class Volume:
-    """`model.Side` with so many blocks."""
+    """As much of a bucket as a survey takes, with so many blocks."""
 
     name = "made up"
 
@@ -89,7 +90,7 @@ class Volume:
 def simulate(objects: int) -> dict[str, float]:
     """Plan a copy of so many objects, and say what it cost."""
     cpu, start = time.process_time(), time.monotonic()
-    survey = Survey(Volume(objects))
+    survey = Survey(cast("Bucket", Volume(objects)))
     partitions = cut(survey.run(KeyRange()), KeyRange())
     if survey.objects != objects or sum(partition.objects for partition in partitions) != objects:
         raise SystemExit(f"expected {objects} objects in the plan, found {survey.objects}")

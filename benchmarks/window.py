@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
-from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.secret import metaurl_of

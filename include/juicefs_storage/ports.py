@@ -67,40 +67,6 @@ class MetadataStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredObject:
-    """One object of a listing."""
-
-    key: str
-    size_bytes: int
-    etag: str
-
-
-class ObjectStore(Protocol):
-    """One bucket of an object store."""
-
-    def check_bucket(self) -> None:
-        """HEAD the bucket; never creates it."""
-
-    def probe(self, key: str) -> None:
-        """PUT, GET, LIST and DELETE one small object under a key of our own."""
-
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object under a prefix, ordered by the key's UTF-8 bytes."""
-
-    def read(self, key: str) -> bytes | None:
-        """A small object's content; None where there is none."""
-
-    def head(self, key: str) -> StoredObject | None:
-        """HEAD one object; None where there is none."""
-
-    def exists(self, key: str) -> bool:
-        """HEAD one object."""
-
-    def digest(self, key: str) -> str | None:
-        """SHA-256 of one object's content, read as a stream; None where there is none."""
-
-
-@dataclass(frozen=True, slots=True)
 class Right:
     """One permission in RBAC terms; `name` where it is needed for one object alone."""
 

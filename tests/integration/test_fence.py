@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.adapters.minio_fence import MinioFence
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
-from include.juicefs_storage.adapters.s3.client import S3Store
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.tools.mc_mirror import find
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.volume.metaurl import Metaurl

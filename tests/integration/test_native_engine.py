@@ -12,10 +12,12 @@ from urllib.parse import unquote
 
 import pytest
 
-from include.juicefs_storage.adapters.s3.client import S3Side, S3Store, StoreDownError
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.client import StoreDownError
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
-from include.juicefs_storage.adapters.s3.http import Limits
 from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
+from include.juicefs_storage.adapters.s3.store import S3Store
+from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.model import Comparison, KeyRange, Listed, ObjectOutcome
 from lab.kube.tls import server_context
@@ -80,7 +82,7 @@ def side(url: str, bucket: str, prefix: str = "v/", verify: bool | str = True) -
 
 
 def listed(store: S3Store) -> list[Listed]:
-    return [row for page in S3Side(store).pages(KeyRange()) for row in zip(*page, strict=True)]
+    return [row for page in S3Bucket(store).pages(KeyRange()) for row in zip(*page, strict=True)]
 
 
 def filled(store: Store) -> dict[str, bytes]:
@@ -275,7 +277,7 @@ def test_the_clock_is_corrected(stores: tuple[Store, Store]) -> None:
     with S3Proxy(target.url, keys=("AK", "SK")) as proxy:
         proxy.skew_s = 3600
         b = side(proxy.url, "dst")
-        S3Side(b).check()
+        S3Bucket(b).check()
         copied = NativeEngine(a, b, limits=QUICK).copy(listed(a))
     assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
     assert target.bodies("dst") == bodies

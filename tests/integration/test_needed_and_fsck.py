@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from include.juicefs_storage.adapters.compressed_blocks import CompressedBlocks
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
-from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
-from include.juicefs_storage.adapters.s3.client import S3Store
-from include.juicefs_storage.adapters.s3.compressed_blocks import CompressedBlocks
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.volume.difference import Difference, compare_needed, missing_blocks
 from include.juicefs_storage.volume.layout import slice_of
 from include.juicefs_storage.volume.metaurl import Metaurl

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest, Row
-from include.juicefs_storage.adapters.s3.client import S3Side, S3Store
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
-from include.juicefs_storage.adapters.s3.http import Limits
 from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
+from include.juicefs_storage.adapters.s3.store import S3Store
+from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.adapters.tools import mc_mirror as mc
 from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
@@ -86,7 +87,7 @@ class Job:
 
     def run(self) -> Totals:
         manifest = ParquetManifest(self.folder, f"{next(self.tries)}", {})
-        sides = [S3Side(store, self.limits) for store in (self.source, self.target)]
+        sides = [S3Bucket(store, self.limits) for store in (self.source, self.target)]
         for side in sides:
             side.check()
         native = NativeEngine(*self._stores, limits=self.limits)
@@ -263,7 +264,7 @@ def test_an_object_in_parts(stores: tuple[Store, Store], tmp_path: Path) -> None
     )
     stores_ = at(source, prefix), at(target, prefix)
     engine = NativeEngine(*stores_, limits=LIMITS, put_limit_bytes=8 * 2**20, part_bytes=5 * 2**20)
-    sides = [S3Side(store, LIMITS) for store in stores_]
+    sides = [S3Bucket(store, LIMITS) for store in stores_]
     totals = copy_partition(*sides, engine, KeyRange(), ParquetManifest(tmp_path, "one", {}), Options())
     assert totals.objects(ObjectOutcome.COPIED) == 1
     assert bodies(target, prefix) == {"big": body}

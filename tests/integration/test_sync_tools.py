@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from include.juicefs_storage.adapters.s3.client import S3Store
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.tools import juicefs_sync as juicefs
 from include.juicefs_storage.adapters.tools import mc_mirror as mc
 from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync

@@ -18,9 +18,9 @@ from pydantic import SecretStr
 from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
-from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
-from include.juicefs_storage.adapters.s3.client import S3Store
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.switch.follow_writes import Follower
 from include.juicefs_storage.switch.prove_clients import prove_every_client

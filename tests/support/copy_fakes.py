@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 
+from include.juicefs_storage.objects.bucket import Bucket, StoredObject
 from include.juicefs_storage.objects.model import Compared, Comparison, Copied, KeyRange, Listed, ObjectOutcome, Page
 
 
@@ -19,18 +20,38 @@ class KilledError(BaseException):
 
 
 @dataclass
-class MemorySide:
-    """`model.Side` on a dict; `etags` replaces what the listing says of a key."""
+class MemoryBucket(Bucket):
+    """A bucket on a dict; `etags` replaces what the listing says of a key."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
     name: str = "memory"
     page_keys: int = 3
     etags: dict[str, str] = field(default_factory=dict)
     lists: int = 0
-    hashed: list[str] = field(default_factory=list)
+    hashed: MutableSequence[str] = field(default_factory=list)
 
-    def check(self) -> None:
+    def check(self, below: str = "") -> None:
         pass
+
+    def probe(self, key: str) -> None:
+        pass
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        for page in self.pages(KeyRange()):
+            yield from (item for item in map(StoredObject, *page) if item.key.startswith(prefix))
+
+    def head(self, key: str) -> StoredObject | None:
+        body = self.objects.get(key)
+        return None if body is None else StoredObject(key, len(body), self.etags.get(key) or etag(body))
+
+    def exists(self, key: str) -> bool:
+        return key in self.objects
+
+    def read(self, key: str) -> bytes | None:
+        return self.objects.get(key)
+
+    def digest(self, key: str) -> str | None:
+        return hashlib.sha256(self.objects[key]).hexdigest() if key in self.objects else None
 
     def pages(self, keys: KeyRange) -> Iterator[Page]:
         after = keys.after
@@ -66,8 +87,8 @@ class MemorySide:
 class MemoryEngine:
     """`model.Engine` between two of them; dies after `dies_after` objects, fails the keys in `fails`."""
 
-    source: MemorySide
-    target: MemorySide
+    source: MemoryBucket
+    target: MemoryBucket
     dies_after: int | None = None
     fails: set[str] = field(default_factory=set)
     copied: list[str] = field(default_factory=list)

@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
 from include.juicefs_storage.errors import PermanentError, TransientError
-from include.juicefs_storage.ports import SecretObject, Session, StoredObject
+from include.juicefs_storage.objects.bucket import Bucket, StoredObject
+from include.juicefs_storage.objects.model import KeyRange, Page
+from include.juicefs_storage.ports import SecretObject, Session
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.plan import Plan, StorageView
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
@@ -97,18 +99,38 @@ class FakeJuiceFS:
 
 
 @dataclass
-class FakeStore:
+class FakeStore(Bucket):
+    """A bucket of sizes alone; `contents` says which objects do not hold what was written."""
+
     objects: dict[str, int] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    name: str = "fake"
 
-    def check_bucket(self) -> None:
+    def check(self, below: str = "") -> None:
         pass
 
     def probe(self, key: str) -> None:
         pass
 
+    def pages(self, keys: KeyRange) -> Iterator[Page]:
+        after, until = keys.after or "", keys.until or "\U0010ffff"
+        found = [item for item in self.list("") if after < item.key <= until]
+        if found:
+            yield Page([i.key for i in found], [i.size_bytes for i in found], [i.etag for i in found])
+
+    def first_after(self, key: str) -> str | None:
+        return min((other for other in self.objects if other > key), default=None)
+
+    def prefixes(self, below: str) -> Iterator[str]:
+        rest = (key.removeprefix(below) for key in self.objects if key.startswith(below))
+        yield from sorted({f"{below}{key.partition('/')[0]}/" for key in rest if "/" in key})
+
     def read(self, key: str) -> bytes | None:
-        return self.contents.get(key, "as written").encode() if key in self.objects else None
+        found = self.digest(key)
+        return None if found is None else found.encode()
+
+    def md5(self, key: str) -> str | None:
+        return self.digest(key)
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         for key in sorted(self.objects, key=str.encode):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, cast
-from urllib.parse import quote, urlencode
+from dataclasses import replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
 
+from include.juicefs_storage.adapters.s3.client import S3Client, encoded
+from include.juicefs_storage.adapters.s3.signing import PAYLOAD_HEADER
 from include.juicefs_storage.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from include.juicefs_storage.adapters.s3.client import S3Store
+    from include.juicefs_storage.adapters.s3.store import S3Store
 
-_TIMEOUT_S = 30
 _DENIED = ("s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion")
 
 
@@ -60,35 +62,30 @@ class MinioFence:
         self._call("PUT", "update-group-members", json.dumps(change).encode())
 
     def _call(self, method: str, what: str, body: bytes = b"", **query: str) -> bytes:
-        from botocore.auth import S3SigV4Auth
-        from botocore.awsrequest import AWSRequest
-        from botocore.credentials import Credentials
-        from botocore.exceptions import BotoCoreError, HTTPClientError
-        from botocore.httpsession import URLLib3Session
-
         admin = self._admin
-        url = f"{admin.endpoint}/minio/admin/v3/{what}?{urlencode(query, quote_via=quote)}"
-        request = AWSRequest(method, url, data=body)
-        keys = Credentials(admin.access_key, admin.secret_key, admin.session_token or None)
-        S3SigV4Auth(keys, "s3", admin.region).add_auth(request)
         where = f"{what} of MinIO's admin API at {admin.endpoint}"
+        # The API knows no bucket: it is asked at the endpoint itself.
+        client = S3Client(replace(admin, virtual_host=False))
         try:
-            # It takes a CA's file too, whatever its types say.
-            answer = URLLib3Session(verify=cast("bool", admin.verify), timeout=_TIMEOUT_S).send(request.prepare())
-        except (BotoCoreError, HTTPClientError) as error:
-            raise TransientError(
-                f"{where} cannot be used ({type(error).__name__}).", next_step="check the endpoint of `fence_conn_id`"
-            ) from None
-        if answer.status_code == 200:
-            content: bytes = answer.content
-            return content
-        if b"NoSuchUser" in answer.content:
+            answer = client.call(
+                method,
+                f"/minio/admin/v3/{what}",
+                "&".join(f"{name}={encoded(value)}" for name, value in sorted(query.items())),
+                ((PAYLOAD_HEADER, sha256(body).hexdigest()),),  # MinIO takes no unsigned payload here
+                parts=[body] if body else None,
+                length=len(body) if method == "PUT" else None,
+            )
+        finally:
+            client.close()
+        if answer.status == 200:
+            return answer.body
+        if b"NoSuchUser" in answer.body:
             raise PermanentError(
                 f"{where}: the setting's access key is no user there. Root users and service accounts have no fence.",
                 next_step="leave `fence_conn_id` empty, or give the volume a user of its own",
             )
-        kind = TransientError if answer.status_code >= 500 else PermanentError
+        kind = TransientError if answer.status >= 500 else PermanentError
         raise kind(
-            f"{where} answered {answer.status_code}.",
+            f"{where} answered {answer.status}.",
             next_step="the keys of `fence_conn_id` must be allowed admin:* on a MinIO server",
         )

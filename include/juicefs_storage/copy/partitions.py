@@ -17,8 +17,9 @@ from itertools import islice
 from os.path import commonprefix
 from typing import NamedTuple
 
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.merge import filtered
-from include.juicefs_storage.objects.model import KeyRange, Page, Side
+from include.juicefs_storage.objects.model import KeyRange, Page
 from include.juicefs_storage.records import Record
 
 #: A partition holds about so much, whichever comes first.
@@ -160,7 +161,7 @@ class Survey:
     Memory is bounded by MAX_SEGMENTS and one page a lister.
     """
 
-    side: Side
+    side: Bucket
     taken: Callable[[str], object] | None = None
     listers: int = LISTERS
     tell: Callable[[str], None] = lambda _: None

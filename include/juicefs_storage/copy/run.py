@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.comparison import (
     OUTCOME_CODES,
     Classifier,
@@ -26,7 +27,6 @@ from include.juicefs_storage.objects.model import (
     MirrorTool,
     ObjectOutcome,
     Page,
-    Side,
 )
 from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.objects.totals import Totals
@@ -67,8 +67,8 @@ class Options:
 
 
 def copy_partition(
-    source: Side,
-    target: Side,
+    source: Bucket,
+    target: Bucket,
     engine: Engine,
     keys: KeyRange,
     manifest: Manifest,
@@ -90,8 +90,8 @@ def copy_partition(
 
 
 def verify_partition(
-    source: Side,
-    target: Side,
+    source: Bucket,
+    target: Bucket,
     engine: Engine,
     keys: KeyRange,
     manifest: Manifest,
@@ -109,8 +109,8 @@ def verify_partition(
 
 
 def mirror_partition(
-    source: Side,
-    target: Side,
+    source: Bucket,
+    target: Bucket,
     engine: Engine,
     tool: MirrorTool,
     keys: KeyRange,
@@ -169,8 +169,8 @@ class _Nowhere:
 
 @dataclass
 class _Partition:
-    source: Side
-    target: Side
+    source: Bucket
+    target: Bucket
     engine: Engine
     manifest: Manifest
     options: Options
@@ -228,7 +228,7 @@ class _Partition:
                 log.info("ETags are not MD5 on both sides: contents are compared instead.")
         return self._md5
 
-    def _sampled(self, side: Side, page: Page) -> bool | None:
+    def _sampled(self, side: Bucket, page: Page) -> bool | None:
         plain = [
             (size, key, etag)
             for key, size, etag in zip(*page, strict=True)

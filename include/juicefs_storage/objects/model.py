@@ -1,12 +1,12 @@
 """What a copy works with: keys and ranges of keys, pages of a listing, engines, and what became of each object.
 
-Keys are relative to the prefix of their side, and ordered as S3 orders them: by UTF-8 bytes, which is how Python
+Keys are relative to the prefix of their bucket, and ordered as S3 orders them: by UTF-8 bytes, which is how Python
 orders `str`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -62,33 +62,6 @@ class Page(NamedTuple):
     keys: list[str]
     sizes: list[int]
     etags: list[str]
-
-
-class Side(Protocol):
-    """One side of a copy: a bucket, below a prefix."""
-
-    name: str
-    """For messages: bucket, prefix and endpoint; no keys."""
-
-    def check(self) -> None:
-        """HEAD the bucket and list one key.
-
-        Raises:
-            PermanentError: No such bucket, wrong keys, a clock that is off, a certificate that is not trusted.
-            TransientError: The store does not answer.
-        """
-
-    def pages(self, keys: KeyRange) -> Iterator[Page]:
-        """List a range in order, page by page (ListObjectsV2, 1,000 keys a page)."""
-
-    def first_after(self, key: str) -> str | None:
-        """The first key after this one (which need not exist): one LIST of one key."""
-
-    def prefixes(self, below: str) -> Iterator[str]:
-        """The common prefixes below a prefix that ends with `/` or is empty (delimiter `/`), in order."""
-
-    def md5(self, key: str) -> str | None:
-        """Read one object and hash it, in hex; None where there is none. Tells whether ETags here are MD5."""
 
 
 class Copied(NamedTuple):

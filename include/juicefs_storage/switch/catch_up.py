@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.comparison import Classifier, Rows
 from include.juicefs_storage.objects.merge import beside
 from include.juicefs_storage.objects.model import Engine, ObjectOutcome
 from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.objects.totals import Totals
-from include.juicefs_storage.ports import MetadataStore, ObjectStore
+from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.comparison import batches
 from include.juicefs_storage.volume.difference import Difference, missing_blocks, volume_pages
 from include.juicefs_storage.volume.setting import Setting
@@ -41,8 +42,8 @@ class CatchUp:
 
     metadata: MetadataStore
     setting: Setting
-    source: ObjectStore
-    target: ObjectStore
+    source: Bucket
+    target: Bucket
     engine: Engine
     confirm_lease: Callable[[], None]
     clock: Callable[[], float]

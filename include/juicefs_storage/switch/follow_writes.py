@@ -17,8 +17,9 @@ from itertools import islice
 from typing import TypeVar
 
 from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.model import Copied, Listed, ObjectOutcome
-from include.juicefs_storage.ports import MetadataStore, ObjectStore
+from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.switch.step import LeaseCheck
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import watermark
@@ -65,8 +66,8 @@ class Follower:
 
     metadata: MetadataStore
     setting: Setting
-    source: ObjectStore
-    target: ObjectStore
+    source: Bucket
+    target: Bucket
     copy: Copy
     confirm_lease: LeaseCheck
     clock: Callable[[], float]

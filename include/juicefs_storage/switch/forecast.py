@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from include.juicefs_storage.ports import MetadataStore, ObjectStore
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import ID_BATCH
 from include.juicefs_storage.volume.setting import Setting
@@ -17,9 +18,7 @@ _AT_ONCE = 8
 _JITTER = 1.05
 
 
-def reading_rate(
-    metadata: MetadataStore, setting: Setting, store: ObjectStore, clock: Callable[[], float]
-) -> float | None:
+def reading_rate(metadata: MetadataStore, setting: Setting, store: Bucket, clock: Callable[[], float]) -> float | None:
     """Blocks a second: some of the volume's newest blocks are read from a store, several at once, for two seconds.
 
     A copy has to read them too, so it is hardly faster. None where there is nothing to read.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from include.juicefs_storage.ports import ObjectStore
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.volume.setting import StorageConfig
 
 
@@ -18,4 +18,4 @@ class Location:
     """
 
     config: StorageConfig
-    store: ObjectStore
+    store: Bucket

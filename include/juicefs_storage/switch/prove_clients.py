@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
-from include.juicefs_storage.ports import Cluster, ObjectStore, Pod, Session
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.ports import Cluster, Pod, Session
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.volume.canary import ClientState, prove_client
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, mount_path, read_config
@@ -37,7 +38,7 @@ def prove_every_client(
     cluster: Cluster,
     setting: Setting,
     config: StorageConfig,
-    store: ObjectStore,
+    store: Bucket,
     canary: str,
     *,
     timeout_s: float,
@@ -112,7 +113,7 @@ def prove_every_client(
 
 
 def _standing(
-    cluster: Cluster, pod: Pod, setting: Setting, config: StorageConfig, store: ObjectStore, canary: str
+    cluster: Cluster, pod: Pod, setting: Setting, config: StorageConfig, store: Bucket, canary: str
 ) -> ClientState | None:
     """None for another volume's client."""
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from include.juicefs_storage.errors import TransientError
-from include.juicefs_storage.ports import JuiceFS, ObjectStore
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.ports import JuiceFS
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 
@@ -21,7 +22,7 @@ def prove_status(juicefs: JuiceFS, setting: Setting, config: StorageConfig) -> N
         )
 
 
-def use_fresh_mount(juicefs: JuiceFS, store: ObjectStore, config: StorageConfig, canary: str) -> int:
+def use_fresh_mount(juicefs: JuiceFS, store: Bucket, config: StorageConfig, canary: str) -> int:
     """A new mount with an empty cache reads and writes, and what it writes lands on the storage.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import WriteFence
@@ -16,12 +16,9 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.juicefs_command import JuiceFSCommand
     from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
     from include.juicefs_storage.adapters.mysql import MySqlMetadata
-    from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
-    from include.juicefs_storage.adapters.s3.client import S3Store
+    from include.juicefs_storage.adapters.s3.bucket import S3Bucket
     from include.juicefs_storage.adapters.vault import FileVault
     from include.juicefs_storage.volume.metaurl import Metaurl
-
-_Client = TypeVar("_Client", "S3Bucket", "S3Store")
 
 #: Where backups lie: password = key (base64 of 32 bytes), extra.path = folder.
 BACKUP_CONN_ID = "juicefs_backup"
@@ -97,7 +94,7 @@ class Runtime:
 
     def target(self, setting: Setting) -> StorageConfig:
         """What the volume's clients will be told to use."""
-        from include.juicefs_storage.adapters.s3.boto_bucket import connection_storage
+        from include.juicefs_storage.adapters.s3.store import connection_storage
 
         params = self.params
         if self.recorded:
@@ -117,42 +114,24 @@ class Runtime:
     @cached_property
     def target_store(self) -> S3Bucket:
         """The new bucket, as Airflow reaches it."""
-        from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
-        return self._new(S3Bucket)
+        if self.recorded and not self.params.target_conn_id:
+            return S3Bucket.from_storage(self.source(self.recorded.setting))
+        return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket)
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
         """The old bucket, as Airflow reaches it."""
-        from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
-        return self._old(S3Bucket, config)
-
-    def target_side(self) -> S3Store:
-        """The same for the copying engine."""
-        from include.juicefs_storage.adapters.s3.client import S3Store
-
-        return self._new(S3Store)
-
-    def source_side(self, config: StorageConfig) -> S3Store:
-        """The same for the copying engine."""
-        from include.juicefs_storage.adapters.s3.client import S3Store
-
-        return self._old(S3Store, config)
-
-    def _new(self, kind: type[_Client]) -> _Client:
-        if self.recorded and not self.params.target_conn_id:
-            return kind.from_storage(self.source(self.recorded.setting))
-        return kind.from_connection(self.params.target_conn_id, self.params.target_bucket)
-
-    def _old(self, kind: type[_Client], config: StorageConfig) -> _Client:
         if self.params.source_conn_id:
-            return kind.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
-        return kind.from_storage(config)
+            return S3Bucket.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
+        return S3Bucket.from_storage(config)
 
     def fence(self, setting: Setting) -> WriteFence | None:
         """The write fence on the store that a setting names; None where none is wanted."""
         from include.juicefs_storage.adapters.minio_fence import MinioFence
-        from include.juicefs_storage.adapters.s3.client import S3Store
+        from include.juicefs_storage.adapters.s3.store import S3Store
 
         if not self.params.fence_conn_id:
             return None

@@ -7,7 +7,7 @@ import re
 import resource
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, cast
 from uuid import uuid4
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from include.juicefs_storage.adapters.manifests import ManifestReader
     from include.juicefs_storage.adapters.mysql import MySqlMetadata
-    from include.juicefs_storage.adapters.s3.client import S3Store
+    from include.juicefs_storage.adapters.s3.store import S3Store
     from include.juicefs_storage.objects.model import Engine, MirrorTool
 
 #: The folder for manifests: an URL such as `s3://<connection id>@<bucket>/<prefix>`, for the workers' environment.
@@ -62,7 +62,7 @@ class SyncRuntime:
 
     def stores(self) -> tuple[S3Store, S3Store]:
         """Source and target, as their connections describe them."""
-        from include.juicefs_storage.adapters.s3.client import S3Store
+        from include.juicefs_storage.adapters.s3.store import S3Store
 
         params = self.params
         stores = (
@@ -128,13 +128,13 @@ class SyncRuntime:
         Raises:
             PermanentError: It is another volume's, or the prefix or the bucket is not where it keeps its blocks.
         """
-        from include.juicefs_storage.adapters.s3.boto_bucket import S3Bucket
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
         setting = self.metadata.read_setting()
         below_prefix(setting, self.params.source_prefix)
         shard_at(setting, source.endpoint, source.bucket)
         key = f"{setting.name}/juicefs_uuid"
-        found = S3Bucket.from_connection(self.params.source_conn_id, source.bucket).read(key)
+        found = S3Bucket(replace(source, prefix="")).read(key)
         if found is not None and found.decode(errors="replace").strip() != setting.uuid:
             raise PermanentError(
                 f"{key} on the source names another volume than the metadata, which is that of {setting.uuid}.",
@@ -177,10 +177,10 @@ def check() -> dict[str, Any]:
     runtime = SyncRuntime(params)
     source, target = runtime.stores()
     check_places(params, source.endpoint, target.endpoint)
-    from include.juicefs_storage.adapters.s3.client import S3Side
+    from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
     for store in (source, target):
-        S3Side(store).check()
+        S3Bucket(store).check()
     if "copy" in params.mode:
         runtime.find_tool()
     if params.plan == "metadata":
@@ -214,9 +214,9 @@ def plan_partitions() -> list[dict[str, Any]]:
     elif params.recut_from:
         segments, cut_by, requests = _recut(params.recut_from), f"the manifests of {params.recut_from}", 0
     else:
-        from include.juicefs_storage.adapters.s3.client import S3Side
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
-        survey = cutting.Survey(S3Side(source), key_filter(params.include, params.exclude), tell=log.info)
+        survey = cutting.Survey(S3Bucket(source), key_filter(params.include, params.exclude), tell=log.info)
         segments, requests = survey.run(params.keys), survey.calls
         cut_by = "a listing of the source"
     plan = SyncPlan(
@@ -266,15 +266,17 @@ def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, lis
 
 def _needed(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> NeededBlocks | None:
     """What the volume needs, as the plan wrote it down; None where the plan is a listing's."""
+    from include.juicefs_storage.adapters.compressed_blocks import CODECS, CompressedBlocks
     from include.juicefs_storage.adapters.needed_files import NeededFiles
-    from include.juicefs_storage.adapters.s3.compressed_blocks import CODECS, CompressedBlocks
+    from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
     if plan.needed is None:
         return None
     sizes, params = plan.needed.sizes, plan.params
     # A size proves what is stored as it is, and nothing reads what is encrypted.
     read = params.compare == "content" and sizes.compression in CODECS and not sizes.encrypted
-    blocks = CompressedBlocks(source, sizes.compression, min(params.concurrency, _BLOCKS_AT_ONCE)) if read else None
+    concurrency = min(params.concurrency, _BLOCKS_AT_ONCE)
+    blocks = CompressedBlocks(S3Bucket(source), sizes.compression, concurrency) if read else None
     return NeededBlocks(
         chunks=plan.needed.chunks,
         sizes=sizes,
@@ -342,7 +344,7 @@ def verify(shard: dict[str, Any]) -> dict[str, Any]:
 def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
     """Copy or verify the partitions of one task, one after the other."""
     from include.juicefs_storage.adapters.manifests import ParquetManifest
-    from include.juicefs_storage.adapters.s3.client import S3Side
+    from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
     started, before_mib, plan = time.time(), _peak_mib(), _plan()
     if shard["plan_id"] != plan.id:
@@ -354,7 +356,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
     source, target = runtime.stores()
     tasks = len(cutting.shards(plan.partitions))
     engine, tool = runtime.engine(source, target, tasks), runtime.tool(source, target, tasks)
-    sides, needed = (S3Side(source), S3Side(target)), _needed(plan, runtime, source)
+    sides, needed = (S3Bucket(source), S3Bucket(target)), _needed(plan, runtime, source)
     folder = manifests_folder(run_id()) / plan.id / phase
     totals = Totals()
     said: list[Mirrored] = []

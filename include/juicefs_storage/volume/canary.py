@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from include.juicefs_storage.errors import StorageSwitchError
-from include.juicefs_storage.ports import Cluster, ObjectStore, Pod
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.ports import Cluster, Pod
 from include.juicefs_storage.volume.mount_pods import (
     MOUNT_CONTAINER,
     mount_options,
@@ -59,7 +60,7 @@ def reload_warning(client_log: str) -> str:
 
 
 def prove_client(
-    cluster: Cluster, pod: Pod, config: StorageConfig, store: ObjectStore, canary: str, *, timeout_s: float
+    cluster: Cluster, pod: Pod, config: StorageConfig, store: Bucket, canary: str, *, timeout_s: float
 ) -> ClientState:
     """Prove that one client uses a storage: by its `.config`, then by a block written through its very mount.
 

@@ -10,10 +10,11 @@ from itertools import islice
 from typing import Literal
 
 from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.objects.bucket import Bucket, StoredObject
 from include.juicefs_storage.objects.comparison import OUTCOME_CODES, OUTCOMES, Classifier
 from include.juicefs_storage.objects.merge import beside
 from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page
-from include.juicefs_storage.ports import MetadataStore, ObjectStore, StoredObject
+from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.comparison import NeededBlocks, batches, settle_lost
 from include.juicefs_storage.volume.layout import block_objects, length_of, slice_of
 from include.juicefs_storage.volume.setting import Setting
@@ -105,9 +106,7 @@ class Difference:
         self.newest_extra = max(self.newest_extra, (slice_of(key), key))
 
 
-def compare_listings(
-    source: ObjectStore, target: ObjectStore, setting: Setting, *, contents: bool = False
-) -> Difference:
+def compare_listings(source: Bucket, target: Bucket, setting: Setting, *, contents: bool = False) -> Difference:
     """Compare all blocks of a volume on two stores by key and size.
 
     Args:
@@ -124,7 +123,7 @@ def compare_listings(
     return result
 
 
-def _compare_contents(batch: Classifier, source: ObjectStore, target: ObjectStore) -> None:
+def _compare_contents(batch: Classifier, source: Bucket, target: Bucket) -> None:
     """Compare by SHA-256 what sizes do not settle; an object that the source lost meanwhile (deleted) is the same."""
 
     def same(row: int) -> bool:
@@ -140,7 +139,7 @@ def _compare_contents(batch: Classifier, source: ObjectStore, target: ObjectStor
 
 
 def compare_sample(
-    metadata: MetadataStore, setting: Setting, source: ObjectStore, target: ObjectStore, blocks: int
+    metadata: MetadataStore, setting: Setting, source: Bucket, target: Bucket, blocks: int
 ) -> Difference:
     """Compare the contents of some blocks, drawn at random from those that files refer to.
 
@@ -182,7 +181,7 @@ def compare_sample(
     return result
 
 
-def compare_needed(metadata: MetadataStore, setting: Setting, source: ObjectStore, target: ObjectStore) -> Difference:
+def compare_needed(metadata: MetadataStore, setting: Setting, source: Bucket, target: Bucket) -> Difference:
     """Compare the blocks that files refer to on two stores by key and size.
 
     Args:
@@ -205,7 +204,7 @@ def compare_needed(metadata: MetadataStore, setting: Setting, source: ObjectStor
     return result
 
 
-def missing_blocks(metadata: MetadataStore, setting: Setting, store: ObjectStore) -> Difference:
+def missing_blocks(metadata: MetadataStore, setting: Setting, store: Bucket) -> Difference:
     """Find the blocks that some file refers to (`jfs_chunk_ref`) and a store lacks or holds with another length.
 
     A block that seems to be missing is looked up once more: it may be written, or its file deleted, meanwhile.
@@ -243,7 +242,7 @@ def files_of_examples(difference: Difference, metadata: MetadataStore) -> list[s
     return files_of([example.split(" ")[1] for example in difference.examples], metadata)
 
 
-def volume_pages(store: ObjectStore, setting: Setting) -> Iterator[Page]:
+def volume_pages(store: Bucket, setting: Setting) -> Iterator[Page]:
     """List a volume's blocks in a store."""
     return _to_pages(store.list(f"{setting.name}/chunks/"))
 
@@ -255,7 +254,7 @@ def _to_pages(objects: Iterator[StoredObject]) -> Iterator[Page]:
 
 @dataclass(frozen=True)
 class _StoreLister:
-    store: ObjectStore
+    store: Bucket
 
     def pages(self, keys: KeyRange) -> Iterator[Page]:
         """List a range inside of one folder."""

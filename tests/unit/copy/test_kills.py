@@ -14,7 +14,7 @@ from include.juicefs_storage.copy import run
 from include.juicefs_storage.copy.run import Options, copy_partition
 from include.juicefs_storage.objects.comparison import Rows
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
-from tests.support.copy_fakes import KilledError, MemoryEngine, MemorySide
+from tests.support.copy_fakes import KilledError, MemoryBucket, MemoryEngine
 
 #: Few characters: many keys that begin like others.
 KEYS = st.text("ab/\u00e9\U0001f600", min_size=1, max_size=5) | st.text(
@@ -61,7 +61,7 @@ def test_kills_lose_nothing_and_copy_nothing_twice(
         patch.setattr(run, "BATCH_KEYS", BATCH_KEYS)
         patch.setattr(run, "CHECKPOINT_KEYS", BATCH_KEYS)
         before = dict(target)
-        left, right = MemorySide(dict(source)), MemorySide(target)
+        left, right = MemoryBucket(dict(source)), MemoryBucket(target)
         copied: list[str] = []
 
         def attempt(manifest: ParquetManifest, dies_after: int | None) -> None:

@@ -25,13 +25,13 @@ from include.juicefs_storage.copy.partitions import (
 )
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.objects.model import KeyRange, Page
-from tests.support.copy_fakes import MemorySide
+from tests.support.copy_fakes import MemoryBucket
 
 MIB = 2**20
 KEY = st.text(st.sampled_from("ab/9\u00e4\uffff"), min_size=1, max_size=8)
 
 
-class ListingSide(MemorySide):
+class ListingSide(MemoryBucket):
     """Keys and sizes alone, sorted once; a LIST takes some time, as a real one does."""
 
     def __init__(self, sizes: dict[str, int], page_keys: int = 100, latency_s: float = 0.0) -> None:

@@ -19,7 +19,7 @@ from include.juicefs_storage.objects.model import KeyRange
 from include.juicefs_storage.volume.comparison import NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.needed import to_pages
-from tests.support.copy_fakes import MemoryEngine, MemorySide
+from tests.support.copy_fakes import MemoryBucket, MemoryEngine
 from tests.support.fakes import FakeMetadata, setting
 
 
@@ -27,7 +27,7 @@ class Run:
     """A copy in memory whose manifests are real."""
 
     def __init__(self, folder: Path, source: dict[str, bytes], target: dict[str, bytes], **params: object) -> None:
-        self.folder, self.source, self.target = folder, MemorySide(source), MemorySide(target)
+        self.folder, self.source, self.target = folder, MemoryBucket(source), MemoryBucket(target)
         self.engine = MemoryEngine(self.source, self.target)
         given = {"source_conn_id": "a", "source_bucket": "one", "target_conn_id": "b", "target_bucket": "two"}
         self.params: SyncParams = SyncParams.validated({**given, **params})
@@ -187,7 +187,7 @@ def test_lost_blocks_make_the_report_red_and_name_the_files(tmp_path: Path) -> N
         partitions=tuple(cut([Segment(block(5), 5, 5)], KeyRange(), 1)),
         needed=NeededPlan(volume="myjfs", folder="needed", chunks="chunks/", sizes=ObjectSizes(), next_since_id=77),
     )  # fmt: skip
-    both = MemorySide(dict.fromkeys(blocks, b"1") | {block(9): b"1"})
+    both = MemoryBucket(dict.fromkeys(blocks, b"1") | {block(9): b"1"})
     del both.objects[block(2)]
     both.objects[block(3)] = b"cut"
     folder = tmp_path / plan.id / "verify"

@@ -11,7 +11,7 @@ from include.juicefs_storage.copy import run
 from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.model import Comparison, KeyRange, Mirrored, ObjectOutcome, Page
-from tests.support.copy_fakes import KilledError, MemoryEngine, MemorySide
+from tests.support.copy_fakes import KilledError, MemoryBucket, MemoryEngine
 
 ALL = KeyRange()
 
@@ -26,8 +26,8 @@ def rows_of(folder: Path) -> dict[str, Row]:
     return {row.key: row for row in rows}
 
 
-def sides(source: dict[str, bytes], target: dict[str, bytes]) -> tuple[MemorySide, MemorySide, MemoryEngine]:
-    one, other = MemorySide(source, "source"), MemorySide(target, "target")
+def sides(source: dict[str, bytes], target: dict[str, bytes]) -> tuple[MemoryBucket, MemoryBucket, MemoryEngine]:
+    one, other = MemoryBucket(source, "source"), MemoryBucket(target, "target")
     return one, other, MemoryEngine(one, other)
 
 
@@ -207,7 +207,7 @@ def test_nothing_at_all_is_a_manifest_too(tmp_path: Path) -> None:
 class SilentTool:
     """A tool that skips one key and says nothing of it."""
 
-    def __init__(self, source: MemorySide, target: MemorySide) -> None:
+    def __init__(self, source: MemoryBucket, target: MemoryBucket) -> None:
         self.source, self.target, self.runs = source, target, 0
 
     def mirror(self, keys: KeyRange, *, compare: str, overwrite: bool) -> Mirrored:  # noqa: ARG002

@@ -19,7 +19,7 @@ from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, Page
 from include.juicefs_storage.volume.comparison import NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.needed import to_pages
-from tests.support.copy_fakes import KilledError, MemoryEngine, MemorySide
+from tests.support.copy_fakes import KilledError, MemoryBucket, MemoryEngine
 
 ALL = KeyRange()
 EXACT = ObjectSizes()
@@ -49,7 +49,13 @@ class Metadata:
 
 
 def outcomes(
-    folder: Path, metadata: Metadata, source: MemorySide, target: MemorySide, *, copies: bool = False, **options: bool
+    folder: Path,
+    metadata: Metadata,
+    source: MemoryBucket,
+    target: MemoryBucket,
+    *,
+    copies: bool = False,
+    **options: bool,
 ) -> dict[str, str]:
     work = copy_partition if copies else verify_partition
     manifest = ParquetManifest(folder, "00000", {"plan": "plan"})
@@ -65,10 +71,10 @@ def test_every_kind_of_block(tmp_path: Path) -> None:
     metadata = Metadata({key(number, 2): 2 for number in range(9)})
     # 0 both, 1 source alone, 2 target alone, 3 neither, 4 source cut, 5 source cut and target whole, 6 target cut,
     # 7 target cut and not on the source, 8 other content.
-    source = MemorySide(
+    source = MemoryBucket(
         {key(number, 2): b"12" for number in (0, 1, 6, 8)} | {key(number, 2): b"1" for number in (4, 5)}
     )
-    target = MemorySide({key(number, 2): b"12" for number in (0, 2, 5)} | {key(6, 2): b"1", key(7, 2): b"1"})
+    target = MemoryBucket({key(number, 2): b"12" for number in (0, 2, 5)} | {key(6, 2): b"1", key(7, 2): b"1"})
     target.objects[key(8, 2)] = b"xx"
     source.objects |= {key(20): b"1", "meta/dump": b"m", "juicefs_uuid": b"u"}
     target.objects |= {key(21): b"1"}
@@ -111,7 +117,7 @@ def test_as_a_comparison_in_memory_says(
 
     needed = {name(number): length for number, length in wanted.items()}
     source, target = (
-        MemorySide({name(number): b"x" * size for number, size in side.items()}, page_keys=page)
+        MemoryBucket({name(number): b"x" * size for number, size in side.items()}, page_keys=page)
         for side in (ours, theirs)
     )
     found = outcomes(tmp_path_factory.mktemp("rows"), Metadata(needed, delta=delta), source, target)
@@ -134,7 +140,7 @@ def test_as_a_comparison_in_memory_says(
         assert found == everything
 
 
-class Late(MemorySide):
+class Late(MemoryBucket):
     """Shows some objects from the second listing on: they were uploaded just after the first had gone by."""
 
     late: dict[str, bytes]
@@ -157,8 +163,8 @@ def test_what_seems_lost_is_looked_up_again(tmp_path: Path) -> None:
 
 
 def test_a_delta_lists_only_where_its_blocks_are(tmp_path: Path) -> None:
-    source = MemorySide({key(number): b"1" for number in range(20_000)}, page_keys=1000)
-    target = MemorySide({}, page_keys=1000)
+    source = MemoryBucket({key(number): b"1" for number in range(20_000)}, page_keys=1000)
+    target = MemoryBucket({}, page_keys=1000)
     new = {key(number): 1 for number in range(17_990, 18_010)}
     found = outcomes(tmp_path, Metadata(new, delta=True), source, target, copies=True)
     assert found == dict.fromkeys(new, "copied")
@@ -182,8 +188,8 @@ def test_a_partition_that_is_killed_goes_on_behind_its_checkpoint(
         return f"chunks/{number // 5}/{number}_0_1"
 
     blocks = {name(number): 1 for number in wanted}
-    source = MemorySide({name(number): b"1" for number in {*wanted, *theirs}}, page_keys=2)
-    target = MemorySide({name(number): b"1" for number in theirs}, page_keys=3)
+    source = MemoryBucket({name(number): b"1" for number in {*wanted, *theirs}}, page_keys=2)
+    target = MemoryBucket({name(number): b"1" for number in theirs}, page_keys=3)
     there, copied = set(target.objects), []
     folder = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as patch:
@@ -205,8 +211,8 @@ def test_a_partition_that_is_killed_goes_on_behind_its_checkpoint(
 
 def test_a_block_that_does_not_decompress_is_neither_copied_nor_called_the_same(tmp_path: Path) -> None:
     blocks = {key(number, 2): 2 for number in range(4)}
-    source = MemorySide(dict.fromkeys(blocks, b"12") | {"meta/dump": b"m"})
-    target = MemorySide({key(1, 2): b"12", key(2, 2): b"12"})
+    source = MemoryBucket(dict.fromkeys(blocks, b"12") | {"meta/dump": b"m"})
+    target = MemoryBucket({key(1, 2): b"12", key(2, 2): b"12"})
     metadata = Metadata(blocks)
     bad = {key(0, 2), key(1, 2)}
 

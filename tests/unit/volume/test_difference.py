@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
-from include.juicefs_storage.ports import StoredObject
+from include.juicefs_storage.objects.bucket import StoredObject
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
 from include.juicefs_storage.volume.difference import compare_listings, compare_needed, compare_sample, missing_blocks
 from include.juicefs_storage.volume.layout import block_objects

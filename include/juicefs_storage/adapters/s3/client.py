@@ -1,64 +1,56 @@
-"""A bucket as one side of a copy: signed requests that are tried again, listings, errors that say what to do."""
+"""Signed requests to one store, retried where that may help; refusals as errors that say what to do."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import operator
 import random
 import re
 import time
-from bisect import bisect_right
-from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice, zip_longest
-from typing import TYPE_CHECKING, Protocol
-from urllib.parse import quote, unquote_plus
+from typing import TYPE_CHECKING, Protocol, TypeVar
+from urllib.parse import quote
 
-from include.juicefs_storage.adapters.s3.http import (
-    Buffer,
-    Connection,
-    Host,
-    HttpError,
-    Limits,
-    Response,
-    TooLongError,
-    drive,
-)
 from include.juicefs_storage.adapters.s3.signing import Headers, Signer
-from include.juicefs_storage.errors import PermanentError, TransientError
-from include.juicefs_storage.objects.model import KeyRange, Page
+from include.juicefs_storage.adapters.s3.wire.drive import drive
+from include.juicefs_storage.adapters.s3.wire.host import Host
+from include.juicefs_storage.adapters.s3.wire.limits import SLOWEST_BYTES_S
+from include.juicefs_storage.adapters.s3.wire.message import Buffer, HttpError, Response, TooLongError
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Mapping
 
-    from include.juicefs_storage.adapters.s3.http import Steps
-    from include.juicefs_storage.volume.setting import StorageConfig
+    from include.juicefs_storage.adapters.s3.store import S3Store
+    from include.juicefs_storage.adapters.s3.wire.connection import Connection
+    from include.juicefs_storage.adapters.s3.wire.limits import Limits, Steps
+    from include.juicefs_storage.adapters.s3.wire.message import Head
 
 log = logging.getLogger(__name__)
 
-_ENDPOINT = re.compile(r"https?://[^/\s?#@]+/?")
-_BODY_LIMIT_BYTES = 16 * 2**20
+#: The longest answer that is no object: a page of 1,000 keys of 1 KiB, percent-encoded, is half as long.
+ANSWER_LIMIT_BYTES = 8 * 2**20
+#: What such an answer is given the time for.
+_ANSWER_BYTES = 2**20
 #: Larger objects cannot be sent in one PUT.
 PUT_LIMIT_BYTES = 5 * 2**30
-_OBJECT_LIMIT_BYTES = 5 * 2**40  # the largest that S3 knows
+OBJECT_LIMIT_BYTES = 5 * 2**40  # the largest that S3 knows
 #: So many refusals without a single success: the keys are at fault, and no object.
 _DENIALS = 50
 _TRIED_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: Keys that need no percent-encoding.
 _PLAIN = re.compile(r"[A-Za-z0-9/_.~-]*").fullmatch
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
-_KEYS = "correct the keys of the connection, or their policy on this bucket"
-_REGION = "correct extra.region_name or extra.endpoint_url of the connection"
-#: Answers that concern the whole side, with what to do about each.
+_KEYS = "correct the keys of {origin}, or their policy on this bucket"
+_REGION = "correct extra.region_name or extra.endpoint_url of {origin}"
+_RENEW = "renew the keys and the session token of {origin}, then clear this task"
+#: Answers that concern every request to a bucket, with what to do about each.
 _REMEDIES = {
     "NoSuchBucket": "make the bucket, or correct its name: it is never created from here",
     "InvalidBucketName": "correct the bucket's name",
-    "InvalidAccessKeyId": "correct the access key (login) of the connection",
-    "SignatureDoesNotMatch": "correct the secret key (password) of the connection",
-    "ExpiredToken": "renew the connection's keys and session token, then clear this task",
-    "TokenRefreshRequired": "renew the connection's keys and session token, then clear this task",
-    "InvalidToken": "correct extra.aws_session_token of the connection",
+    "InvalidAccessKeyId": "correct the access key (login) of {origin}",
+    "SignatureDoesNotMatch": "correct the secret key (password) of {origin}",
+    "ExpiredToken": _RENEW,
+    "TokenRefreshRequired": _RENEW,
+    "InvalidToken": "correct extra.aws_session_token of {origin}",
     "AccessDenied": _KEYS,
     "AllAccessDisabled": _KEYS,
     "AccountProblem": _KEYS,
@@ -70,75 +62,6 @@ _REMEDIES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class S3Store:
-    """Where a side lies and with which keys.
-
-    Attributes:
-        endpoint: `http(s)://host[:port]`.
-        prefix: What every key of this side begins with; it is taken as it is, so a folder's ends with `/`.
-        verify: Whether a certificate is checked, or the file of the authorities to trust.
-        virtual_host: The bucket stands in the host's name instead of the path.
-    """
-
-    endpoint: str
-    bucket: str
-    prefix: str = ""
-    access_key: str = field(default="", repr=False)
-    secret_key: str = field(default="", repr=False)
-    region: str = "us-east-1"
-    session_token: str = field(default="", repr=False)
-    verify: bool | str = True
-    virtual_host: bool = False
-
-    def __post_init__(self) -> None:
-        if not _ENDPOINT.fullmatch(self.endpoint):
-            raise PermanentError(
-                "Expected an endpoint of the form http(s)://host[:port], found one with a path, keys, or no scheme.",
-                next_step="correct extra.endpoint_url of the connection",
-            )
-        object.__setattr__(self, "endpoint", self.endpoint.rstrip("/"))
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{self.bucket}/{self.prefix} at {self.endpoint}"
-
-    @classmethod
-    def from_connection(cls, conn_id: str, bucket: str, prefix: str = "") -> S3Store:
-        """What an Airflow connection of type `aws` says.
-
-        Beside what `objects.aws_connection` reads, of extra: region_name, aws_session_token, verify (false, or the file
-        of a CA), config_kwargs.s3.addressing_style.
-
-        Raises:
-            PermanentError: The connection lacks a field.
-        """
-        from include.juicefs_storage.adapters.s3.boto_bucket import aws_connection
-
-        connection, endpoint = aws_connection(conn_id)
-        extra = connection.extra_dejson
-        style = ((extra.get("config_kwargs") or {}).get("s3") or {}).get("addressing_style")
-        verify = extra.get("verify", True)
-        return cls(
-            endpoint=endpoint,
-            bucket=bucket,
-            prefix=prefix,
-            access_key=connection.login or "",
-            secret_key=connection.password or "",
-            region=str(extra.get("region_name") or "us-east-1"),
-            session_token=str(extra.get("aws_session_token") or ""),
-            verify={"false": False, "true": True}.get(str(verify).lower(), str(verify)),
-            virtual_host=style == "virtual",
-        )
-
-    @classmethod
-    def from_storage(cls, config: StorageConfig, prefix: str = "") -> S3Store:
-        """What the setting of a JuiceFS volume says."""
-        endpoint, bucket = config.endpoint_and_bucket
-        return cls(endpoint, bucket, prefix, config.access_key.get_secret_value(), config.secret_key.get_secret_value())
-
-
 class StoreDownError(TransientError):
     """The store answered none of many tries: there is no point in asking for the next object."""
 
@@ -147,16 +70,18 @@ class ObjectError(Exception):
     """One object cannot be treated; the text is for its row in the manifest, without secrets."""
 
 
-class _Hash(Protocol):
-    def update(self, data: Buffer, /) -> None: ...
-    def hexdigest(self) -> str: ...
+class Sink(Protocol):
+    """Takes the bytes of an object: a hash, or a buffer."""
+
+    def update(self, data: Buffer, /) -> None:
+        """Take the next piece."""
 
 
 class S3Client:
     """Requests to one store. Not for several threads at once; connections are kept between requests."""
 
     def __init__(self, store: S3Store, limits: Limits | None = None) -> None:
-        self.store, self.limits = store, limits or Limits()
+        self.store, self.limits = store, limits or store.limits
         host = Host(store.endpoint, verify=store.verify)
         if store.virtual_host:
             host.name, host.header = f"{store.bucket}.{host.name}", f"{store.bucket}.{host.header}"
@@ -170,7 +95,7 @@ class S3Client:
         #: Objects read or written, which shows that the keys may do that.
         self.granted = 0
         #: The last refusal of an object for want of rights.
-        self.denied: PermanentError | None = None
+        self.denied: StorageSwitchError | None = None
         self.denials = 0
         self._corrected_at = -1e9
 
@@ -197,7 +122,7 @@ class S3Client:
         else:
             connection.close()
 
-    def request(  # noqa: PLR0912 - one way through, unrolled: every object passes here twice
+    def request(  # noqa: PLR0912 - one way through, unrolled (over 60 lines): every object passes here twice
         self,
         method: str,
         path: str,
@@ -205,9 +130,10 @@ class S3Client:
         headers: Headers = (),
         parts: list[Buffer] | None = None,
         length: int | None = None,
-        limit_bytes: int = _BODY_LIMIT_BYTES,
+        limit_bytes: int = ANSWER_LIMIT_BYTES,
+        transfer_bytes: int = _ANSWER_BYTES,
     ) -> Steps[Response]:
-        """One request, tried again where that may help. The answer may be a refusal.
+        """Make one request, retried where that may help. The answer may be a refusal.
 
         Args:
             method: GET, PUT, …
@@ -217,11 +143,13 @@ class S3Client:
             parts: The body.
             length: Of the body in bytes; None: there is none.
             limit_bytes: The longest body that is taken for an answer.
+            transfer_bytes: How many bytes the server is given the time to move.
 
         Raises:
             StoreDownError: No try was answered, nor was anyone else's meanwhile.
             ObjectError: This request was not answered well, while others were.
-            PermanentError: The certificate is not trusted, or the clocks differ and go on differing.
+            TooLongError: The body is longer than `limit_bytes`.
+            PermanentError: The certificate is not trusted, or the clocks keep differing.
         """
         tries = Tries(self)
         idle = self.idle
@@ -230,7 +158,7 @@ class S3Client:
             retry_after = None
             try:
                 connection = idle.pop() if idle else (yield from self.host.connect(self.limits))
-                connection.start(self.limits, length or limit_bytes)
+                connection.start(self.limits, transfer_bytes, tries.until)
                 head = self.signer.head(method, path, query, headers, length)
                 if parts:
                     size = len(head) + (length or 0)
@@ -263,6 +191,27 @@ class S3Client:
                 retry_after = response.headers.get("retry-after")
             yield tries.delay(method, problem, retry_after)
 
+    def call(
+        self,
+        method: str,
+        path: str,
+        query: str = "",
+        headers: Headers = (),
+        *,
+        parts: list[Buffer] | None = None,
+        length: int | None = None,
+    ) -> Response:
+        """Make one request in the calling thread. See `request`.
+
+        Raises:
+            TransientError: It was not answered well.
+            PermanentError: The certificate is not trusted, or the clocks keep differing.
+        """
+        try:
+            return drive(self.request(method, path, query, headers, parts, length), self.limits)
+        except (ObjectError, TooLongError) as error:
+            raise TransientError(f"{method} in {self.store.name}: {error}.", next_step="look at the store") from None
+
     def again(self, response: Response) -> bool:
         """Whether the answer may be another one next time. Corrects the clock where that is what was wrong."""
         if response.status < 300:
@@ -292,19 +241,43 @@ class S3Client:
         return True
 
     def problem(self, error: Exception) -> str:
-        """What went wrong with a connection, in a few words.
+        """Describe in a few words what went wrong with a connection.
 
         Raises:
-            PermanentError: The certificate is not trusted.
+            PermanentError: The certificate is not trusted, or the server does not speak TLS.
         """
         if type(error).__name__ == "SSLCertVerificationError":
             raise PermanentError(
-                f"{self.store.endpoint}: its certificate is not trusted ({getattr(error, 'verify_message', '')}).",
-                next_step="set extra.verify of the connection to the file of its CA",
+                f"{self.store.name}: its certificate is not trusted ({getattr(error, 'verify_message', '')}).",
+                next_step=f"set extra.verify of {self.store.origin} to the file of its CA, or trust that CA on the "
+                "Airflow workers. A setting has no extra.verify: give the run a connection for that store",
+            ) from None
+        if getattr(error, "reason", "") in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}:
+            raise PermanentError(
+                f"{self.store.name}: expected a server that speaks TLS, found one that does not.",
+                next_step=f"correct the scheme or the port in the endpoint of {self.store.origin}",
             ) from None
         if isinstance(error, TimeoutError):
             return "no answer in time"
         return str(error) if isinstance(error, HttpError) else f"{type(error).__name__}: {error}"
+
+    def expect_s3(self, action: str, headers: Mapping[str, str]) -> None:
+        """Refuse a 200 that no S3 store gives: a login page, a console, a proxy that answers everything.
+
+        Raises:
+            TransientError: Neither an ETag nor any header of Amazon's names is there.
+        """
+        if "etag" not in headers and not any(name.startswith("x-amz-") for name in headers):
+            raise self.not_s3(action, headers)
+
+    def not_s3(self, action: str, headers: Mapping[str, str], why: str = "") -> TransientError:
+        """Say what was found where an answer of S3 was expected."""
+        kind, server = (_shown(headers.get(name, "")) for name in ("content-type", "server"))
+        found = f"status 200 of type {kind or '(none)'} from server {server or '(unnamed)'}{f': {why}' if why else ''}"
+        return TransientError(
+            f"{action} in {self.store.name}: expected an answer of an S3 store, found {found}.",
+            next_step=f"check that the endpoint of {self.store.origin} is the store's S3 port, and any proxy before it",
+        )
 
     def refuse(self, action: str, response: Response) -> ObjectError:
         """What a refusal of one object means.
@@ -324,16 +297,20 @@ class S3Client:
             raise error
         return ObjectError(f"{action}: {found}")
 
-    def refused(self, action: str, response: Response) -> PermanentError:
-        """What is wrong with the whole side, and what to do about it."""
+    def refused(self, action: str, response: Response) -> StorageSwitchError:
+        """Say what is wrong with the whole store, and what to do about it. Transient where the store itself failed."""
         code, status = error_code(response), response.status
         found = f"status {status} {code}".rstrip()
-        step = _REMEDIES.get(code) or (_KEYS if status in (401, 403) else "look at the store, and at the connection")
+        step = _REMEDIES.get(code) or (_KEYS if status in (401, 403) else "look at the store, and at {origin}")
         if 300 <= status < 400 or code in {"PermanentRedirect", "AuthorizationHeaderMalformed"}:
             step = _REGION
             region = response.headers.get("x-amz-bucket-region")
             found += f", asked in region {self.store.region}" + (f"; the bucket is in {region}" if region else "")
-        return PermanentError(f"{action} in {self.store.name}: the store answered {found}.", next_step=step)
+        kind = TransientError if status >= 500 or status == 409 else PermanentError
+        return kind(
+            f"{action} in {self.store.name}: the store answered {found}.",
+            next_step=step.format(origin=self.store.origin),
+        )
 
     def copy_source(self, key: str) -> str:
         """A key as CopyObject names its source."""
@@ -341,13 +318,24 @@ class S3Client:
 
 
 class Tries:
-    """Counts the tries of one request, and gives up after the last."""
+    """Counts the tries of one call, and ends it after the last or when its time is up.
 
-    def __init__(self, client: S3Client) -> None:
+    Attributes:
+        made: How many tries have failed.
+        until: When the call must have ended, by `time.monotonic`.
+    """
+
+    def __init__(self, client: S3Client, transfer_bytes: int = 0) -> None:
         self._client, self._answers, self.made = client, client.answers, 0
+        self.until = time.monotonic() + client.limits.total_s + transfer_bytes / SLOWEST_BYTES_S
 
     def delay(self, action: str, problem: str, retry_after: str | None = None) -> float:
         """Seconds to wait before the next try: doubled each time, with jitter, at least what the store asks for.
+
+        Args:
+            action: What was tried, for messages.
+            problem: How it failed.
+            retry_after: The header of that name.
 
         Raises:
             StoreDownError: It was the last, and the store answered nothing else meanwhile.
@@ -355,24 +343,29 @@ class Tries:
         """
         limits = self._client.limits
         self.made += 1
-        if self.made >= limits.tries:
-            found = f"{action}: {problem} ({self.made} tries)"
-            if self._client.answers == self._answers:
-                raise StoreDownError(
-                    f"{self._client.store.name}: expected an answer, found none to {found}.",
-                    state="what was copied so far is in the manifest",
-                    next_step="look at the store; then clear this task: it goes on where it stopped",
-                )
-            raise ObjectError(found)
         delay_s: float = limits.first_delay_s * 2.0 ** (self.made - 1) * random.uniform(0.5, 1)  # noqa: S311 - jitter
         if retry_after and retry_after.isdigit():
             delay_s = max(delay_s, float(retry_after))
-        return min(delay_s, limits.max_delay_s)
+        delay_s = min(delay_s, limits.max_delay_s)
+        if self.made < limits.tries and time.monotonic() + delay_s < self.until:
+            return delay_s
+        found = f"{action}: {problem} ({self.made} {'try' if self.made == 1 else 'tries'})"
+        if self._client.answers == self._answers:
+            raise StoreDownError(
+                f"{self._client.store.name}: expected an answer, found none to {found}.",
+                next_step="check that the store serves and that the Airflow workers reach it; then clear this task",
+            )
+        raise ObjectError(found)
+
+
+def _shown(text: str) -> str:
+    """A header's value as a message may quote it."""
+    return "".join(character for character in text[:80] if character.isprintable())
 
 
 def error_code(response: Response) -> str:
     """The S3 error code in a body, or an empty text."""
-    code = _CODE.search(response.body[:_BODY_LIMIT_BYTES]) if response.size else None
+    code = _CODE.search(response.body) if response.size else None
     return code[1].decode() if code else ""
 
 
@@ -381,126 +374,26 @@ def is_md5(etag: str) -> bool:
     return len(etag) == 32 and "-" not in etag
 
 
-class S3Side:
-    """`model.Side` on one store. Iterators may be used by several threads, each by one at a time."""
-
-    def __init__(self, store: S3Store, limits: Limits | None = None) -> None:
-        self.store, self.limits = store, limits or Limits()
-        self.name = store.name
-
-    def _request(self, client: S3Client, method: str, path: str, query: str = "") -> Response:
-        try:
-            return drive(client.request(method, path, query), self.limits)
-        except ObjectError as error:
-            raise TransientError(f"{self.name}: {error}.", next_step="look at the store") from None
-
-    def check(self) -> None:
-        """HEAD the bucket and list one key."""
-        client = S3Client(self.store, self.limits)
-        try:
-            head = self._request(client, "HEAD", client.bucket_path)
-            if head.status == 404:
-                raise PermanentError(
-                    f"{self.name}: expected a bucket, found none.", next_step=_REMEDIES["NoSuchBucket"]
-                )
-        finally:
-            client.close()
-        # A HEAD has no body to say why it is refused: a LIST has.
-        self.first_after("")
-
-    def first_after(self, key: str) -> str | None:
-        """The first key after this one: one LIST of one key."""
-        for page in self._list(KeyRange(after=key or None), max_keys=1):
-            for found in page.keys:
-                return found
-        return None
-
-    def pages(self, keys: KeyRange) -> Iterator[Page]:
-        """List a range in order, page by page."""
-        return self._list(keys)
-
-    def _list(self, keys: KeyRange, max_keys: int = 1000) -> Iterator[Page]:
-        """Pages of one range; each is checked to go on, in order, where the last one ended."""
-        client = S3Client(self.store, self.limits)
-        prefix, last, until = self.store.prefix, keys.after, keys.until
-        start = f"&start-after={encoded(prefix + last)}" if last is not None else ""
-        token: str | None = None
-        try:
-            while True:
-                more = f"&continuation-token={encoded(token)}" if token is not None else ""
-                query = (
-                    f"{more[1:] + '&' if more else ''}encoding-type=url&list-type=2&max-keys={max_keys}"
-                    f"&prefix={encoded(prefix)}{start}"
-                )
-                response = self._request(client, "GET", client.bucket_path, query)
-                if response.status != 200:
-                    raise client.refused("LIST", response)
-                listing = parse_listing(response.body, prefix)
-                page = listing.page
-                if page.keys:
-                    if (last is not None and page.keys[0] <= last) or not _ascending(page.keys):
-                        raise PermanentError(
-                            f"{self.name}: expected keys in order (UTF-8 bytes), found a page of the listing out of it "
-                            f"after {last!r}.",
-                            next_step="this store cannot be copied by ranges: use engine=mc",
-                        )
-                    last = page.keys[-1]
-                    if until is not None and last >= until:
-                        cut = bisect_right(page.keys, until)
-                        page = Page(page.keys[:cut], page.sizes[:cut], page.etags[:cut])
-                        if page.keys:
-                            yield page
-                        return
-                    yield page
-                if listing.token is None:
-                    return
-                if listing.token == token:
-                    raise TransientError(f"{self.name}: a listing does not go on.", next_step="look at the store")
-                token = listing.token
-        finally:
-            client.close()
-
-    def prefixes(self, below: str) -> Iterator[str]:
-        """The common prefixes below a prefix that ends with `/` or is empty."""
-        client = S3Client(self.store, self.limits)
-        prefix, token = self.store.prefix, ""
-        try:
-            while True:
-                more = f"continuation-token={encoded(token)}&" if token else ""
-                query = (
-                    f"{more}delimiter=%2F&encoding-type=url&list-type=2&max-keys=1000&prefix={encoded(prefix + below)}"
-                )
-                response = self._request(client, "GET", client.bucket_path, query)
-                if response.status != 200:
-                    raise client.refused("LIST", response)
-                listing = parse_listing(response.body, prefix)
-                yield from listing.prefixes
-                if listing.token is None:
-                    return
-                token = listing.token
-        finally:
-            client.close()
-
-    def md5(self, key: str) -> str | None:
-        """Read one object and hash it."""
-        client = S3Client(self.store, self.limits)
-        try:
-            return drive(digest(client, key, _md5), self.limits)
-        except ObjectError as error:
-            raise TransientError(f"{self.name}: {error}.", next_step="look at the store") from None
-        finally:
-            client.close()
+def encoded(text: str) -> str:
+    """Percent-encode a value of a query."""
+    return quote(text, safe="~")
 
 
-def _md5() -> _Hash:
-    return hashlib.md5(usedforsecurity=False)
+R = TypeVar("R", bound=Sink)
 
 
-def digest(client: S3Client, key: str, make: Callable[[], _Hash]) -> Steps[str | None]:
-    """Read an object piece by piece and hash it; None where there is none.
+def stream(client: S3Client, key: str, make: Callable[[], R], limit_bytes: int = OBJECT_LIMIT_BYTES) -> Steps[R | None]:
+    """Read an object piece by piece; None where there is none.
+
+    Args:
+        client: Of the store.
+        key: Relative to the store's prefix.
+        make: What takes the bytes; each try begins with a new one.
+        limit_bytes: Of a longer object nothing is read.
 
     Raises:
         ObjectError, StoreDownError: It cannot be read.
+        TooLongError: It is longer than `limit_bytes`.
         PermanentError: The keys, the bucket or the certificate are wrong.
     """
     tries = Tries(client)
@@ -509,27 +402,26 @@ def digest(client: S3Client, key: str, make: Callable[[], _Hash]) -> Steps[str |
         retry_after = None
         try:
             connection = yield from client.connection()
-            connection.start(client.limits, _OBJECT_LIMIT_BYTES)
+            connection.start(client.limits, 0, tries.until)
             head = client.signer.head("GET", client.path(key))
             yield from connection.send([head], len(head))
             answer = yield from connection.receive_head("GET")
             if answer.status == 200:
-                hashed = make()
-                while parts := (yield from connection.receive()):
-                    for part in parts:
-                        hashed.update(part)
+                sink = yield from _received(client, connection, answer, make(), limit_bytes, tries)
                 client.release(connection)
                 connection = None
                 client.answers += 1
                 client.granted += 1
-                return hashed.hexdigest()
-            refused = yield from connection.receive_body(answer, _BODY_LIMIT_BYTES)
+                return sink
+            refused = yield from connection.receive_body(answer, ANSWER_LIMIT_BYTES)
             if not client.again(refused):
                 client.answers += 1
                 if answer.status == 404 and error_code(refused) != "NoSuchBucket":
                     return None
                 raise client.refuse("GET", refused)
             problem, retry_after = f"status {answer.status}", answer.headers.get("retry-after")
+        except TooLongError:
+            raise
         except (OSError, HttpError) as error:
             if connection is not None and connection.stale(error):
                 continue
@@ -540,186 +432,23 @@ def digest(client: S3Client, key: str, make: Callable[[], _Hash]) -> Steps[str |
         yield tries.delay("GET", problem, retry_after)
 
 
-def encoded(text: str) -> str:
-    """A value as it stands in a query."""
-    return quote(text, safe="~")
-
-
-def _ascending(keys: list[str]) -> bool:
-    return all(map(operator.lt, keys, islice(keys, 1, None)))
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """One answer to ListObjectsV2; keys and prefixes relative to the side's prefix; no token: it is the last."""
-
-    page: Page
-    prefixes: list[str]
-    token: str | None
-
-
-_ELEMENT = re.compile(r"<(?:(Owner)>.*?</Owner|([A-Za-z0-9]+)>([^<]*)</\2)>")
-_QUOTED = re.compile('(&quot;|&#34;|"|)')
-_QUOTE = '(?:&quot;|&#34;|")?'
-_WANTED = {"Key": "([^<&]*+)", "ETag": f'{_QUOTE}([^<"&]*+){_QUOTE}', "Size": "([0-9]{1,18}+)"}
-_VARYING = {"Key", "Size", "Owner"}
-_TRUNCATED = re.compile("<IsTruncated>(true|false)</IsTruncated>")
-_TOKEN = re.compile("<NextContinuationToken>([^<&]+)</NextContinuationToken>")
-
-
-def parse_listing(body: bytes, prefix: str) -> Listing:
-    """Read an answer to ListObjectsV2.
-
-    Raises:
-        TransientError: It is not a listing, is cut short, or shows a key without the prefix.
-    """
-    try:
-        text = body.decode()
-        listing = _parse_uniform(text, prefix) or _parse_any(text, prefix)
-    except (ValueError, HttpError) as error:
-        raise TransientError(
-            f"Expected an answer to ListObjectsV2, found none ({error}).", next_step="look at the store"
-        ) from None
-    return listing
-
-
-def _parse_uniform(text: str, prefix: str) -> Listing | None:
-    """The usual form: every object has the same elements in the same order, keys are URL-encoded. Else None.
-
-    A regular expression made from the first object has to match all of them; this is 20 times as fast as a parser.
-    """
-    start, end = text.find("<Contents>"), text.rfind("</Contents>") + len("</Contents>")
-    if start < 0 or end < start:
-        return None
-    first = text[start + len("<Contents>") : text.index("</Contents>")]
-    elements = list(_ELEMENT.finditer(first))
-    names = tuple(match[1] or match[2] for match in elements)
-    around, objects = text[:start] + text[end:], text[start:end]
-    truncated = _TRUNCATED.findall(around)
-    tokens = _TOKEN.findall(around)
-    if (
-        not names
-        or len(truncated) != 1
-        or "<EncodingType>url</EncodingType>" not in around
-        or "<CommonPrefixes>" in around
-        or "<!" in around
-        or not around.rstrip().endswith("</ListBucketResult>")
-        or len(tokens) != (truncated[0] == "true")
-        or not {"Key", "ETag", "Size"} <= set(names)
-        or len(set(names)) != len(names)
-    ):
-        return None
-    number = objects.count("<Contents>")
-    # Dates, ETags and storage classes are mostly of one length: they are passed over faster.
-    rows = _objects_like(names, tuple(match[3] or "" for match in elements)).findall(objects)
-    if len(rows) != number and len(rows := _objects_like(names).findall(objects)) != number:
-        return None
-    columns = dict(zip([name for name in names if name in _WANTED], zip(*rows, strict=True), strict=True))
-    # A slash is the one encoded character of plain keys, and a literal "%2F" would be "%252F".
-    text = "<".join(columns["Key"]).replace("%2F", "/")
-    keys = text.split("<")
-    if "%" in text or "+" in text:
-        keys = [unquote_plus(key, errors="strict") if "%" in key or "+" in key else key for key in keys]
-    return Listing(
-        Page(_relative(keys, prefix), list(map(int, columns["Size"])), list(columns["ETag"])),
-        [],
-        tokens[0] if tokens else None,
-    )
-
-
-def _objects_like(names: tuple[str, ...], values: tuple[str, ...] = ()) -> re.Pattern[str]:
-    """Matches one object with these elements; of those that may be of any length, as long as these values.
-
-    Groups: those of `_WANTED`, in the order they stand in.
-    """
-    named = zip(names, values, strict=False)
-    forms = ((0, "") if name in _VARYING else (len(value), _QUOTED.findall(value)[0]) for name, value in named)
-    return _pattern(names, tuple(forms))
-
-
-@lru_cache(maxsize=64)
-def _pattern(names: tuple[str, ...], forms: tuple[tuple[int, str], ...]) -> re.Pattern[str]:
-    inner = ""
-    for name, form in zip_longest(names, forms):
-        value = _WANTED.get(name, "[^<]*+")
-        if name == "Owner":
-            value = "(?:<[A-Za-z]+>[^<]*+</[A-Za-z]+>)*+"
-        elif form and name == "ETag":
-            value = f"{form[1]}(.{{{form[0] - 2 * len(form[1])}}}){form[1]}"
-        elif form and name not in _WANTED:
-            value = f".{{{form[0]}}}"
-        inner += f"<{name}>{value}</{name}>"
-    return re.compile(f"<Contents>{inner}</Contents>")
-
-
-def _relative(keys: list[str], prefix: str) -> list[str]:
-    # Between two keys that begin with the prefix, in order (which the caller checks), there are only such keys.
-    if keys and prefix:
-        if not (keys[0].startswith(prefix) and keys[-1].startswith(prefix)):
-            raise ValueError("a key without the prefix that was asked for")
-        cut = len(prefix)
-        return [key[cut:] for key in keys]
-    return keys
-
-
-def _parse_any(text: str, prefix: str) -> Listing:
-    """Any well-formed answer. Entities and document types are refused."""
-    from xml.parsers import expat
-
-    path: list[str] = []
-    found: dict[str, str] = {}
-    current: dict[str, str] = {}
-    objects: list[dict[str, str]] = []
-    prefixes: list[str] = []
-    words: list[str] = []
-
-    def refuse(*_: object) -> None:
-        raise ValueError("a document type in a listing")
-
-    def begin(name: str, _: object) -> None:
-        path.append(name)
-        words.clear()
-        if path[1:] == ["Contents"]:
-            current.clear()
-
-    def finish(name: str) -> None:
-        match path[1:]:
-            case ["Contents"]:
-                objects.append(dict(current))
-            case ["Contents", _]:
-                current[name] = "".join(words)
-            case ["CommonPrefixes", "Prefix"]:
-                prefixes.append("".join(words))
-            case [_]:
-                found[name] = "".join(words)
-        words.clear()
-        path.pop()
-
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = begin, finish, words.append
-    try:
-        parser.Parse(text.encode(), True)
-    except expat.ExpatError as error:
-        raise ValueError(f"not XML: {error}") from None
-    truncated, token = found.get("IsTruncated"), found.get("NextContinuationToken")
-    if truncated not in ("true", "false"):
-        raise ValueError("no IsTruncated")
-    if truncated == "true" and not token:
-        raise ValueError("more follows, but it does not say from where")
-
-    def key_of(text: str) -> str:
-        return unquote_plus(text, errors="strict") if found.get("EncodingType") == "url" else text
-
-    try:
-        page = Page(
-            _relative([key_of(item["Key"]) for item in objects], prefix),
-            [int(item["Size"]) for item in objects],
-            [item.get("ETag", "").strip('"') for item in objects],
-        )
-    except KeyError as error:
-        raise ValueError(f"an object without {error}") from None
-    below = [key_of(text) for text in prefixes]
-    if not all(item.startswith(prefix) for item in below):
-        raise ValueError("a common prefix without the prefix that was asked for")
-    return Listing(page, [item[len(prefix) :] for item in below], token if truncated == "true" else None)
+def _received(
+    client: S3Client, connection: Connection, answer: Head, sink: R, limit_bytes: int, tries: Tries
+) -> Steps[R]:
+    """Hand an object's body over as it comes in."""
+    client.expect_s3("GET", answer.headers)
+    if answer.length > limit_bytes:
+        raise TooLongError(f"an object of {answer.length} bytes where at most {limit_bytes} were expected")
+    # A body that does not say how long it is may have no end.
+    left = limit_bytes if answer.length >= 0 else min(limit_bytes, PUT_LIMIT_BYTES)
+    while parts := (yield from connection.receive()):
+        for part in parts:
+            sink.update(part)
+        moved = sum(map(len, parts))
+        left -= moved
+        if left < 0:
+            raise TooLongError(f"an object of more than {limit_bytes} bytes")
+        # Time for what is still to come: whatever moves fast enough is never cut off.
+        connection.deadline += moved / SLOWEST_BYTES_S
+        tries.until += moved / SLOWEST_BYTES_S
+    return sink

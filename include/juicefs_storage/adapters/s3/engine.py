@@ -25,30 +25,25 @@ from include.juicefs_storage.adapters.s3.client import (
     ObjectError,
     S3Client,
     Tries,
-    digest,
     encoded,
     error_code,
     is_md5,
-)
-from include.juicefs_storage.adapters.s3.http import (
-    CHUNKED,
-    Connection,
-    HttpError,
-    Limits,
-    Response,
-    StoppedError,
-    TooLongError,
-    drive,
+    stream,
 )
 from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
+from include.juicefs_storage.adapters.s3.wire.connection import Connection
+from include.juicefs_storage.adapters.s3.wire.drive import StoppedError, drive
+from include.juicefs_storage.adapters.s3.wire.limits import Limits
+from include.juicefs_storage.adapters.s3.wire.message import CHUNKED, HttpError, Response, TooLongError
 from include.juicefs_storage.objects.model import Compared, Comparison, Copied, Engine, Listed, ObjectOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from include.juicefs_storage.adapters.s3.client import S3Store
-    from include.juicefs_storage.adapters.s3.http import Buffer, Head, Steps
     from include.juicefs_storage.adapters.s3.signing import Headers
+    from include.juicefs_storage.adapters.s3.store import S3Store
+    from include.juicefs_storage.adapters.s3.wire.limits import Steps
+    from include.juicefs_storage.adapters.s3.wire.message import Buffer, Head
 
 SMALL_BYTES = 2**20
 #: A store copies larger objects for so long before it answers that they are better sent.
@@ -170,7 +165,7 @@ class NativeEngine(Engine):
         put_limit_bytes: int = PUT_LIMIT_BYTES,
         part_bytes: int = _PART_BYTES,
     ) -> None:
-        self._stores, self._concurrency, self._limits = (source, target), concurrency, limits or Limits()
+        self._stores, self._concurrency, self._limits = (source, target), concurrency, limits or target.limits
         self._put_limit_bytes, self._part_bytes = put_limit_bytes, part_bytes
         self._bandwidth = _Bandwidth(bandwidth_bytes_s)
         self._loop = _Loop(self._limits)
@@ -369,11 +364,11 @@ class NativeEngine(Engine):
         if md5 and md5 == written:
             return Copied(ObjectOutcome.COPIED, written, Comparison.CONTENT, content)
         if not content:
-            read = yield from digest(worker.source, item[0], _xxh3)
+            read = yield from _digest(worker.source, item)
             if read is None:
                 raise _EndedError(ObjectOutcome.VANISHED)
             content = read
-        if (yield from digest(worker.target, item[0], _xxh3)) == content:
+        if (yield from _digest(worker.target, item)) == content:
             return Copied(ObjectOutcome.COPIED, written, Comparison.CONTENT, content)
         return Copied(ObjectOutcome.FAILED, written, Comparison.CONTENT, detail="read back, it is not what was sent")
 
@@ -386,7 +381,7 @@ class NativeEngine(Engine):
             headers += (("x-amz-copy-source-if-match", f'"{etag}"'),)
         if self._create_only and not overwrite:
             headers += _CREATE_ONLY
-        answer = yield from target.request("PUT", target.path(key), "", headers, None, 0)
+        answer = yield from target.request("PUT", target.path(key), "", headers, None, 0, transfer_bytes=16 * 2**20)
         code = error_code(answer)
         if answer.status == 404 and code == "NoSuchKey":
             raise _EndedError(ObjectOutcome.VANISHED)
@@ -459,14 +454,14 @@ class NativeEngine(Engine):
             _EndedError: VANISHED, CHANGED.
         """
         key, source, target = item[0], worker.source, worker.target
-        reading, writing = Tries(source), Tries(target)
+        reading, writing = Tries(source, size), Tries(target, size)
         while True:
             get = put = retry_after = None
             tries, action = writing, "PUT"
             try:
-                get, answer = yield from self._ask(source, item, get_headers, size)
+                get, answer = yield from self._ask(source, item, get_headers, size, reading.until)
                 put = yield from target.connection()
-                put.start(self._limits, size)
+                put.start(self._limits, size, writing.until)
                 query, headers = put_request(answer)
                 head = target.signer.head("PUT", target.path(key), query, headers, size)
                 yield from put.send([head], len(head))
@@ -499,7 +494,9 @@ class NativeEngine(Engine):
                         connection.close()
             yield tries.delay(action, problem, retry_after)
 
-    def _ask(self, source: S3Client, item: Listed, headers: Headers, size: int) -> Steps[tuple[Connection, Head]]:
+    def _ask(
+        self, source: S3Client, item: Listed, headers: Headers, size: int, until: float
+    ) -> Steps[tuple[Connection, Head]]:
         """GET an object, or a part of it, up to where its body begins.
 
         Raises:
@@ -510,7 +507,7 @@ class NativeEngine(Engine):
             get = None
             try:
                 get = yield from source.connection()
-                get.start(self._limits, size)
+                get.start(self._limits, size, until)
                 head = source.signer.head("GET", source.path(item[0]), headers=headers)
                 yield from get.send([head], len(head))
                 answer = yield from get.receive_head("GET")
@@ -587,6 +584,9 @@ class NativeEngine(Engine):
                 except (OSError, HttpError) as error:
                     raise _ReadError(error) from None
                 left -= waiting
+                # A sender that drips never lets the system call time out.
+                if monotonic() > get.deadline:
+                    raise _ReadError(TimeoutError("no answer in time"))
                 if self._bandwidth.limited:
                     yield from self._held_back(waiting, get, put)
                 more = os.SPLICE_F_MORE if left else 0
@@ -702,13 +702,22 @@ class NativeEngine(Engine):
     def _compare(self, worker: _Worker, item: Listed, *, in_memory: bool) -> Steps[Compared]:
         if in_memory and (delay_s := self._bandwidth.delay(item[1])):
             yield delay_s
-        source = yield from digest(worker.source, item[0], _xxh3)
+        source = yield from _digest(worker.source, item)
         if source is None:
             return Compared(ObjectOutcome.VANISHED)
-        target = yield from digest(worker.target, item[0], _xxh3)
+        target = yield from _digest(worker.target, item)
         if target is None:
             return Compared(ObjectOutcome.MISSING, source)
         return Compared(ObjectOutcome.SAME if source == target else ObjectOutcome.DIFFERENT, source)
+
+
+def _digest(client: S3Client, item: Listed) -> Steps[str | None]:
+    """xxh3-64 of one object; of one that is longer than listed, no more than that it differs."""
+    try:
+        hashed = yield from stream(client, item[0], _xxh3, item[1])
+    except TooLongError:
+        return f"longer than {item[1]} bytes"
+    return None if hashed is None else hashed.hexdigest()
 
 
 class _Loop:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
     from obstore.store import S3Store as ObstoreStore
 
-    from include.juicefs_storage.adapters.s3.client import S3Store
+    from include.juicefs_storage.adapters.s3.store import S3Store
 
 _CHUNK_BYTES = 8 * 2**20
 

@@ -14,6 +14,8 @@ from typing import TypeAlias
 
 #: Extra headers: names in lower case, values as they go over the wire (Latin-1).
 Headers: TypeAlias = tuple[tuple[str, str], ...]
+#: SHA-256 of the body in hex; among the extra headers of a request it takes the place of UNSIGNED-PAYLOAD.
+PAYLOAD_HEADER = "x-amz-content-sha256"
 _PAYLOAD = "UNSIGNED-PAYLOAD"
 
 
@@ -47,8 +49,8 @@ class Signer:
         second = int(time.time() + self.skew_s)
         if second != self._second:
             self._tick(second)
-        before, after, names, wire = self._block(headers)
-        request = f"{method}\n{path}\n{query}\n{before}{self._date}{after}\n\n{names}\n{_PAYLOAD}"
+        before, after, names, wire, payload = self._block(headers)
+        request = f"{method}\n{path}\n{query}\n{before}{self._date}{after}\n\n{names}\n{payload}"
         digest = sha256(request.encode("latin-1")).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{self._date}\n{self._scope}\n{digest}"
         inner, outer = self._inner.copy(), self._outer.copy()
@@ -76,9 +78,11 @@ class Signer:
             block = key.ljust(sha256().block_size, b"\0")
             self._inner, self._outer = (sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))
 
-    def _make_block(self, headers: Headers) -> tuple[str, str, str, str]:
-        """The canonical headers before and after the date, the names signed, and the constant part of the head."""
-        constant = [("host", self._host), ("x-amz-content-sha256", _PAYLOAD), *headers]
+    def _make_block(self, headers: Headers) -> tuple[str, str, str, str, str]:
+        """The canonical headers before and after the date, the names signed, the constant part, the payload's hash."""
+        payload = dict(headers).get(PAYLOAD_HEADER, _PAYLOAD)
+        constant = [("host", self._host), (PAYLOAD_HEADER, payload)]
+        constant += [header for header in headers if header[0] != PAYLOAD_HEADER]
         if self._token:
             constant.append(("x-amz-security-token", self._token))
         wire = "".join(f"{name}: {value}\r\n" for name, value in constant)
@@ -87,4 +91,4 @@ class Signer:
         )
         lines = "\n".join(f"{name}:{value}" for name, value in signed)
         before, _, after = lines.partition("x-amz-date:")
-        return f"{before}x-amz-date:", after, ";".join(name for name, _ in signed), wire
+        return f"{before}x-amz-date:", after, ";".join(name for name, _ in signed), wire, payload

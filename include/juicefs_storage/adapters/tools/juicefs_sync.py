@@ -27,7 +27,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters.s3.client import S3Store
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.tools import program
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.objects.model import Compare, KeyRange, Mirrored

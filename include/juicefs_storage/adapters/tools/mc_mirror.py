@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from include.juicefs_storage.adapters.s3.client import S3Side, S3Store
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.tools import program
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.objects.model import Compare, KeyRange, Mirrored, below
@@ -197,7 +198,7 @@ def _refuse_keys(store: S3Store, keys: KeyRange, prefix: str) -> None:
     Raises:
         PermanentError: There is one.
     """
-    for page in S3Side(store).pages(keys):
+    for page in S3Bucket(store).pages(keys):
         for key in page.keys:
             if key.startswith("/", len(prefix)) or not unicodedata.is_normalized("NFC", key):
                 raise PermanentError(

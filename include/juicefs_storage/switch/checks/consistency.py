@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from include.juicefs_storage.ports import MetadataStore, ObjectStore
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.switch.params import Consistency
 from include.juicefs_storage.volume.difference import (
@@ -28,8 +29,8 @@ _HOW = {
 
 
 def check_consistency(
-    source: ObjectStore,
-    target: ObjectStore,
+    source: Bucket,
+    target: Bucket,
     setting: Setting,
     metadata: MetadataStore,
     *,

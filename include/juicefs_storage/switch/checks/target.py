@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import StorageSwitchError
-from include.juicefs_storage.ports import Cluster, ObjectStore
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.ports import Cluster
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR
 from include.juicefs_storage.volume.mount_pods import MOUNT_CONTAINER, MountPod
@@ -19,9 +20,7 @@ UUID_OBJECT = "juicefs_uuid"
 _PARALLEL_PODS = 8
 
 
-def check_target(
-    store: ObjectStore, setting: Setting, target: StorageConfig, *, probe_key: str | None
-) -> list[Finding]:
+def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, probe_key: str | None) -> list[Finding]:
     """The new bucket exists, can be used with its keys, and belongs to this volume.
 
     Args:
@@ -33,7 +32,7 @@ def check_target(
     check, findings = "target", []
     try:
         target.endpoint_and_bucket  # noqa: B018  raises where JuiceFS would read another bucket from the URL
-        store.check_bucket()
+        store.check(f"{setting.name}/")
         if probe_key:
             store.probe(probe_key)
         content = store.read(f"{setting.name}/{UUID_OBJECT}")

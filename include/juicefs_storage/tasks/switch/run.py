@@ -112,13 +112,13 @@ class SwitchRun:
             fail_fast: Give up on a store within seconds, for a caller that tries again.
         """
         from include.juicefs_storage.adapters.s3.engine import NativeEngine
-        from include.juicefs_storage.adapters.s3.http import Limits
+        from include.juicefs_storage.adapters.s3.wire.limits import Limits
 
         from_store, to_store = (
-            self.runtime.source_side(location.config) if location is self.old else self.runtime.target_side()
+            (self.runtime.source_store(location.config) if location is self.old else self.runtime.target_store).store
             for location in (source, target)
         )
-        limits = Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1) if fail_fast else Limits()
+        limits = Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1, total_s=60) if fail_fast else Limits()
         return NativeEngine(from_store, to_store, limits=limits)
 
     @cached_property

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from airflow.sdk.exceptions import AirflowRescheduleException
 
-from include.juicefs_storage.ports import ObjectStore
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.switch.lease import VolumeLease
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.runtime import Runtime
@@ -37,7 +37,7 @@ def test_the_late_proof_waits_only_where_a_task_has_proven_the_clients(
 
     monkeypatch.setattr(proofs, "find_missing", find_missing)
     monkeypatch.setattr(proofs, "require_blocks", lambda run, location, difference: {"blocks": 0})
-    location = Location(OLD, cast("ObjectStore", FakeStore()))
+    location = Location(OLD, cast("Bucket", FakeStore()))
     with pytest.raises(AirflowRescheduleException) if moved else nullcontext():
         copies.catch_up_late(run, location, location, moved_by=("prove_clients_on_old", "settle_again"))
     assert bool(looked) is not bool(moved)

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
-from include.juicefs_storage.ports import ObjectStore
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch import write_fence
@@ -21,7 +21,7 @@ from tests.support.fakes import NEW, OLD, FakeStore, FakeWriteFence, backup
 def run() -> SwitchRun:
     made = SwitchRun(cast("Runtime", SimpleNamespace(cluster=None)))
     made.backup = backup("myjfs.run", datetime(2026, 1, 1, tzinfo=UTC))
-    made.new = Location(NEW, cast("ObjectStore", FakeStore()))
+    made.new = Location(NEW, cast("Bucket", FakeStore()))
     made.write_fence = FakeWriteFence(raised=True)
     return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from include.juicefs_storage.adapters.s3.compressed_blocks import CODECS, holds
+from include.juicefs_storage.adapters.compressed_blocks import CODECS, holds
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])

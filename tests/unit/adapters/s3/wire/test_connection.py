@@ -1,4 +1,4 @@
-"""The HTTP client of the copy: answers in any pieces, of any kind, against Python's own client."""
+"""Answers in any pieces, of any kind, against Python's own client."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ import http.client
 import io
 import itertools
 import socket
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.juicefs_storage.adapters.s3 import http as http_module
-from include.juicefs_storage.adapters.s3.http import (
-    ChunkDecoder,
-    Connection,
-    HttpError,
-    Limits,
-    Response,
-    TooLongError,
-    drive,
-    parse_head,
-)
+from include.juicefs_storage.adapters.s3.wire.connection import Connection
+from include.juicefs_storage.adapters.s3.wire.drive import drive
+from include.juicefs_storage.adapters.s3.wire.limits import Limits, Steps
+from include.juicefs_storage.adapters.s3.wire.message import ChunkDecoder, HttpError, Response, TooLongError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +33,7 @@ def received(pieces: Sequence[bytes], method: str = "GET") -> Response:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     connection = Connection(ours)
-    steps = connection.receive_all(method, LIMIT)
+    steps: Steps[Response] = connection.receive_all(method, LIMIT)
     queue = [piece for piece in pieces if piece]
     with ours, theirs:
         try:
@@ -49,7 +44,8 @@ def received(pieces: Sequence[bytes], method: str = "GET") -> Response:
                 else:
                     theirs.shutdown(socket.SHUT_WR)
         except StopIteration as end:
-            return end.value
+            response: Response = end.value
+            return response
 
 
 class _Socket(io.BytesIO):
@@ -178,77 +174,6 @@ def test_chunks_in_any_pieces(body: bytes, sizes: list[int], edges: list[int]) -
     assert decoder.done
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"",
-        b"HTTP/2 200 OK",
-        b"HTTP/1.1 20 OK",
-        b"ICY 200 OK",
-        b"HTTP/1.1 200 OK\r\n folded: header",
-        b"HTTP/1.1 200 OK\r\nname : value",
-        b"HTTP/1.1 200 OK\r\nETag",
-        b"HTTP/1.1 200 OK\r\na: b\nc: d",
-        b"HTTP/1.1 200 OK\r\na: b\rc: d",
-        b"HTTP/1.1 200 OK\r\na: \0",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2",
-        b"HTTP/1.1 200 OK\r\nContent-Length: -1",
-        b"HTTP/1.1 200 OK\r\nContent-Length: +1",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1 1",
-        b"HTTP/1.1 200 OK\r\nContent-Length: \xb2",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked",
-    ],
-)
-def test_heads_that_are_refused(head: bytes) -> None:
-    parse_head(b"HTTP/1.1 200 OK\r\nETag: 1\r\nContent-Length: 1")  # names that were seen do not make it lenient
-    with pytest.raises(HttpError):
-        parse_head(head)
-
-
-def test_headers_are_trimmed_joined_and_lower_case() -> None:
-    head = parse_head(
-        b"HTTP/1.1 200 OK\r\nETag:  a \r\nX-Amz-Meta-M:\xc3\xa9\r\nx-amz-meta-m: 2\r\nContent-Length: 3\t"
-    )
-    assert head.headers == {"etag": "a", "x-amz-meta-m": "Ã©, 2", "content-length": "3"}
-    assert head.length == 3
-    again = parse_head(b"HTTP/1.1 200 OK\r\nETag:  a \r\nContent-Length: 3\t")
-    assert again.headers == {"etag": "a", "content-length": "3"}
-
-
-def test_a_form_that_was_learnt_reads_as_carefully() -> None:
-    head = b"HTTP/1.1 200 OK\r\nETag: a b\r\nContent-Length: 12\r\nServer: s"
-
-    def outcome(data: bytes) -> object:
-        try:
-            found = parse_head(data)
-        except HttpError as error:
-            return str(error)
-        return found.status, found.headers, found.length, found.reusable
-
-    for at in range(len(head)):
-        for byte in b"\r\n\0\t :1\xff":
-            changed = head[:at] + bytes([byte]) + head[at + 1 :]
-            parse_head(head)
-            learnt = outcome(changed)
-            http_module._latest.clear()
-            assert outcome(changed) == learnt, changed
-
-
-@pytest.mark.parametrize(
-    ("head", "reusable"),
-    [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 0", True),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: Close", False),
-        (b"HTTP/1.0 200 OK\r\nContent-Length: 0", False),
-        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive", True),
-    ],
-)
-def test_which_connections_go_on(head: bytes, *, reusable: bool) -> None:
-    assert parse_head(head).reusable is reusable
-
-
 @pytest.mark.parametrize("name", [b"a: " + b"x" * 70000, b"a: b\r\n" * 12000])
 def test_endless_headers_are_refused(name: bytes) -> None:
     with pytest.raises(HttpError, match="too long"):
@@ -275,9 +200,35 @@ def test_silence_is_a_timeout() -> None:
     ours.setblocking(False)
     limits = Limits(idle_s=0.05)
     connection = Connection(ours)
-    connection.start(limits, 0)
+    connection.start(limits, 0, time.monotonic() + 10)
     with ours, theirs, pytest.raises(TimeoutError):
         drive(connection.receive_all("GET", LIMIT), limits)
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"])
+def test_an_answer_that_drips_ends_at_the_deadline(head: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    limits, over = Limits(idle_s=30), threading.Event()
+    connection = Connection(ours)
+
+    def drip() -> None:
+        theirs.sendall(head)
+        while not over.wait(0.02):
+            theirs.sendall(b"1\r\nx\r\n" if head else b"x")
+
+    with ours, theirs:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            connection.start(limits, 0, time.monotonic() + 0.5)
+            started = time.monotonic()
+            with pytest.raises(TimeoutError):
+                drive(connection.receive_all("GET", LIMIT), limits)
+            assert time.monotonic() - started < 5
+        finally:
+            over.set()
+            thread.join()
 
 
 def test_a_refusal_is_read_while_the_body_is_still_being_sent() -> None:

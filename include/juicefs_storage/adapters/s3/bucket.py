@@ -1,0 +1,184 @@
+"""One bucket of an S3 store, as the rest of the project uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from include.juicefs_storage.adapters.s3.client import OBJECT_LIMIT_BYTES, ObjectError, S3Client, Sink, stream
+from include.juicefs_storage.adapters.s3.listing import list_pages
+from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
+from include.juicefs_storage.adapters.s3.wire.drive import drive
+from include.juicefs_storage.adapters.s3.wire.message import TooLongError
+from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.objects.bucket import Bucket, StoredObject
+from include.juicefs_storage.objects.model import KeyRange, Page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from include.juicefs_storage.adapters.s3.wire.limits import Limits
+    from include.juicefs_storage.volume.setting import StorageConfig
+
+_READ_LIMIT_BYTES = 64 * 2**20
+_Sink = TypeVar("_Sink", bound=Sink)
+
+
+class S3Bucket(Bucket):
+    """`Bucket` on one S3 store.
+
+    Calls may come from several threads. Each takes a client that is idle, or makes one.
+
+    Args:
+        store: Where it is and with which keys.
+        limits: Of each call; None: the store's.
+    """
+
+    def __init__(self, store: S3Store, limits: Limits | None = None) -> None:
+        self.store, self.limits, self.name = store, limits or store.limits, store.name
+        self._idle: list[S3Client] = []
+
+    @classmethod
+    def from_connection(cls, conn_id: str, bucket: str, prefix: str = "") -> S3Bucket:
+        """Use an Airflow connection of type `aws`, with the limits of a cut-over. See S3Store.from_connection."""
+        return cls(S3Store.from_connection(conn_id, bucket, prefix, PROMPT))
+
+    @classmethod
+    def from_storage(cls, config: StorageConfig, prefix: str = "") -> S3Bucket:
+        """Use the endpoint and the keys of the volume's clients, with the limits of a cut-over."""
+        return cls(S3Store.from_storage(config, prefix, PROMPT))
+
+    def close(self) -> None:
+        """Close all idle connections. Idempotent; the bucket may be used again."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def _client(self) -> Iterator[S3Client]:
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = S3Client(self.store, self.limits)
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
+
+    def check(self, below: str = "") -> None:
+        """HEAD the bucket and list one key."""
+        with self._client() as client:
+            if client.call("HEAD", client.bucket_path).status == 404:
+                raise PermanentError(
+                    f"{self.name}: expected a bucket, found none.",
+                    next_step="make the bucket, or correct its name: it is never created from here",
+                )
+            # A HEAD that is refused says nothing: keys limited to a prefix may not HEAD the bucket. A LIST has a body.
+            for _ in list_pages(client, below, max_keys=1):
+                return
+
+    def probe(self, key: str) -> None:
+        """PUT, GET, LIST and DELETE one object of our own; it is deleted whatever happens in between."""
+        body = uuid.uuid4().hex.encode()
+        self._change("PUT", key, body)
+        try:
+            if self.read(key) != body:
+                raise PermanentError(
+                    f"{self.name}: expected of {key} what was written to it, found other content.",
+                    next_step="look at the store: a cache or a second site behind the same endpoint?",
+                )
+            if key not in {item.key for item in self.list(key)}:
+                raise PermanentError(
+                    f"{self.name}: expected {key} in the listing right after it was written, found none.",
+                    next_step="check that the keys may list the bucket",
+                )
+        finally:
+            self._change("DELETE", key)
+
+    def _change(self, method: str, key: str, body: bytes = b"") -> None:
+        with self._client() as client:
+            length = len(body) if method == "PUT" else None
+            answer = client.call(method, client.path(key), parts=[body] if body else None, length=length)
+            if answer.status not in (200, 204):
+                raise client.refused(f"{method} {key}", answer)
+
+    def pages(self, keys: KeyRange) -> Iterator[Page]:
+        """List a range in order, page by page."""
+        with self._client() as client:
+            for listing in list_pages(client, keys=keys):
+                if listing.page.keys:
+                    yield listing.page
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """List every object whose key begins with this, in order."""
+        with self._client() as client:
+            for listing in list_pages(client, prefix):
+                yield from map(StoredObject, *listing.page)
+
+    def first_after(self, key: str) -> str | None:
+        """Find the first key after this one: one LIST of one key."""
+        with self._client() as client:
+            for listing in list_pages(client, keys=KeyRange(after=key or None), max_keys=1):
+                for found in listing.page.keys:
+                    return found
+        return None
+
+    def prefixes(self, below: str) -> Iterator[str]:
+        """List the common prefixes below a prefix."""
+        with self._client() as client:
+            for listing in list_pages(client, below, delimiter="/"):
+                yield from listing.prefixes
+
+    def head(self, key: str) -> StoredObject | None:
+        """HEAD one object; None where there is none."""
+        with self._client() as client:
+            found = client.call("HEAD", client.path(key))
+            if found.status == 404:
+                return None
+            if found.status != 200:
+                raise client.refused(f"HEAD {key}", found)
+            client.expect_s3(f"HEAD {key}", found.headers)
+            size = found.headers.get("content-length", "")
+            if not size.isdecimal():
+                raise client.not_s3(f"HEAD {key}", found.headers, "no Content-Length")
+            return StoredObject(key, int(size), found.headers.get("etag", "").strip('"'))
+
+    def exists(self, key: str) -> bool:
+        """HEAD one object."""
+        return self.head(key) is not None
+
+    def read(self, key: str) -> bytes | None:
+        """Read one small object; None where there is none."""
+        found = self._stream(key, _Content, _READ_LIMIT_BYTES)
+        return None if found is None else bytes(found.content)
+
+    def digest(self, key: str) -> str | None:
+        """Read one object and hash it: SHA-256."""
+        found = self._stream(key, hashlib.sha256)
+        return None if found is None else found.hexdigest()
+
+    def md5(self, key: str) -> str | None:
+        """Read one object and hash it: MD5."""
+        found = self._stream(key, lambda: hashlib.md5(usedforsecurity=False))
+        return None if found is None else found.hexdigest()
+
+    def _stream(self, key: str, make: Callable[[], _Sink], limit_bytes: int = OBJECT_LIMIT_BYTES) -> _Sink | None:
+        with self._client() as client:
+            client.denied = None
+            try:
+                return drive(stream(client, key, make, limit_bytes), self.limits)
+            except (ObjectError, TooLongError) as error:
+                if client.denied is not None:
+                    raise client.denied from None
+                raise TransientError(f"{self.name}, {key}: {error}.", next_step="look at the store") from None
+
+
+class _Content:
+    """Keeps an object's bytes."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self.content += data

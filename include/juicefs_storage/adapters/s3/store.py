@@ -1,0 +1,196 @@
+"""What says where a bucket is and with which keys: an Airflow connection, or the setting of a volume."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from include.juicefs_storage.adapters.s3.wire.limits import Limits
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.volume.setting import ENDPOINT, StorageConfig
+
+if TYPE_CHECKING:
+    from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+
+_ENDPOINT = re.compile(r"https?://[^/\s?#@]+/?")
+#: Of calls that a cut-over waits for.
+PROMPT = Limits(connect_s=5, idle_s=30, tries=3, total_s=100)
+_CORRECT = "correct the connection in Airflow (Admin → Connections)"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Store:
+    """One bucket of an S3 store, where it is and with which keys.
+
+    Attributes:
+        endpoint: `http(s)://host[:port]`.
+        bucket: Its name.
+        prefix: What every key begins with. It is used as it is: a folder's ends with `/`.
+        access_key: Not in `repr`.
+        secret_key: Not in `repr`.
+        region: That requests are signed for.
+        session_token: Of temporary keys; not in `repr`.
+        verify: Whether a certificate is checked, or the file (or folder) of the authorities to trust.
+        virtual_host: The bucket is part of the host's name instead of the path.
+        origin: Where this was configured, for messages.
+        limits: Of each call.
+    """
+
+    endpoint: str
+    bucket: str
+    prefix: str = ""
+    access_key: str = field(default="", repr=False)
+    secret_key: str = field(default="", repr=False)
+    region: str = "us-east-1"
+    session_token: str = field(default="", repr=False)
+    verify: bool | str = True
+    virtual_host: bool = False
+    origin: str = "the connection"
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not _ENDPOINT.fullmatch(self.endpoint):
+            raise PermanentError(
+                "Expected an endpoint of the form http(s)://host[:port], found one with a path, keys, or no scheme.",
+                next_step="correct extra.endpoint_url of the connection",
+            )
+        object.__setattr__(self, "endpoint", self.endpoint.rstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """Bucket, prefix and endpoint, for messages."""
+        return f"{self.bucket}/{self.prefix} at {self.endpoint}"
+
+    @classmethod
+    def from_connection(cls, conn_id: str, bucket: str, prefix: str = "", limits: Limits | None = None) -> S3Store:
+        """Read an Airflow connection of type `aws`, as the Amazon provider's hooks read it.
+
+        Args:
+            conn_id: login = access key, password = secret key; extra: endpoint_url or service_config.s3.endpoint_url,
+                region_name, aws_session_token, verify (false, or the file of a CA), config_kwargs: s3.addressing_style,
+                connect_timeout, read_timeout, retries.total_max_attempts.
+            bucket: The bucket's name.
+            prefix: What every key begins with.
+            limits: Of each call, where config_kwargs does not say otherwise.
+
+        Raises:
+            PermanentError: The connection lacks a field, or names a file that cannot be read.
+        """
+        aws, endpoint = _aws_connection(conn_id)
+        extra = aws.extra_config
+        config = {**(extra.get("config_kwargs") or {}), **(aws.get_service_config("s3").get("config_kwargs") or {})}
+        return cls(
+            endpoint=endpoint,
+            bucket=bucket,
+            prefix=prefix,
+            access_key=aws.aws_access_key_id or "",
+            secret_key=aws.aws_secret_access_key or "",
+            region=str(aws.region_name or config.get("region_name") or "us-east-1"),
+            session_token=aws.aws_session_token or "",
+            verify=_verify(conn_id, aws.verify),
+            virtual_host=(config.get("s3") or {}).get("addressing_style") == "virtual",
+            origin=f"connection {conn_id!r}",
+            limits=_limits(config, limits or Limits()),
+        )
+
+    @classmethod
+    def from_storage(cls, config: StorageConfig, prefix: str = "", limits: Limits | None = None) -> S3Store:
+        """Read the setting of a JuiceFS volume.
+
+        Args:
+            config: What the volume's clients use.
+            prefix: What every key begins with.
+            limits: Of each call.
+
+        Raises:
+            PermanentError: The bucket's URL is not one of an endpoint and a bucket.
+        """
+        endpoint, bucket = config.endpoint_and_bucket
+        return cls(
+            endpoint,
+            bucket,
+            prefix,
+            config.access_key.get_secret_value(),
+            config.secret_key.get_secret_value(),
+            origin="the volume's setting",
+            limits=limits or Limits(),
+        )
+
+
+def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | None = None) -> StorageConfig:
+    """Describe a store to JuiceFS as an Airflow connection of type `aws` describes it to Airflow.
+
+    Args:
+        conn_id: See S3Store.from_connection.
+        storage: JuiceFS' name of the store's kind.
+        bucket: The bucket's name.
+        endpoint: The endpoint as the JuiceFS clients reach it, where that differs from the connection's.
+
+    Raises:
+        PermanentError: The connection lacks a field.
+    """
+    aws, endpoint = _aws_connection(conn_id, endpoint)
+    if not ENDPOINT.match(endpoint):
+        raise PermanentError(
+            f"Connection {conn_id!r}: expected an endpoint of the form http(s)://host[:port], found one with a path, "
+            "keys, or no scheme: JuiceFS would read another bucket from it.",
+            next_step="correct extra.endpoint_url in Airflow (Admin → Connections)",
+        )
+    return StorageConfig(
+        storage,
+        f"{endpoint.rstrip('/')}/{bucket}",
+        SecretStr(aws.aws_access_key_id or ""),
+        SecretStr(aws.aws_secret_access_key or ""),
+    )
+
+
+def _aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[AwsConnectionWrapper, str]:
+    """A connection that has both keys, and the endpoint that it names or that is given."""
+    from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+    from airflow.sdk import BaseHook
+
+    connection = BaseHook.get_connection(conn_id)
+    found = f"Connection {conn_id!r}: expected"
+    if connection.conn_type != "aws":
+        raise PermanentError(f"{found} type aws, found {connection.conn_type!r}.", next_step=_CORRECT)
+    aws = AwsConnectionWrapper(connection)
+    endpoint = endpoint or aws.get_service_endpoint_url("s3")
+    for field_name, value in (
+        ("a login (access key)", aws.aws_access_key_id),
+        ("a password (secret key)", aws.aws_secret_access_key),
+        ("extra.endpoint_url", endpoint),
+    ):
+        if not value:
+            raise PermanentError(f"{found} {field_name}, found none.", next_step=_CORRECT)
+    return aws, str(endpoint)
+
+
+def _verify(conn_id: str, given: object) -> bool | str:
+    """The connection's `verify`: JSON or text, a truth value or a path."""
+    if given is None or given == "":
+        return True
+    text = str(given)
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    if not Path(text).exists():
+        raise PermanentError(
+            f"Connection {conn_id!r}: expected the file of a CA in extra.verify, found nothing at {text}.",
+            next_step="correct extra.verify, or mount the file into every Airflow worker",
+        )
+    return text
+
+
+def _limits(config: dict[str, Any], limits: Limits) -> Limits:
+    """What the connection's botocore options say of time-outs and tries."""
+    retries = config.get("retries") or {}
+    tries = retries.get("total_max_attempts") or (retries["max_attempts"] + 1 if "max_attempts" in retries else None)
+    return replace(
+        limits,
+        connect_s=float(config.get("connect_timeout") or limits.connect_s),
+        idle_s=float(config.get("read_timeout") or limits.idle_s),
+        tries=int(tries or limits.tries),
+    )

@@ -1,0 +1,111 @@
+"""What an Airflow connection or a setting says of a store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store, connection_storage
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.volume.setting import StorageConfig
+
+
+@pytest.mark.parametrize("endpoint", ["h:1", "http://k:s@h", "http://h/bucket", "ftp://h"])
+def test_endpoints_that_are_refused(endpoint: str) -> None:
+    with pytest.raises(PermanentError, match="endpoint"):
+        S3Store(endpoint, "b")
+
+
+class Connections:
+    """Airflow connections in the environment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def add(self, conn_id: str, conn_type: str = "aws", **fields: Any) -> None:
+        self._monkeypatch.setenv(
+            f"AIRFLOW_CONN_{conn_id.upper()}",
+            json.dumps({"conn_type": conn_type, "login": "ak", "password": "sk", **fields}),
+        )
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Connections:
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    return Connections(monkeypatch)
+
+
+def test_everything_a_connection_says_is_used(connections: Connections, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.touch()
+    config = {
+        "s3": {"addressing_style": "virtual"}, "connect_timeout": 3, "read_timeout": 17,
+        "retries": {"total_max_attempts": 1},
+    }  # fmt: skip
+    extra = {
+        "endpoint_url": "https://s3.example:9000", "region_name": "eu-west-1", "aws_session_token": "token",
+        "verify": str(ca), "config_kwargs": config,
+    }  # fmt: skip
+    connections.add("all", extra=extra)
+    store = S3Store.from_connection("all", "data", "v/", PROMPT)
+    assert (store.endpoint, store.bucket, store.prefix) == ("https://s3.example:9000", "data", "v/")
+    assert (store.access_key, store.secret_key, store.session_token) == ("ak", "sk", "token")
+    assert (store.region, store.verify, store.virtual_host) == ("eu-west-1", str(ca), True)
+    assert (store.limits.connect_s, store.limits.idle_s, store.limits.tries) == (3, 17, 1)
+    assert store.limits.total_s == PROMPT.total_s
+
+
+def test_what_a_connection_leaves_out(connections: Connections) -> None:
+    connections.add("plain", extra={"service_config": {"s3": {"endpoint_url": "http://[::1]:9000/"}}})
+    store = S3Store.from_connection("plain", "data", limits=PROMPT)
+    assert store.endpoint == "http://[::1]:9000"
+    assert (store.region, store.verify, store.virtual_host, store.session_token) == ("us-east-1", True, False, "")
+    assert store.limits == PROMPT
+
+
+@pytest.mark.parametrize(
+    ("given", "verify"), [(False, False), ("false", False), ("False", False), (True, True), ("true", True), ("", True)]
+)
+def test_verify_as_people_write_it(connections: Connections, given: object, *, verify: bool) -> None:
+    connections.add("tls", extra={"endpoint_url": "https://h", "verify": given})
+    assert S3Store.from_connection("tls", "b").verify is verify
+
+
+def test_a_ca_file_that_is_not_there_is_named(connections: Connections) -> None:
+    connections.add("tls", extra={"endpoint_url": "https://h", "verify": "/no/such/ca.crt"})
+    with pytest.raises(PermanentError, match=r"Connection 'tls'.*extra.verify.*/no/such/ca.crt"):
+        S3Store.from_connection("tls", "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"extra": {}}, "endpoint_url"),
+        ({"login": "", "extra": {"endpoint_url": "http://h"}}, "login"),
+        ({"password": "", "extra": {"endpoint_url": "http://h"}}, "(login|password)"),
+        ({"conn_type": "http", "extra": {"endpoint_url": "http://h"}}, "type aws"),
+    ],
+)
+def test_a_connection_that_lacks_a_field(connections: Connections, fields: dict[str, Any], expected: str) -> None:
+    connections.add("lacking", **fields)
+    for make in (lambda: S3Store.from_connection("lacking", "b"), lambda: connection_storage("lacking", "minio", "b")):
+        with pytest.raises(PermanentError, match=f"Connection 'lacking': expected .*{expected}"):
+            make()
+
+
+def test_what_juicefs_is_told_is_what_the_connection_says(connections: Connections) -> None:
+    connections.add("new", extra={"endpoint_url": "http://h:9000/"})
+    config = connection_storage("new", "minio", "data")
+    assert config.bucket == "http://h:9000/data"
+    assert (config.access_key.get_secret_value(), config.secret_key.get_secret_value()) == ("ak", "sk")
+    assert connection_storage("new", "minio", "data", "http://inside:9000").bucket == "http://inside:9000/data"
+
+
+def test_a_setting_names_endpoint_bucket_and_keys() -> None:
+    store = S3Store.from_storage(StorageConfig("minio", "http://h:9000/data", SecretStr("ak"), SecretStr("sk")))
+    assert (store.endpoint, store.bucket, store.access_key, store.secret_key) == ("http://h:9000", "data", "ak", "sk")
+    assert store.origin == "the volume's setting"
