@@ -87,7 +87,12 @@ _ports_lock = threading.Lock()
 
 
 def wait_for(
-    what: str, condition: Callable[[], bool], *, deadline_s: float, poll_s: float = 0.05, server: "Server | None" = None
+    what: str,
+    condition: Callable[[], object],
+    *,
+    deadline_s: float,
+    poll_s: float = 0.05,
+    server: "Server | None" = None,
 ) -> float:
     """Poll until the condition holds; returns the seconds it took.
 

@@ -56,7 +56,7 @@ def cluster(kube: KubeServer) -> Iterator[KubernetesCluster]:
 
 
 @pytest.fixture
-def secret(core: client.CoreV1Api) -> Iterator[PatchSecrets]:
+def secret(core: client.CoreV1Api) -> Iterator[None]:
     """A Secret with the old values, and nothing of another volume beside it."""
     data = {
         "metaurl": "mysql://u:p@(db:3306)/faults",

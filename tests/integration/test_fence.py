@@ -47,7 +47,7 @@ def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store]:
     (port,) = free_ports(1)
     store = S3Store(f"http://127.0.0.1:{port}", "vol", access_key="rootuser", secret_key="root-user-secret")
     environment = {"MINIO_ROOT_USER": store.access_key, "MINIO_ROOT_PASSWORD": store.secret_key}
-    command = [juicefs, "gateway", "--multi-buckets", meta, f"127.0.0.1:{port}"]
+    command: list[str | Path] = [juicefs, "gateway", "--multi-buckets", meta, f"127.0.0.1:{port}"]
     server = Server.start(folder, "gateway", command, env=environment)
 
     def serves() -> bool:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def start_app(lab: Lab, core: client.CoreV1Api, name: str, node: str = "node-1",
 
 def setting_in(mount: Path) -> dict[str, Any]:
     return dict(json.loads((mount / ".config").read_text())["Format"])
+
+
+def follows(mount: Path, bucket_url: str) -> bool:
+    return bool(setting_in(mount)["Bucket"] == bucket_url)
 
 
 def mounting(lab: Lab) -> list[psutil.Process]:
@@ -194,7 +199,8 @@ def test_live_mounts_follow_the_setting_and_no_pod_restarts(lab: Lab, core: clie
     use_new_store(lab, core, secret=True)
     for pod in mount_pods(core):
         mount = host_mount(lab, pod)
-        wait_for("the new bucket", lambda m=mount: setting_in(m)["Bucket"] == lab.new_store.bucket_url, deadline_s=20)
+        url = lab.new_store.bucket_url
+        wait_for("the new bucket", partial(follows, mount, url), deadline_s=20)
         assert "found new configuration" in kubectl(lab, "logs", pod.metadata.name, "--since=30s")
     assert {p.metadata.uid for p in mount_pods(core)} == uids
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from lab import environment
 from lab.environment import Lab
 from lab.keys import random_part
 from lab.mariadb import mutating
@@ -200,7 +199,7 @@ def test_down_does_not_remove_a_folder_that_is_no_lab(tmp_path: Path) -> None:
 
 
 def test_what_the_machine_lacks_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(environment.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(LabUnavailableError, match="expected root") as error:
         Lab.up(tmp_path)
     assert "\n" not in str(error.value)

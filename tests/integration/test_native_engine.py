@@ -106,7 +106,8 @@ def test_a_whole_copy(stores: tuple[Store, Store], tmp_path: Path, *, tls: bool)
     source, target = stores
     bodies = filled(source)
     with ExitStack() as stack:
-        urls, verify = [source.url, target.url], True
+        urls = [source.url, target.url]
+        verify: bool | str = True
         if tls:
             verify = str(tmp_path / "ca.crt")
             context = server_context(tmp_path)

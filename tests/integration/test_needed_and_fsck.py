@@ -18,7 +18,6 @@ from pydantic import SecretStr
 from include.juicefs_storage.adapters.compressed_blocks import CompressedBlocks
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
-from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.volume.difference import Difference, compare_needed, missing_blocks
 from include.juicefs_storage.volume.layout import slice_of
 from include.juicefs_storage.volume.metaurl import Metaurl
@@ -114,8 +113,8 @@ def fill(mount: Path, block: int, world: World) -> None:
     (folder / "gone").write_bytes(os.urandom(block + 1))
     (folder / "gone").unlink()
     for hour in (mount / ".trash").iterdir():
-        for file in hour.glob("*-gone"):
-            file.unlink()
+        for gone in hour.glob("*-gone"):
+            gone.unlink()
 
 
 @pytest.fixture(
@@ -168,7 +167,7 @@ def test_nothing_that_fsck_needs_is_missed_and_what_it_misses_is_seen(world: Wor
         assert missing_blocks(world.metadata, setting, world.bucket).different == 1
     else:
         # A size does not tell; what is in it does.
-        blocks = CompressedBlocks(S3Store.from_storage(world.config), setting.compression)
+        blocks = CompressedBlocks(world.bucket, setting.compression)
         world.put(cut, body[: len(body) // 2])
         assert world.compared().lost == 0
         problems = dict(zip(needed, blocks.problems(list(needed.items())), strict=True))

@@ -116,7 +116,7 @@ def look(lab: Lab, connections: object, tmp_path: Path, monkeypatch: pytest.Monk
         current = {"ti": kept, "dag": SimpleNamespace(dag_id="juicefs_storage_switch"), "run_id": "manual__test"}
         for module in (context.__name__, "include.juicefs_storage.tasks.switch.run"):
             monkeypatch.setattr(f"{module}.get_current_context", lambda: current)
-        monkeypatch.setattr(check.Runtime, "of_run", lambda: made)
+        monkeypatch.setattr(runtime.Runtime, "of_run", lambda: made)
         made_by = names or tuple(check.CHECK_FUNCTIONS)
         for name in made_by:
             with contextlib.suppress(AirflowFailException, TransientError):

@@ -80,7 +80,7 @@ def world(lab: Lab) -> Iterator[World]:
         "minio", lab.new_store.bucket_url, SecretStr(lab.new_store.access_key), SecretStr(lab.new_store.secret_key)
     )
     held = {item.metadata.name: item.data for item in core.list_namespaced_secret(NS).items}
-    stale = [written_by_format(storage_values(secret)) for secret in volume_secrets(cluster, SECRET, before.name)]
+    stale = [written_by_format(storage_values(secret.data)) for secret in volume_secrets(cluster, SECRET, before.name)]
     yield World(
         lab,
         core,
@@ -215,8 +215,13 @@ def late_pod(world: World, storage: StorageConfig) -> Iterator[Callable[[], None
         "volumeMounts": [{"name": "jfs-dir", "mountPath": "/jfs"}],
     }
     folder = {"name": "jfs-dir", "hostPath": {"path": "/var/lib/juicefs/volume"}}
-    spec = {"nodeName": "node-2", "hostname": "late", "containers": [container], "volumes": [folder]}
-    spec["terminationGracePeriodSeconds"] = 5
+    spec = {
+        "nodeName": "node-2",
+        "hostname": "late",
+        "containers": [container],
+        "volumes": [folder],
+        "terminationGracePeriodSeconds": 5,
+    }
     labels = {"app.kubernetes.io/name": "juicefs-mount", "volume-id": "late"}
     core.create_namespaced_pod(NS, {"metadata": {"name": name, "labels": labels}, "spec": spec})
 

@@ -258,7 +258,12 @@ def test_a_database_that_was_waited_for_just_now_is_not_waited_for_again(
     monkeypatch.setattr(metadata, "_READ_AGAIN_FOR_S", 0.5)
     waited: list[None] = []
     own = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password))
-    told = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password), lambda: not waited.append(None))
+
+    def was_waited_for() -> bool:
+        waited.append(None)
+        return True
+
+    told = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password), was_waited_for)
     assert told.read_setting().raw.decode() == ROW
     assert not waited, "asked while all is well"
     mariadb.stop()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,16 +88,16 @@ class Job:
 
     def run(self) -> Totals:
         manifest = ParquetManifest(self.folder, f"{next(self.tries)}", {})
-        sides = [S3Bucket(store, self.limits) for store in (self.source, self.target)]
-        for side in sides:
-            side.check()
+        source, target = (S3Bucket(store, self.limits) for store in self._stores)
+        source.check()
+        target.check()
         native = NativeEngine(*self._stores, limits=self.limits)
         if self.engine in {"native", "obstore"}:
             engine = ObstoreEngine(*self._stores) if self.engine == "obstore" else native
-            totals = copy_partition(*sides, engine, KeyRange(), manifest, self.options)
+            totals = copy_partition(source, target, engine, KeyRange(), manifest, self.options)
         else:
             tool = (JuiceFSSync if self.engine == "juicefs" else McMirror)(*self._stores, stall_s=self.stall_s)
-            totals, _ = mirror_partition(*sides, native, tool, KeyRange(), manifest, self.options)
+            totals, _ = mirror_partition(source, target, native, tool, KeyRange(), manifest, self.options)
         self.rows = {row.key: row for row in ManifestReader(manifest.file).rows(set(ObjectOutcome))}
         assert totals.objects() == len(self.rows)
         return totals
@@ -185,8 +186,11 @@ def test_any_key_is_copied_unharmed_or_named(engine: str, tmp_path: Path) -> Non
             for key in ("up", "lead", "x"):
                 store.put("bystander", key, b"untouched")
         before = source.bodies("source"), target.bodies("bystander")
-        keys = {"access_key": "any", "secret_key": "any"}
-        job = Job(engine, S3Store(source.url, "source", **keys), S3Store(target.url, "target", **keys), tmp_path)
+        sides = [
+            S3Store(store.url, bucket, access_key="any", secret_key="any")
+            for store, bucket in ((source, "source"), (target, "target"))
+        ]
+        job = Job(engine, sides[0], sides[1], tmp_path)
         if engine == "mc":
             with pytest.raises(PermanentError, match="normal form"):
                 job.run()
@@ -243,7 +247,7 @@ def test_a_difference_is_overwritten_only_where_that_is_asked_for(
 
 def test_metadata_type_and_empty_objects(job: Job, stores: tuple[Store, Store]) -> None:
     source, target = stores
-    kept = {"ContentType": "text/x-odd", "Metadata": {"who": "me"}, "CacheControl": "no-store"}
+    kept: dict[str, Any] = {"ContentType": "text/x-odd", "Metadata": {"who": "me"}, "CacheControl": "no-store"}
     for key, body in (("empty", b""), ("small", b"x"), ("large", b"y" * 3 * 2**20)):
         source.client().put_object(Bucket=source.bucket, Key=job.source.prefix + key, Body=body, **kept)
     job.run()
@@ -251,7 +255,7 @@ def test_metadata_type_and_empty_objects(job: Job, stores: tuple[Store, Store]) 
     assert bodies(target, job.target.prefix) == bodies(source, job.source.prefix)
     if job.engine != "juicefs":  # it keeps none of it
         for key in job.rows:
-            head = target.client().head_object(Bucket=target.bucket, Key=job.target.prefix + key)
+            head: Mapping[str, Any] = target.client().head_object(Bucket=target.bucket, Key=job.target.prefix + key)
             assert {name: head[name] for name in kept} == kept
 
 
@@ -264,8 +268,8 @@ def test_an_object_in_parts(stores: tuple[Store, Store], tmp_path: Path) -> None
     )
     stores_ = at(source, prefix), at(target, prefix)
     engine = NativeEngine(*stores_, limits=LIMITS, put_limit_bytes=8 * 2**20, part_bytes=5 * 2**20)
-    sides = [S3Bucket(store, LIMITS) for store in stores_]
-    totals = copy_partition(*sides, engine, KeyRange(), ParquetManifest(tmp_path, "one", {}), Options())
+    left, right = (S3Bucket(store, LIMITS) for store in stores_)
+    totals = copy_partition(left, right, engine, KeyRange(), ParquetManifest(tmp_path, "one", {}), Options())
     assert totals.objects(ObjectOutcome.COPIED) == 1
     assert bodies(target, prefix) == {"big": body}
     head = target.client().head_object(Bucket=target.bucket, Key=f"{prefix}big")

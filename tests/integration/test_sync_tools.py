@@ -111,11 +111,11 @@ def test_patterns_that_a_tool_reads_otherwise_are_refused(
 def test_a_session_token_travels_in_the_environment(
     stores: tuple[MemoryStore, MemoryStore], sides: tuple[S3Store, S3Store]
 ) -> None:
-    tokens = [
+    source, target = (
         S3Store(store.endpoint, store.bucket, access_key="ak", secret_key=SECRET, session_token=f"token/{store.bucket}")
         for store in sides
-    ]
-    said = JuiceFSSync(*tokens).mirror(KeyRange(), compare="etag", overwrite=False)
+    )
+    said = JuiceFSSync(source, target).mirror(KeyRange(), compare="etag", overwrite=False)
     assert set(stores[1].bodies("target")) == set(KEYS)
     assert "token/" not in said.command
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,6 +44,10 @@ def storage(store: Store) -> StorageConfig:
 @pytest.fixture
 def metadata(lab: Lab) -> MySqlMetadata:
     return MySqlMetadata.from_metaurl(Metaurl.parse(lab.mariadb.meta_url_with_password))
+
+
+def all_in(store: S3Bucket, keys: list[str]) -> bool:
+    return all(map(store.exists, keys))
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def test_what_lands_on_the_old_store_is_on_the_new_one_within_two_seconds_of_its
             known |= {slice_id for slice_id, _ in rows}
             keys = [key for row in rows for key, _ in block_objects(setting, *row)]
             assert keys
-            wait_for("the blocks are there", lambda keys=keys: all(map(store.exists, keys)), deadline_s=20, poll_s=0.02)
+            wait_for("the blocks are there", partial(all_in, store, keys), deadline_s=20, poll_s=0.02)
             took.append(time.monotonic() - committed)
     record_property("took_s", took)
     print(f"on the new store after {', '.join(f'{seconds:.2f}' for seconds in took)} s")

@@ -159,7 +159,8 @@ def test_the_schedule_of_the_rehearsal_is_set_without_editing_it(
     chosen = {"JUICEFS_STORAGE_REHEARSAL_SCHEDULE": set_to} if set_to else {}
     script = "import json, runpy, sys; dag = runpy.run_path(sys.argv[1])['juicefs_storage_rehearsal']()\n"
     script += "print(json.dumps(dag.schedule))"
-    assert run_python(script, ROOT / "dags/juicefs_storage_rehearsal.py", environment | chosen) == schedule
+    found: object = run_python(script, ROOT / "dags/juicefs_storage_rehearsal.py", environment | chosen)
+    assert found == schedule
 
 
 @pytest.mark.parametrize("dag_id", [path.stem for path in DAG_FILES if "sync" not in path.stem])

@@ -17,12 +17,13 @@ from pydantic import SecretStr
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.objects.bucket import Bucket, StoredObject
 from include.juicefs_storage.objects.model import KeyRange, Page
-from include.juicefs_storage.ports import SecretObject, Session
+from include.juicefs_storage.ports import MetadataStore, SecretObject, Session, Vault
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.plan import Plan, StorageView
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import MountPod
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from tests.support.bare import BareCluster, BareJuiceFS
 
 UUID = "11111111-2222-3333-4444-555555555555"
 METAURL = "mysql://jfs:meta-pw@(db:3306)/jfs"
@@ -53,7 +54,9 @@ def setting(config: StorageConfig = OLD, *, encrypted: bool = True, **more: obje
 
 
 @dataclass
-class FakeMetadata:
+class FakeMetadata(MetadataStore):
+    """A setting that is replaced by compare-and-set, and the slices that files refer to."""
+
     row: Setting
     rows: list[tuple[int, int]] = field(default_factory=list)
     live: list[Session] = field(default_factory=list)
@@ -85,7 +88,7 @@ class FakeMetadata:
 
 
 @dataclass
-class FakeJuiceFS:
+class FakeJuiceFS(BareJuiceFS):
     """Writes the row as `juicefs config` does; `lies` makes it report success without writing."""
 
     metadata: FakeMetadata
@@ -148,7 +151,9 @@ class FakeStore(Bucket):
 
 
 @dataclass
-class FakeCluster:
+class FakeCluster(BareCluster):
+    """Secrets, with resourceVersions as the API server keeps them."""
+
     namespace: str = "juicefs"
     store: dict[str, SecretObject] = field(default_factory=dict)
     refuse_patches: bool = False
@@ -191,7 +196,7 @@ class FakeWriteFence:
 
 
 @dataclass
-class FakeVault:
+class FakeVault(Vault):
     """Holds what it is given; what is `b"?"` cannot be decrypted."""
 
     files: dict[str, bytes] = field(default_factory=dict)

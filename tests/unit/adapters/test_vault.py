@@ -6,6 +6,7 @@ import base64
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def vault(tmp_path: Path) -> FileVault:
     return FileVault(Keyring(KEY), ObjectStoragePath(f"file://{tmp_path}/backups"))
 
 
-def test_what_was_saved_is_loaded_and_is_not_readable_on_disk(vault, tmp_path):
+def test_what_was_saved_is_loaded_and_is_not_readable_on_disk(vault: FileVault, tmp_path: Path) -> None:
     vault.save("myjfs.run-1", CONTENT)
     assert vault.load("myjfs.run-1") == CONTENT
     assert vault.load("myjfs.run-2") is None
@@ -35,7 +36,7 @@ def test_what_was_saved_is_loaded_and_is_not_readable_on_disk(vault, tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda sealed: sealed[:-1], lambda sealed: sealed[:30] + b"?" + sealed[31:], lambda sealed: b""]
 )
-def test_a_damaged_backup_is_refused(vault, tmp_path, damage):
+def test_a_damaged_backup_is_refused(vault: FileVault, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     vault.save("myjfs.run-1", CONTENT)
     (file,) = (tmp_path / "backups").iterdir()
     file.write_bytes(damage(file.read_bytes()))
@@ -43,7 +44,7 @@ def test_a_damaged_backup_is_refused(vault, tmp_path, damage):
         vault.load("myjfs.run-1")
 
 
-def test_a_backup_under_another_name_or_key_is_refused(vault, tmp_path):
+def test_a_backup_under_another_name_or_key_is_refused(vault: FileVault, tmp_path: Path) -> None:
     vault.save("myjfs.run-1", CONTENT)
     (file,) = (tmp_path / "backups").iterdir()
     file.rename(file.with_name("other.run-1.backup"))
@@ -54,11 +55,11 @@ def test_a_backup_under_another_name_or_key_is_refused(vault, tmp_path):
         FileVault(Keyring(OTHER_KEY), vault.folder).load("myjfs.run-1")
 
 
-def test_the_key_is_not_in_the_repr(vault):
+def test_the_key_is_not_in_the_repr(vault: FileVault) -> None:
     assert "kkkk" not in repr(vault)
 
 
-def test_it_lists_what_lies_in_it(vault, tmp_path):
+def test_it_lists_what_lies_in_it(vault: FileVault, tmp_path: Path) -> None:
     assert vault.ids() == []
     for name in ("myjfs.run-2", "myjfs.run-1", "myjfs.run-1.switched"):
         vault.save(name, CONTENT)

@@ -59,7 +59,9 @@ class ListingSide(MemoryBucket):
 
 
 def juicefs(blocks: int, *, hashed: bool) -> dict[str, int]:
-    head = (lambda i: f"{i % 256:02X}/{i // 10**6}") if hashed else (lambda i: f"{i // 10**6}/{i // 10**3}")
+    def head(i: int) -> str:
+        return f"{i % 256:02X}/{i // 10**6}" if hashed else f"{i // 10**6}/{i // 10**3}"
+
     return {f"chunks/{head(i)}/{i}_0_4194304": 4 * MIB for i in range(1, blocks)} | {"juicefs_uuid": 36}
 
 

@@ -210,7 +210,7 @@ class SilentTool:
     def __init__(self, source: MemoryBucket, target: MemoryBucket) -> None:
         self.source, self.target, self.runs = source, target, 0
 
-    def mirror(self, keys: KeyRange, *, compare: str, overwrite: bool) -> Mirrored:  # noqa: ARG002
+    def mirror(self, keys: KeyRange, *, compare: str, overwrite: bool) -> Mirrored:
         self.runs += 1
         left_out = max(self.source.objects)
         for key, body in self.source.objects.items():

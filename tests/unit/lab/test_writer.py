@@ -59,7 +59,9 @@ BEFORE = (begin("create"), ack(OLD))
         ([begin("create"), {"op": "failed"}], [None, NEW], [OLD]),
     ],
 )
-def test_a_change_that_was_not_acknowledged_may_have_happened_or_not(tmp_path, history, allowed, corrupt):
+def test_a_change_that_was_not_acknowledged_may_have_happened_or_not(
+    tmp_path: Path, history: list[dict[str, object]], allowed: list[bytes | None], corrupt: list[bytes]
+) -> None:
     for found in allowed:
         assert check(tmp_path, found, *history).lost == 0, found
     for found in corrupt:
@@ -74,7 +76,7 @@ def test_only_what_was_promised_counts_as_a_file(tmp_path: Path) -> None:
 
 
 def test_what_was_deleted_or_written_by_nobody_is_not_expected(tmp_path: Path) -> None:
-    deleted = (*BEFORE, begin("delete"), {"op": "deleted"})
+    deleted: list[dict[str, object]] = [*BEFORE, begin("delete"), {"op": "deleted"}]
     assert check(tmp_path, None, *deleted).unexpected == []
     again = check(tmp_path, OLD, *deleted)
     assert (again.unexpected, again.lost, again.files) == (["file"], 0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -12,14 +12,16 @@ from urllib.parse import quote
 import pytest
 
 from include.juicefs_storage.errors import TransientError
-from include.juicefs_storage.switch.collect_diagnostics import Masker, collect, secret_values
+from include.juicefs_storage.ports import DumpKind, Pod
+from include.juicefs_storage.switch.collect_diagnostics import Diagnostics, Masker, collect, secret_values
 from include.juicefs_storage.tasks.show_diagnostics import main
+from tests.support.bare import BareCluster, BareJuiceFS
 
 SECRET = 'p+/ss"wörd=='
 
 
 @dataclass
-class World:
+class World(BareCluster, BareJuiceFS):
     """A cluster and a juicefs in one; `broken` parts raise."""
 
     objects: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -29,11 +31,11 @@ class World:
         self._look("status")
         return {"Setting": {"Name": "myjfs", "Bucket": "http://new:9000/data"}}
 
-    def dump(self, kind: str) -> Sequence[Mapping[str, Any]]:
+    def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
         self._look(kind)
         return self.objects.get(kind, [])
 
-    def pods(self, label_selector: str) -> list[Any]:
+    def pods(self, label_selector: str = "", namespace: str | None = None) -> list[Pod]:
         self._look("selector" if label_selector else "")
         return []
 
@@ -42,15 +44,15 @@ class World:
             raise TransientError(f"Kubernetes answered 500 to: {what} with {SECRET}.")
 
 
-def gather(world: World, *, clock=lambda: 0.0, timeout_s: float = 10):
-    return collect(world, world, Masker([SECRET]), clock=clock, timeout_s=timeout_s)  # type: ignore[arg-type]
+def gather(world: World, *, clock: Callable[[], float] = lambda: 0.0, timeout_s: float = 10) -> Diagnostics:
+    return collect(world, world, Masker([SECRET]), clock=clock, timeout_s=timeout_s)
 
 
 @pytest.mark.parametrize(
     "form",
     [SECRET, base64.b64encode(SECRET.encode()).decode(), quote(SECRET, safe=""), json.dumps(SECRET), f"x{SECRET}y"],
 )
-def test_a_known_value_is_masked_in_every_form(form):
+def test_a_known_value_is_masked_in_every_form(form: str) -> None:
     masked = Masker([SECRET])(f"before {form} after")
     assert SECRET not in masked
     assert base64.b64encode(SECRET.encode()).decode().rstrip("=") not in masked
@@ -69,23 +71,23 @@ def test_a_known_value_is_masked_in_every_form(form):
         "password: UNKNOWN",
     ],
 )
-def test_what_looks_like_a_secret_is_masked_though_nobody_told(line):
+def test_what_looks_like_a_secret_is_masked_though_nobody_told(line: str) -> None:
     assert "UNKNOWN" not in Masker([])(line)
 
 
-def test_what_is_no_secret_stays_readable():
+def test_what_is_no_secret_stays_readable() -> None:
     text = "pod juicefs-mount in Running\nvolumeName: data\nsecretKeyRef:\n  key: secretkey\n  name: juicefs-sc-secret"
     assert Masker(secret_values({"name": "data", "bucket": "http://old:9000/b", "token": "true"}))(text) == text
 
 
-def test_the_values_of_a_secret_are_found_inside_json_and_line_by_line():
+def test_the_values_of_a_secret_are_found_inside_json_and_line_by_line() -> None:
     inner = json.dumps({"secretkey": "inner-secret", "storage": "minio"})
     found = set(secret_values({"jfsSettings": inner, "ca.key": "line-one-x\nline-two-x", "storage": "minio"}))
     assert {"inner-secret", "line-one-x", "line-two-x"} <= found
     assert "minio" not in found
 
 
-def test_a_variable_that_is_named_as_a_secret_is_masked_in_a_pod():
+def test_a_variable_that_is_named_as_a_secret_is_masked_in_a_pod() -> None:
     env = [{"name": "DB_PASSWORD", "value": "UNKNOWN"}, {"name": "NODE_NAME", "value": "node-1"}]
     text = gather(World({"pods": [{"metadata": {"name": "p", "managedFields": ["noise"]}, "env": env}]})).text
     assert "UNKNOWN" not in text
@@ -93,7 +95,7 @@ def test_a_variable_that_is_named_as_a_secret_is_masked_in_a_pod():
     assert "noise" not in text
 
 
-def test_a_part_that_cannot_be_had_is_named_and_the_rest_is_kept():
+def test_a_part_that_cannot_be_had_is_named_and_the_rest_is_kept() -> None:
     found = gather(World({"csinodes": [{"kind": "CSINode"}]}, broken={"status", "events", "selector"}))
     assert "kind: CSINode" in found.text
     assert len(found.problems) == 5  # the three selectors are asked one by one
@@ -101,7 +103,7 @@ def test_a_part_that_cannot_be_had_is_named_and_the_rest_is_kept():
     assert SECRET not in found.text
 
 
-def test_it_ends_in_time_and_size():
+def test_it_ends_in_time_and_size() -> None:
     ticks = iter(range(100))
     late = gather(World(), clock=lambda: float(next(ticks)), timeout_s=3)
     assert late.problems[-1].endswith("no time was left")
@@ -112,6 +114,6 @@ def test_it_ends_in_time_and_size():
 
 
 @pytest.mark.parametrize("arguments", [[], ["myjfs.run"], ["myjfs.run.switched"]])
-def test_a_backup_itself_is_never_printed(arguments, capsys):
+def test_a_backup_itself_is_never_printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().out == ""

@@ -10,7 +10,7 @@ from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.switch.findings import gather, refusal
 
 
-def test_parts_of_a_check_are_made_whatever_becomes_of_the_others():
+def test_parts_of_a_check_are_made_whatever_becomes_of_the_others() -> None:
     def fails(error: Exception) -> Any:
         def part() -> Any:
             raise error

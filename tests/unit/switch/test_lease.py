@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
-from include.juicefs_storage.ports import Lease
+from include.juicefs_storage.ports import Lease, LeaseStore
 from include.juicefs_storage.switch.lease import VolumeLease, check_lease, lease_name
 
 NAME = "juicefs-storage-uuid"
@@ -18,13 +19,18 @@ MINUTE = timedelta(minutes=1)
 
 
 @dataclass
-class FakeLeases:
+class FakeLeases(LeaseStore):
     """One Lease with a resourceVersion, as the API server keeps it. `trouble` happens to the next writes, in order."""
 
     namespace: str = "juicefs"
     kept: Lease | None = None
     trouble: list[Callable[[Lease], bool]] = field(default_factory=list)
     writes: int = 0
+
+    @property
+    def held(self) -> Lease:
+        assert self.kept
+        return self.kept
 
     def lease(self, name: str) -> Lease | None:
         assert name == NAME
@@ -59,6 +65,10 @@ class Clock:
         return self.time
 
 
+#: A run's Lease, by the name of its holder.
+TakeAs: TypeAlias = Callable[[str], VolumeLease]
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -70,7 +80,7 @@ def leases() -> FakeLeases:
 
 
 @pytest.fixture
-def run(leases: FakeLeases, clock: Clock) -> Callable[[str], VolumeLease]:
+def run(leases: FakeLeases, clock: Clock) -> TakeAs:
     return lambda holder: VolumeLease(leases, NAME, holder, clock, duration_s=600, sleep=lambda seconds: None)
 
 
@@ -78,7 +88,7 @@ def test_the_name_derives_from_the_volume() -> None:
     assert lease_name("ABCDEF01-2222-3333-4444-555555555555") == "juicefs-storage-abcdef01-2222-3333-4444-555555555555"
 
 
-def test_the_second_run_is_refused_with_the_holder_and_its_expiry(run, clock) -> None:
+def test_the_second_run_is_refused_with_the_holder_and_its_expiry(run: TakeAs, clock: Clock) -> None:
     run("dag/first").acquire()
     clock.time += 3 * MINUTE
     run("dag/first").confirm()
@@ -90,25 +100,25 @@ def test_the_second_run_is_refused_with_the_holder_and_its_expiry(run, clock) ->
     assert f"delete lease {NAME}" in refused.value.next_step
 
 
-def test_tasks_of_one_run_share_the_hold(run, leases, clock) -> None:
+def test_tasks_of_one_run_share_the_hold(run: TakeAs, leases: FakeLeases, clock: Clock) -> None:
     run("dag/first").acquire()
     clock.time += MINUTE
     run("dag/first").acquire()
-    assert leases.kept.renewed_at - leases.kept.acquired_at == MINUTE
-    assert leases.kept.transitions == 0
+    assert leases.held.renewed_at - leases.held.acquired_at == MINUTE
+    assert leases.held.transitions == 0
 
 
-def test_an_expired_lease_is_taken_over(run, leases, clock) -> None:
+def test_an_expired_lease_is_taken_over(run: TakeAs, leases: FakeLeases, clock: Clock) -> None:
     run("dag/dead").acquire()
     clock.time += 10 * MINUTE - timedelta(seconds=1)
     with pytest.raises(NeedsHumanError):
         run("dag/second").acquire()
     clock.time += timedelta(seconds=1)
     run("dag/second").acquire()
-    assert (leases.kept.holder, leases.kept.transitions, leases.kept.acquired_at) == ("dag/second", 1, clock.time)
+    assert (leases.held.holder, leases.held.transitions, leases.held.acquired_at) == ("dag/second", 1, clock.time)
 
 
-def test_a_run_that_lost_its_lease_stops_before_its_next_write(run, clock) -> None:
+def test_a_run_that_lost_its_lease_stops_before_its_next_write(run: TakeAs, clock: Clock) -> None:
     run("dag/slow").acquire()
     clock.time += 11 * MINUTE
     run("dag/second").acquire()
@@ -120,24 +130,24 @@ def test_a_run_that_lost_its_lease_stops_before_its_next_write(run, clock) -> No
         run("dag/slow").confirm()
 
 
-def test_an_expired_lease_that_nobody_took_is_renewed(run, leases, clock) -> None:
+def test_an_expired_lease_that_nobody_took_is_renewed(run: TakeAs, leases: FakeLeases, clock: Clock) -> None:
     run("dag/slow").acquire()
     clock.time += 60 * MINUTE
     run("dag/slow").confirm()
-    assert leases.kept.renewed_at == clock.time
+    assert leases.held.renewed_at == clock.time
 
 
-def test_only_the_holder_gives_it_back(run, leases) -> None:
+def test_only_the_holder_gives_it_back(run: TakeAs, leases: FakeLeases) -> None:
     run("dag/first").acquire()
     assert run("dag/second").release() is False
-    assert leases.kept.holder == "dag/first"
+    assert leases.held.holder == "dag/first"
     assert run("dag/first").release() is True
     assert run("dag/first").release() is False
     run("dag/second").acquire()
-    assert leases.kept.holder == "dag/second"
+    assert leases.held.holder == "dag/second"
 
 
-def test_a_lease_that_was_deleted_stops_its_holder(run, leases) -> None:
+def test_a_lease_that_was_deleted_stops_its_holder(run: TakeAs, leases: FakeLeases) -> None:
     run("dag/first").acquire()
     leases.kept = None
     with pytest.raises(NeedsHumanError, match="given back or deleted"):
@@ -148,17 +158,17 @@ def test_a_lease_that_was_deleted_stops_its_holder(run, leases) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["lose_answer", "lose_request"])
-def test_a_write_without_an_answer_is_looked_up(run, leases, trouble) -> None:
+def test_a_write_without_an_answer_is_looked_up(run: TakeAs, leases: FakeLeases, trouble: str) -> None:
     leases.trouble = [getattr(leases, trouble)]
     run("dag/first").acquire()
-    assert leases.kept.holder == "dag/first"
+    assert leases.held.holder == "dag/first"
     assert leases.writes == (1 if trouble == "lose_answer" else 2)
     leases.trouble = [getattr(leases, trouble)]
     assert run("dag/first").release() is True
-    assert leases.kept.holder == ""
+    assert leases.held.holder == ""
 
 
-def test_who_loses_the_race_is_refused(run, leases, clock) -> None:
+def test_who_loses_the_race_is_refused(run: TakeAs, leases: FakeLeases, clock: Clock) -> None:
     """Both find no Lease; the other one's write comes first."""
 
     def other_was_faster(lease: Lease) -> bool:
@@ -168,10 +178,10 @@ def test_who_loses_the_race_is_refused(run, leases, clock) -> None:
     leases.trouble = [other_was_faster]
     with pytest.raises(NeedsHumanError, match="dag/other"):
         run("dag/first").acquire()
-    assert leases.kept.holder == "dag/other"
+    assert leases.held.holder == "dag/other"
 
 
-def test_a_lease_that_cannot_be_written_is_not_taken_for_held(run, leases) -> None:
+def test_a_lease_that_cannot_be_written_is_not_taken_for_held(run: TakeAs, leases: FakeLeases) -> None:
     leases.trouble = [leases.lose_request] * 99
     with pytest.raises(TransientError):
         run("dag/first").acquire()
@@ -181,23 +191,31 @@ def test_a_lease_that_cannot_be_written_is_not_taken_for_held(run, leases) -> No
         run("dag/first").acquire()
 
 
-def test_a_long_task_renews_on_the_way(run, leases, clock) -> None:
+def test_a_long_task_renews_on_the_way(
+    run: TakeAs, leases: FakeLeases, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run("dag/first").acquire()
     clock.time += MINUTE
     renewed = threading.Event()
     write = leases.write_lease
-    leases.write_lease = lambda lease: (write(lease), renewed.set())[0]
+
+    def write_and_say(lease: Lease) -> bool:
+        written = write(lease)
+        renewed.set()
+        return written
+
+    monkeypatch.setattr(leases, "write_lease", write_and_say)
     with run("dag/first").kept_renewed(every_s=0.01):
         assert renewed.wait(10)
-    assert leases.kept.renewed_at == clock.time
-    leases.kept = replace(leases.kept, holder="dag/second")
+    assert leases.held.renewed_at == clock.time
+    leases.kept = replace(leases.held, holder="dag/second")
     before = leases.kept
     with run("dag/first").kept_renewed(every_s=0.001):
         threading.Event().wait(0.05)
     assert leases.kept == before
 
 
-def test_the_check_refuses_where_another_run_is_at_work(run, clock) -> None:
+def test_the_check_refuses_where_another_run_is_at_work(run: TakeAs, clock: Clock) -> None:
     assert [finding.level for finding in check_lease(run("dag/first"))] == ["ok"]
     run("dag/first").acquire()
     assert [finding.level for finding in check_lease(run("dag/first"))] == ["ok"]

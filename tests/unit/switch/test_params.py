@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from include.juicefs_storage.errors import PermanentError
@@ -10,7 +12,7 @@ from include.juicefs_storage.switch.params import RevertForm, SwitchParams, reso
 GOOD = {"target_conn_id": "minio_new", "target_bucket": "data"}
 
 
-def test_defaults_are_the_safe_ones():
+def test_defaults_are_the_safe_ones() -> None:
     params = resolve_params(GOOD, {})
     assert (params.dry_run, params.require_approval, params.on_failure, params.catch_up) == (
         True,
@@ -33,13 +35,13 @@ def test_defaults_are_the_safe_ones():
         ({"client_timeout_s": "soon"}, ["`client_timeout_s`", "soon"]),
     ],
 )
-def test_a_bad_param_is_refused_by_name(given, words):
+def test_a_bad_param_is_refused_by_name(given: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(PermanentError) as refused:
         resolve_params(GOOD | given, {})
     assert [word for word in words if word not in str(refused.value)] == []
 
 
-def test_all_bad_params_are_reported_together_with_an_example():
+def test_all_bad_params_are_reported_together_with_an_example() -> None:
     with pytest.raises(PermanentError) as refused:
         resolve_params({"settle_s": -1}, {})
     assert "`target_conn_id`" in str(refused.value)
@@ -47,18 +49,18 @@ def test_all_bad_params_are_reported_together_with_an_example():
     assert "`settle_s`" in str(refused.value)
 
 
-def test_the_registry_fills_in_what_is_left_at_its_default():
+def test_the_registry_fills_in_what_is_left_at_its_default() -> None:
     registry = {"home": {"namespace": "fs", "target_conn_id": "minio_new", "target_bucket": "data"}}
     params = resolve_params({"volume": "home", "namespace": "juicefs", "target_bucket": "other"}, registry)
     assert (params.namespace, params.target_conn_id, params.target_bucket) == ("fs", "minio_new", "other")
 
 
-def test_the_registry_cannot_switch_safety_off():
+def test_the_registry_cannot_switch_safety_off() -> None:
     with pytest.raises(PermanentError, match="dry_run cannot be set there"):
         resolve_params({"volume": "home"}, {"home": GOOD | {"dry_run": False}})
 
 
-def test_an_unknown_volume_is_refused_with_the_known_ones():
+def test_an_unknown_volume_is_refused_with_the_known_ones() -> None:
     with pytest.raises(PermanentError, match="registered: home, work"):
         resolve_params({"volume": "hoem"}, {"home": {}, "work": {}})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -14,6 +14,7 @@ from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import ExecResult, Pod, Session
 from include.juicefs_storage.switch.prove_clients import ClientProof, prove_every_client
 from include.juicefs_storage.volume.setting import StorageConfig
+from tests.support.bare import BareCluster
 from tests.support.fakes import NEW, OLD, UUID, FakeStore, setting
 
 FAILED = """\
@@ -33,14 +34,14 @@ class Client:
 
 
 @dataclass
-class Clients:
+class Clients(BareCluster):
     """A cluster of mount pods, and the two stores that they write to."""
 
     clients: dict[str, Client]
     namespace: str = "juicefs"
     new: FakeStore = field(default_factory=FakeStore)
 
-    def pods(self, *_: str) -> list[Pod]:
+    def pods(self, label_selector: str = "", namespace: str | None = None) -> list[Pod]:
         return [
             Pod(
                 "juicefs", name, f"uid-{name}", "node", True, 0, "", {},
@@ -49,7 +50,9 @@ class Clients:
             for name, client in self.clients.items()
         ]  # fmt: skip
 
-    def exec(self, pod: str, _: str, command: Sequence[str], **__: object) -> ExecResult:
+    def exec(
+        self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
+    ) -> ExecResult:
         client = self.clients[pod]
         if ".config" in command[2]:
             form = {"UUID": UUID, "Storage": "minio", "Bucket": client.shows.bucket}
@@ -62,7 +65,7 @@ class Clients:
             return ExecResult(0, f"objects: {key}", "")
         return ExecResult(0, "", "")
 
-    def log_tail(self, pod: str, *_: object) -> str:
+    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
         return self.clients[pod].log
 
 
@@ -70,7 +73,12 @@ def _key(config: StorageConfig) -> str:
     return config.access_key.get_secret_value()
 
 
-def prove(clients: Clients, unstick=None, timeout_s: float = 5, sessions=tuple) -> list[ClientProof]:
+def prove(
+    clients: Clients,
+    unstick: Callable[[], None] | None = None,
+    timeout_s: float = 5,
+    sessions: Callable[[], Sequence[Session]] = tuple,
+) -> list[ClientProof]:
     now = [0.0]
 
     def sleep(seconds: float) -> None:

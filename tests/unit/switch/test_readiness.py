@@ -35,7 +35,9 @@ def last(volume: str, *, ready: bool, since: datetime = MONDAY) -> dict[str, Any
         (BAD, [last("other", ready=False), last("home", ready=True), last("home", ready=False)], TUESDAY),
     ],
 )
-def test_since_when_is_kept_as_long_as_nothing_changes(findings, before, since):
+def test_since_when_is_kept_as_long_as_nothing_changes(
+    findings: list[Finding], before: list[dict[str, Any]], since: datetime
+) -> None:
     readiness = judge("home", findings, None, before=before, now=TUESDAY)
     assert (readiness.ready, readiness.since, readiness.rehearsed_at) == (findings is GOOD, since, TUESDAY)
     # What the next rehearsal reads is what this one wrote.
@@ -43,7 +45,7 @@ def test_since_when_is_kept_as_long_as_nothing_changes(findings, before, since):
     assert again.since == since
 
 
-def test_what_blocks_it_is_named_with_its_remedy():
+def test_what_blocks_it_is_named_with_its_remedy() -> None:
     readiness = judge("home", BAD, None, before=[], now=TUESDAY)
     assert readiness.blockers == ("target: no bucket Remedy: make it",)
     assert readiness.warnings == 1
@@ -61,7 +63,7 @@ def problems(findings: list[Finding]) -> list[str]:
     return [finding.message for finding in findings if finding.level == "refusal"]
 
 
-def test_the_newest_backup_is_restored():
+def test_the_newest_backup_is_restored() -> None:
     vault = stored(backup("myjfs.b", MONDAY), backup("myjfs.a", TUESDAY), backup("other.z", TUESDAY))
     findings, newest = rehearse_restore(vault, setting(NEW, TrashDays=7))
     assert problems(findings) == []
@@ -69,7 +71,7 @@ def test_the_newest_backup_is_restored():
     assert newest.backup_id == "myjfs.a"
 
 
-def test_a_volume_that_was_never_switched_has_no_backup_and_is_not_blocked_by_that():
+def test_a_volume_that_was_never_switched_has_no_backup_and_is_not_blocked_by_that() -> None:
     findings, newest = rehearse_restore(FakeVault(), setting(OLD))
     assert ([finding.level for finding in findings], newest) == (["warning"], None)
 
@@ -80,12 +82,12 @@ def test_a_volume_that_was_never_switched_has_no_backup_and_is_not_blocked_by_th
         ({"setting_hex": setting(OLD, SecretKey="AAAA").raw.hex()}, "cannot be decrypted"),
     ],
 )
-def test_a_backup_that_is_not_what_it_says_blocks(damage, words):
+def test_a_backup_that_is_not_what_it_says_blocks(damage: dict[str, Any], words: str) -> None:
     (problem,) = problems(rehearse_restore(stored(backup("myjfs.a", MONDAY, **damage)), setting(NEW))[0])
     assert words in problem
 
 
-def test_a_backup_without_a_secret_that_its_run_changed_blocks():
+def test_a_backup_without_a_secret_that_its_run_changed_blocks() -> None:
     change = SecretChange(namespace="juicefs", name="juicefs-sc-secret", keys=("bucket",))
     lacking = backup("myjfs.a", MONDAY, plan=plan(secrets=(change,)))
     (problem,) = problems(rehearse_restore(stored(lacking), setting(NEW))[0])
@@ -111,14 +113,14 @@ def test_the_backup_of_another_volume_of_the_same_name_is_none_of_this_one() -> 
     assert newest.backup_id == "myjfs.a"
 
 
-def test_a_volume_that_is_registered_wrongly_is_a_result_and_not_a_crash():
+def test_a_volume_that_is_registered_wrongly_is_a_result_and_not_a_crash() -> None:
     registry = {"home": {"target_bucket": "http://h/data", "dry_run": False}}
     readiness = rehearsal.rehearse_volume("home", registry, [])
     assert not readiness.ready
     assert "dry_run cannot be set there" in readiness.blockers[0]
 
 
-def test_a_check_that_breaks_is_a_blocker_like_any_other(monkeypatch):
+def test_a_check_that_breaks_is_a_blocker_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> list[Finding]:
         raise ZeroDivisionError
 

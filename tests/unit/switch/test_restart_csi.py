@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
 from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.ports import Workload, WorkloadKind
 from include.juicefs_storage.switch.restart_csi import RestartCsi
+from tests.support.bare import BareCluster
+
+STAMP = "juicefs-storage-switch/restarted-by"
 
 
 @dataclass
-class Workloads:
+class Workloads(BareCluster):
     """The annotations of two workloads; `answers` lost or refused, in order."""
 
     stamps: dict[str, str] = field(default_factory=dict)
     answers: list[str] = field(default_factory=list)
     calls: int = 0
 
-    def workload(self, _, name):
-        found = self.stamps.get(name)
-        return type("Found", (), {"annotations": {"juicefs-storage-switch/restarted-by": found} if found else {}})
+    def workload(self, kind: WorkloadKind, name: str) -> Workload:
+        annotations = {STAMP: self.stamps[name]} if name in self.stamps else {}
+        return Workload(kind, name, args=(), annotations=annotations, rolled_out=True, progress="")
 
-    def stamp_template(self, _, name, annotations):
+    def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
         self.calls += 1
         answer = self.answers.pop(0) if self.answers else "ok"
         if answer != "request lost":
-            self.stamps[name] = annotations["juicefs-storage-switch/restarted-by"]
+            self.stamps[name] = annotations[STAMP]
         if answer != "ok":
             raise TransientError(answer)
 
@@ -34,7 +39,7 @@ class Workloads:
 @pytest.mark.parametrize(
     ("answers", "calls"), [(["answer lost"], 2), (["request lost"], 3), (["ok", "answer lost"], 2)]
 )
-def test_a_restart_whose_answer_is_lost_is_looked_up(answers, calls) -> None:
+def test_a_restart_whose_answer_is_lost_is_looked_up(answers: list[str], calls: int) -> None:
     cluster = Workloads(answers=list(answers))
     assert RestartCsi(cluster, "run-1").apply() == [
         "StatefulSet/juicefs-csi-controller",

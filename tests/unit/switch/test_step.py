@@ -34,7 +34,7 @@ def test_no_step_writes_without_the_lease() -> None:
     assert cluster.store == before
 
 
-def test_a_lease_that_is_lost_between_two_writes_stops_the_second(monkeypatch) -> None:
+def test_a_lease_that_is_lost_between_two_writes_stops_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = FakeCluster()
     driver = {"juicefs/secret": "true"}
     cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", bucket=OLD.bucket)

@@ -55,13 +55,24 @@ def connect(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_the_news_reach_a_server_through_a_notifier_of_a_provider(monkeypatch, context, posted, notify, sent):
+def test_the_news_reach_a_server_through_a_notifier_of_a_provider(
+    monkeypatch: pytest.MonkeyPatch,
+    context: dict[str, Any],
+    posted: list[dict[str, str]],
+    notify: Notify,
+    sent: list[str],
+) -> None:
     connect(monkeypatch, EXTRA)
     notify(context)
     assert [list(body.values()) for body in posted] == [sent]
 
 
-def test_without_the_connection_nothing_happens(monkeypatch, context, posted, caplog):
+def test_without_the_connection_nothing_happens(
+    monkeypatch: pytest.MonkeyPatch,
+    context: dict[str, Any],
+    posted: list[dict[str, str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_JUICEFS_NOTIFY", raising=False)
     Notify("ended")(context)
     assert posted == []
@@ -79,7 +90,9 @@ def test_without_the_connection_nothing_happens(monkeypatch, context, posted, ca
         EXTRA | {"arguments": {"http_conn_id": "no_such_connection"}},
     ],
 )
-def test_what_cannot_be_told_is_logged_and_fails_nothing(monkeypatch, context, caplog, extra):
+def test_what_cannot_be_told_is_logged_and_fails_nothing(
+    monkeypatch: pytest.MonkeyPatch, context: dict[str, Any], caplog: pytest.LogCaptureFixture, extra: dict[str, Any]
+) -> None:
     connect(monkeypatch, extra)
     Notify("ended")(context)
     assert "Nobody was told that ended" in caplog.text

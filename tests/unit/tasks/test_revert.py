@@ -13,7 +13,7 @@ from include.juicefs_storage.switch.backup import backup_ids, read_backup
 from include.juicefs_storage.switch.params import RevertForm, resolve_revert_params
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks import revert
-from tests.support.fakes import NEW, OLD, FakeJuiceFS, FakeMetadata, FakeVault, backup, setting
+from tests.support.fakes import NEW, OLD, UUID, FakeJuiceFS, FakeMetadata, FakeVault, backup, setting
 
 RECORDED = {"namespace": "fs", "target_conn_id": "minio_new", "settle_s": 7, "dry_run": False, "on_failure": "hold"}
 
@@ -28,26 +28,26 @@ def vault() -> FakeVault:
     return vault
 
 
-def test_what_lies_beside_a_backup_is_no_backup(vault):
+def test_what_lies_beside_a_backup_is_no_backup(vault: FakeVault) -> None:
     vault.save("myjfs-2.x", b"")
     vault.save("myjfs.two.2", b"")
     assert backup_ids(vault, "myjfs") == ["myjfs.one", "myjfs.two", "myjfs.two.2"]
     assert backup_ids(vault) == ["myjfs-2.x", "myjfs.one", "myjfs.two", "myjfs.two.2"]
 
 
-def test_an_unknown_id_is_answered_with_the_known_ones(vault):
+def test_an_unknown_id_is_answered_with_the_known_ones(vault: FakeVault) -> None:
     with pytest.raises(PermanentError, match=r"no backup 'myjfs\.tow'.*myjfs\.one, myjfs\.two"):
         read_backup(vault, "myjfs.tow")
 
 
-def test_what_is_not_a_backup_is_refused_without_its_content(vault):
+def test_what_is_not_a_backup_is_refused_without_its_content(vault: FakeVault) -> None:
     vault.save("myjfs.odd", b'{"secret_key": "old-secret-value"}')
     with pytest.raises(PermanentError, match=r"myjfs\.odd can be decrypted and is not a backup") as refused:
         read_backup(vault, "myjfs.odd")
     assert "old-secret-value" not in str(refused.value)
 
 
-def test_backups_are_offered_newest_first_with_how_their_run_ended_and_no_key(vault):
+def test_backups_are_offered_newest_first_with_how_their_run_ended_and_no_key(vault: FakeVault) -> None:
     vault.save("myjfs.damaged", b"?")
     backups = revert.readable_backups(vault)
     assert [found.backup_id for found in backups] == ["myjfs.two", "myjfs.one"]
@@ -59,7 +59,7 @@ def test_backups_are_offered_newest_first_with_how_their_run_ended_and_no_key(va
     assert not [secret for secret in ("OLDKEY", "old-secret-value", "new-secret-value") if secret in "".join(rows)]
 
 
-def test_the_backup_fills_in_what_the_form_leaves_open_but_never_safety():
+def test_the_backup_fills_in_what_the_form_leaves_open_but_never_safety() -> None:
     params = resolve_revert_params(RevertForm(), "myjfs.two", RECORDED, "data", still_there=True)
     assert (params.namespace, params.settle_s, params.backup_id) == ("fs", 7, "myjfs.two")
     assert (params.dry_run, params.require_approval, params.on_failure) == (True, True, "rollback")
@@ -67,7 +67,7 @@ def test_the_backup_fills_in_what_the_form_leaves_open_but_never_safety():
     assert (params.source_conn_id, params.target_conn_id, params.target_bucket) == ("minio_new", "", "data")
 
 
-def test_a_volume_that_moved_on_is_reached_by_its_setting_and_the_form_has_the_last_word():
+def test_a_volume_that_moved_on_is_reached_by_its_setting_and_the_form_has_the_last_word() -> None:
     form = RevertForm(namespace="other", settle_s=1, target_conn_id="minio_old")
     params = resolve_revert_params(form, "myjfs.two", RECORDED, "data", still_there=False)
     assert (params.namespace, params.settle_s) == ("other", 1)
@@ -82,26 +82,28 @@ def test_a_volume_that_moved_on_is_reached_by_its_setting_and_the_form_has_the_l
         ({"on_failure": "panic"}, ["`on_failure`", "panic"]),
     ],
 )
-def test_a_bad_param_is_refused_by_name(given, words):
+def test_a_bad_param_is_refused_by_name(given: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(PermanentError) as refused:
         RevertForm.validated(given)
     assert [word for word in words if word not in str(refused.value)] == []
 
 
-def test_a_number_out_of_its_range_is_refused_by_name():
+def test_a_number_out_of_its_range_is_refused_by_name() -> None:
     with pytest.raises(PermanentError, match=r"`settle_s`.*greater than or equal to 0"):
         resolve_revert_params(RevertForm.validated({"settle_s": -1}), "myjfs.two", RECORDED, "data", still_there=True)
 
 
-def now_on(monkeypatch: pytest.MonkeyPatch, **more: object) -> None:
-    row = setting(NEW, **more)
+def now_on(monkeypatch: pytest.MonkeyPatch, uuid: str = UUID) -> None:
+    row = setting(NEW, UUID=uuid)
     monkeypatch.setattr(revert, "Runtime", lambda params: SimpleNamespace(setting=lambda: row))
 
 
 @pytest.mark.parametrize(
     ("given", "chosen"), [({"backup_id": "myjfs.two"}, None), ({}, {"chosen_options": ["myjfs.two"]})]
 )
-def test_the_backup_is_the_one_given_or_chosen(monkeypatch, vault, given, chosen):
+def test_the_backup_is_the_one_given_or_chosen(
+    monkeypatch: pytest.MonkeyPatch, vault: FakeVault, given: dict[str, Any], chosen: dict[str, Any] | None
+) -> None:
     now_on(monkeypatch)
     params = revert.resolve(given, chosen, vault)
     assert (params["backup_id"], params["target_bucket"], params["source_conn_id"]) == (
@@ -111,14 +113,14 @@ def test_the_backup_is_the_one_given_or_chosen(monkeypatch, vault, given, chosen
     )
 
 
-def test_a_backup_of_another_volume_is_refused(monkeypatch, vault):
-    now_on(monkeypatch, UUID="99999999-2222-3333-4444-555555555555")
+def test_a_backup_of_another_volume_is_refused(monkeypatch: pytest.MonkeyPatch, vault: FakeVault) -> None:
+    now_on(monkeypatch, uuid="99999999-2222-3333-4444-555555555555")
     with pytest.raises(PermanentError, match=r"is of volume myjfs .*; the metadata database holds myjfs"):
         revert.resolve({"backup_id": "myjfs.two"}, None, vault)
 
 
 @pytest.mark.parametrize("chosen", [None, {"chosen_options": []}])
-def test_without_any_backup_it_says_so(vault, chosen):
+def test_without_any_backup_it_says_so(vault: FakeVault, chosen: dict[str, Any] | None) -> None:
     with pytest.raises(PermanentError, match="no readable backup"):
         revert.resolve({}, chosen, FakeVault())
 

@@ -46,7 +46,7 @@ def _store_of(slices: list[tuple[int, int]], setting_row: Setting) -> FakeStore:
 class Away(FakeMetadata):
     """Cannot say which files these are."""
 
-    def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:  # noqa: ARG002
+    def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
         raise TransientError("gone")
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from include.juicefs_storage.ports import Pod
 from include.juicefs_storage.volume.mount_pods import stale_mount_pods, storage_overrides
+from tests.support.bare import BareCluster
 from tests.support.fakes import MOUNT, NEW, OLD
 
 
@@ -19,17 +20,17 @@ from tests.support.fakes import MOUNT, NEW, OLD
         ("/jfs/x -o storage-class=STANDARD_IA,cache-dir=/bucket", ()),
     ],
 )
-def test_overrides_among_mount_options(options, found):
+def test_overrides_among_mount_options(options: str, found: tuple[str, ...]) -> None:
     assert storage_overrides(options) == found
 
 
-class Pods:
+class Pods(BareCluster):
     """A cluster with these mount pods."""
 
     def __init__(self, pods: list[Pod]) -> None:
         self.found = pods
 
-    def pods(self, *_: object) -> list[Pod]:
+    def pods(self, label_selector: str = "", namespace: str | None = None) -> list[Pod]:
         return self.found
 
 
@@ -40,7 +41,7 @@ def pod(name: str, uid: str, command: str, *, restarts: int = 0, ready: bool = T
     )  # fmt: skip
 
 
-def test_who_may_write_old_values():
+def test_who_may_write_old_values() -> None:
     old = (
         f"sh -c juicefs format --storage=minio --bucket={OLD.bucket} ${{metaurl}} myjfs\nexec /bin/mount.juicefs /jfs/x"
     )

@@ -27,8 +27,8 @@ def listening() -> Iterator[int]:
     [(["bash", "timeout"], True, 0), (["bash", "timeout"], False, 1), (["bash"], True, 69), ([], True, 69)],
 )
 def test_an_image_without_curl_asks_bash_and_one_without_both_says_so(
-    tools, port_open, code, listening, tmp_path: Path
-):
+    tools: list[str], port_open: bool, code: int, listening: int, tmp_path: Path
+) -> None:
     for tool in tools:
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
     with socket.socket() as closed:

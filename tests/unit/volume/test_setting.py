@@ -12,30 +12,30 @@ from tests.support.fakes import NEW, OLD, setting
 
 
 @pytest.mark.parametrize("encrypted", [True, False])
-def test_the_secret_key_is_decrypted(encrypted):
+def test_the_secret_key_is_decrypted(encrypted: bool) -> None:
     assert setting(OLD, encrypted=encrypted).config == OLD
     assert setting(OLD, encrypted=encrypted).uses(OLD)
     assert not setting(OLD, encrypted=encrypted).uses(NEW)
 
 
-def test_a_secret_key_of_another_volume_is_refused_with_a_remedy():
+def test_a_secret_key_of_another_volume_is_refused_with_a_remedy() -> None:
     row = json.loads(setting(OLD).raw) | {"UUID": "99999999-2222-3333-4444-555555555555"}
     with pytest.raises(PermanentError, match="source_conn_id"):
         Setting(json.dumps(row).encode()).config  # noqa: B018
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"not json"])
-def test_what_is_no_setting_is_refused(raw):
+def test_what_is_no_setting_is_refused(raw: bytes) -> None:
     with pytest.raises(PermanentError, match="not the JSON of a JuiceFS volume"):
         Setting(raw).name  # noqa: B018
 
 
-def test_restoring_gives_the_exact_bytes_back_when_nothing_else_changed():
+def test_restoring_gives_the_exact_bytes_back_when_nothing_else_changed() -> None:
     before, now = setting(OLD), setting(NEW)
     assert now.with_storage_of(before).raw == before.raw
 
 
-def test_restoring_keeps_what_else_changed_meanwhile():
+def test_restoring_keeps_what_else_changed_meanwhile() -> None:
     before, now = setting(OLD), setting(NEW, TrashDays=7, FieldOfTomorrow={"a": 1})
     merged = now.with_storage_of(before)
     assert merged.uses(OLD)
@@ -43,7 +43,7 @@ def test_restoring_keeps_what_else_changed_meanwhile():
     assert (fields["TrashDays"], fields["FieldOfTomorrow"]) == (7, {"a": 1})
 
 
-def test_a_setting_sealed_anew_has_other_bytes_and_says_the_same():
+def test_a_setting_sealed_anew_has_other_bytes_and_says_the_same() -> None:
     row = setting(OLD, TrashDays=7)
     again = row.sealed_anew()
     assert again.raw != row.raw
@@ -54,12 +54,12 @@ def test_a_setting_sealed_anew_has_other_bytes_and_says_the_same():
         setting(OLD, encrypted=False).sealed_anew()
 
 
-def test_a_plain_row_restored_over_an_encrypted_one_stays_readable():
+def test_a_plain_row_restored_over_an_encrypted_one_stays_readable() -> None:
     before = setting(OLD, encrypted=False)
     assert setting(NEW, TrashDays=7).with_storage_of(before).uses(OLD)
 
 
-def test_no_repr_shows_a_key():
+def test_no_repr_shows_a_key() -> None:
     shown = repr(OLD) + repr(setting(OLD)) + repr([setting(OLD).config])
     assert "OLDKEY" not in shown
     assert "old-secret" not in shown
@@ -76,18 +76,18 @@ def test_no_repr_shows_a_key():
         ("s3", "https://h:9000/data", ("https://h:9000", "data")),
     ],
 )
-def test_endpoint_and_bucket(storage, bucket, expected):
+def test_endpoint_and_bucket(storage: str, bucket: str, expected: tuple[str, str]) -> None:
     assert StorageConfig(storage, bucket, OLD.access_key, OLD.secret_key).endpoint_and_bucket == expected
 
 
 @pytest.mark.parametrize(
     ("storage", "bucket"), [("minio", "http://h:9000"), ("minio", "http://h:9000/a/b"), ("s3", "http://h")]
 )
-def test_a_url_that_juicefs_would_misread_is_refused(storage, bucket):
+def test_a_url_that_juicefs_would_misread_is_refused(storage: str, bucket: str) -> None:
     with pytest.raises(PermanentError, match="expected http"):
         StorageConfig(storage, bucket, OLD.access_key, OLD.secret_key).endpoint_and_bucket  # noqa: B018
 
 
-def test_masked_keys_can_be_told_apart_but_not_used():
+def test_masked_keys_can_be_told_apart_but_not_used() -> None:
     assert masked(StorageConfig("s3", "", type(OLD.access_key)("AKIAIOSFODNN7"), OLD.secret_key).access_key) == "AK…N7"
     assert masked(OLD.access_key) == "…"

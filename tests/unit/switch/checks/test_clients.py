@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 
 from include.juicefs_storage.switch.checks.clients import check_runner, check_volume
+from include.juicefs_storage.volume.setting import Setting
 from tests.support.fakes import MOUNT, OLD, FakeMetadata, setting
 
 
-def findings(row=None, **changes: Any) -> list[tuple[str, str]]:
+def findings(row: Setting | None = None, **changes: Any) -> list[tuple[str, str]]:
     row = row or setting()
     found = check_volume(row, [MOUNT.model_copy(update=changes)], [], FakeMetadata(row), 60)
     assert all(finding.remedy for finding in found if finding.level != "ok")
     return [(finding.level, finding.message) for finding in found]
 
 
-def test_a_good_volume():
+def test_a_good_volume() -> None:
     assert [level for level, _ in findings()] == ["ok"]
 
 
@@ -34,7 +35,7 @@ def test_a_good_volume():
         ({"staged_blocks": 3, "writeback": True}, "3 blocks wait"),
     ],
 )
-def test_a_client_that_cannot_follow_or_be_proven(changes, words):
+def test_a_client_that_cannot_follow_or_be_proven(changes: dict[str, Any], words: str) -> None:
     ((level, message),) = findings(**changes)
     assert level == "refusal"
     assert words in message
@@ -44,7 +45,7 @@ def test_a_client_that_cannot_follow_or_be_proven(changes, words):
     ("row", "words"),
     [(setting(Shards=4), "4 buckets"), (setting(replace(OLD, storage="oss")), "kind 'oss'")],
 )
-def test_a_volume_that_cannot_move(row, words):
+def test_a_volume_that_cannot_move(row: Setting, words: str) -> None:
     ((level, message),) = findings(row, bucket=row.bucket)
     assert level == "refusal"
     assert words in message
@@ -60,6 +61,6 @@ def test_a_volume_that_cannot_move(row, words):
         ("unknown", "1.2.5", "warning"),
     ],
 )
-def test_the_juicefs_that_writes_is_as_new_as_the_newest_client(runner, client, level):
+def test_the_juicefs_that_writes_is_as_new_as_the_newest_client(runner: str, client: str, level: str) -> None:
     (finding,) = check_runner(runner, [MOUNT.model_copy(update={"version": client})], [])
     assert finding.level == level

@@ -118,6 +118,7 @@ def test_a_run_is_started_with_its_own_id_and_asks_nobody(ti: TaskInstance, vaul
     moved(ti, "a")
     with pytest.raises(DagRunTriggerException) as started:
         fleet.start.function("c")
+    assert started.value.conf
     assert started.value.conf["restart_csi"] is False, "it would cut off what the runs beside it do"
 
 
