@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from include.juicefs_storage.adapters.manifests import ParquetManifest
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.store import S3Store
-from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
+from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.objects.model import Engine, KeyRange
 
 # The plot of the benchmark brings numpy along, and pyarrow would load it: in requirements.txt there is none.
@@ -56,15 +56,11 @@ def main() -> None:
     given = parser.parse_args()
     source = _store(given.source, os.environ["SOURCE_KEYS"])
     target = _store(given.target, os.environ["TARGET_KEYS"])
-    run = copy_partition if given.mode == "copy" else verify_partition
-    totals = run(
-        S3Bucket(source),
-        S3Bucket(target),
-        _engine(given.engine, source, target, given.concurrency),
-        KeyRange(given.after, given.until),
-        ParquetManifest(given.manifests, given.name, {"run": "benchmark"}),
-        Options(given.compare),
-    )
+    engine = _engine(given.engine, source, target, given.concurrency)
+    transfer = Transfer(S3Bucket(source), S3Bucket(target), engine, Options(given.compare))
+    work = transfer.copy if given.mode == "copy" else transfer.verify
+    manifest = ParquetManifest(given.manifests, given.name, {"run": "benchmark"})
+    totals = work(KeyRange(given.after, given.until), manifest)
     print(json.dumps(totals.as_json()))
 
 

@@ -30,7 +30,7 @@ from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.copy.partitions import Ruler, cut
-from include.juicefs_storage.copy.run import Options, verify_partition
+from include.juicefs_storage.copy.run import Transfer
 from include.juicefs_storage.objects.bucket import StoredObject
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, below
 from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
@@ -77,7 +77,7 @@ def _store(endpoint: str, prefix: str = "") -> S3Store:
 
 
 class Listed:
-    """`ports.Bucket`, as much of it as the check takes, through the sync DAG's listing."""
+    """`ports.ObjectStore`, as much of it as the check takes, through the sync DAG's listing."""
 
     def __init__(self, endpoint: str) -> None:
         self._side = S3Bucket(_store(endpoint))
@@ -118,7 +118,7 @@ def _as_the_dag(metadata: MySqlMetadata, setting: Setting, side: S3Bucket, folde
     needed = NeededBlocks("chunks/", ObjectSizes.of(setting), files.pages, still_needed(metadata))
     manifest = ParquetManifest(folder / "verify", "00000", {})
     engine = NativeEngine(side.store, side.store)
-    totals = verify_partition(side, side, engine, KeyRange(), manifest, Options(), needed=needed)
+    totals = Transfer(side, side, engine, needed=needed).verify(KeyRange(), manifest)
     return totals.objects(ObjectOutcome.SAME)
 
 

@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.tasks import context, registry, sync
+from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.needed import ID_BATCH, needed_objects
 from lab.environment import Lab
@@ -41,7 +42,7 @@ def start(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("AIRFLOW_CONN_META", connection_to(lab.mariadb))
     cluster = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(lab.kube.kubeconfig)}}
     monkeypatch.setenv("AIRFLOW_CONN_CLUSTER", json.dumps(cluster))
-    monkeypatch.setenv(sync.MANIFESTS_ENV, tmp_path.as_uri())
+    monkeypatch.setenv(MANIFESTS_ENV, tmp_path.as_uri())
     volumes = tmp_path / "volumes.yaml"
     volumes.write_text(yaml.safe_dump({"theirs": {"kubernetes_conn_id": "cluster"}}))
     monkeypatch.setattr(registry, "REGISTRY", volumes)
@@ -56,7 +57,7 @@ def start(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
             given["meta_conn_id"] = "meta"
         airflow = SyncRun(run_id, given | params)
         current = {"params": airflow.params, "run_id": run_id, "ti": airflow, "dag": airflow}
-        for module in (context, sync):
+        for module in (context, sync.plan):
             monkeypatch.setattr(module, "get_current_context", lambda: current)
         return airflow
 

@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.copy import partitions as cutting
 from include.juicefs_storage.tasks import context, sync
+from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from lab.environment import Lab
 from lab.seaweed import Store
 from tests.support.sync_run import SyncRun
@@ -29,7 +30,7 @@ def stores(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
             "extra": {"endpoint_url": store.endpoint_url},
         }  # fmt: skip
         monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(connection))
-    monkeypatch.setenv(sync.MANIFESTS_ENV, tmp_path.as_uri())
+    monkeypatch.setenv(MANIFESTS_ENV, tmp_path.as_uri())
     for key in KEYS:
         both[0].client().put_object(Bucket=both[0].bucket, Key=PREFIX + key, Body=key.encode() * 10)
     yield both
@@ -48,7 +49,7 @@ def start(stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch) -> Any:
         }  # fmt: skip
         airflow = SyncRun(run_id, {**given, **params})
         current = {"params": airflow.params, "run_id": run_id, "ti": airflow}
-        for module in (context, sync):
+        for module in (context, sync.plan):
             monkeypatch.setattr(module, "get_current_context", lambda: current)
         return airflow
 
@@ -132,6 +133,6 @@ def test_check_refuses_what_cannot_work(
     ):
         with pytest.raises(AirflowFailException, match=said):
             start("refused", **change).run("check")
-    monkeypatch.delenv(sync.MANIFESTS_ENV)
-    with pytest.raises(AirflowFailException, match=sync.MANIFESTS_ENV):
+    monkeypatch.delenv(MANIFESTS_ENV)
+    with pytest.raises(AirflowFailException, match=MANIFESTS_ENV):
         start("refused").run("check")

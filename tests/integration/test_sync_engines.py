@@ -23,7 +23,7 @@ from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.adapters.tools import mc_mirror as mc
 from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
-from include.juicefs_storage.copy.run import Options, copy_partition, mirror_partition
+from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
 from include.juicefs_storage.objects.totals import Totals
@@ -94,10 +94,10 @@ class Job:
         native = NativeEngine(*self._stores, limits=self.limits)
         if self.engine in {"native", "obstore"}:
             engine = ObstoreEngine(*self._stores) if self.engine == "obstore" else native
-            totals = copy_partition(source, target, engine, KeyRange(), manifest, self.options)
+            totals = Transfer(source, target, engine, self.options).copy(KeyRange(), manifest)
         else:
             tool = (JuiceFSSync if self.engine == "juicefs" else McMirror)(*self._stores, stall_s=self.stall_s)
-            totals, _ = mirror_partition(source, target, native, tool, KeyRange(), manifest, self.options)
+            totals, _ = Transfer(source, target, native, self.options).mirror(tool, KeyRange(), manifest)
         self.rows = {row.key: row for row in ManifestReader(manifest.file).rows(set(ObjectOutcome))}
         assert totals.objects() == len(self.rows)
         return totals
@@ -269,7 +269,7 @@ def test_an_object_in_parts(stores: tuple[Store, Store], tmp_path: Path) -> None
     stores_ = at(source, prefix), at(target, prefix)
     engine = NativeEngine(*stores_, limits=LIMITS, put_limit_bytes=8 * 2**20, part_bytes=5 * 2**20)
     left, right = (S3Bucket(store, LIMITS) for store in stores_)
-    totals = copy_partition(left, right, engine, KeyRange(), ParquetManifest(tmp_path, "one", {}), Options())
+    totals = Transfer(left, right, engine).copy(KeyRange(), ParquetManifest(tmp_path, "one", {}))
     assert totals.objects(ObjectOutcome.COPIED) == 1
     assert bodies(target, prefix) == {"big": body}
     head = target.client().head_object(Bucket=target.bucket, Key=f"{prefix}big")

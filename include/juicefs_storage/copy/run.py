@@ -66,92 +66,88 @@ class Options:
     exclude: tuple[str, ...] = ()
 
 
-def copy_partition(
-    source: Bucket,
-    target: Bucket,
-    engine: Engine,
-    keys: KeyRange,
-    manifest: Manifest,
-    options: Options,
-    status: Status | None = None,
-    needed: NeededBlocks | None = None,
-) -> Totals:
-    """Copy what the target lacks within a range of keys, compare what it has, write a row for each key.
+@dataclass(frozen=True)
+class Transfer:
+    """From where to where objects are copied, by what, and how they are compared.
 
-    Effect: objects are written to the target; one that is there already is overwritten only if it is different and
-    `options.overwrite` is set. Nothing is deleted. May be killed at any moment and called again: it goes on after the
-    last checkpoint, and finds there what it had copied since.
-
-    Raises:
-        PermanentError: The stores refuse what is asked (keys, bucket).
-        TransientError: A store failed for longer than the retries last.
+    Attributes:
+        source: Only read.
+        target: Written to by `copy` and `mirror` alone; nothing is ever deleted there.
+        engine: Copies objects and compares contents.
+        options: How objects are compared, and which are left out.
+        needed: The blocks that a volume's metadata says must exist; None: whatever the source has is copied.
     """
-    return _Partition(source, target, engine, manifest, options, status or Status(), True, needed).run(keys)
 
+    source: Bucket
+    target: Bucket
+    engine: Engine
+    options: Options = field(default_factory=Options)
+    needed: NeededBlocks | None = None
 
-def verify_partition(
-    source: Bucket,
-    target: Bucket,
-    engine: Engine,
-    keys: KeyRange,
-    manifest: Manifest,
-    options: Options,
-    status: Status | None = None,
-    needed: NeededBlocks | None = None,
-) -> Totals:
-    """Compare a range of keys, write a row for each. Neither side is changed.
+    def copy(self, keys: KeyRange, manifest: Manifest, status: Status | None = None) -> Totals:
+        """Copy what the target lacks within a range of keys, compare what it has, write a row for each key.
 
-    Raises:
-        PermanentError: The stores refuse what is asked (keys, bucket).
-        TransientError: A store failed for longer than the retries last.
-    """
-    return _Partition(source, target, engine, manifest, options, status or Status(), False, needed).run(keys)
+        An object that is there already is overwritten only if it is different and `options.overwrite` is set. The call
+        may be killed at any moment and repeated: it resumes behind the last checkpoint.
 
+        Args:
+            keys: The range.
+            manifest: Gets the rows.
+            status: Logs the progress.
 
-def mirror_partition(
-    source: Bucket,
-    target: Bucket,
-    engine: Engine,
-    tool: MirrorTool,
-    keys: KeyRange,
-    manifest: Manifest,
-    options: Options,
-    status: Status | None = None,
-) -> tuple[Totals, Mirrored | None]:
-    """Let a tool copy a range of keys, and compare before and after: its word is not what the manifest says.
+        Raises:
+            PermanentError: The stores refuse what is asked (keys, bucket).
+            TransientError: A store failed for longer than the retries last.
+        """
+        return _Partition(self, manifest, status or Status(), copies=True).run(keys)
 
-    In the manifest, what is in place at the end is SAME: the tool does not say which objects it copied.
+    def verify(self, keys: KeyRange, manifest: Manifest, status: Status | None = None) -> Totals:
+        """Compare a range of keys, write a row for each. Neither side is changed.
 
-    Args:
-        source: What is copied.
-        target: Where it is copied to.
-        engine: Compares contents where listings do not suffice.
-        tool: Not run where nothing is missing (and nothing different is to be overwritten).
-        keys: The range.
-        manifest: Gets the rows of the comparison afterwards.
-        options: As for `copy_partition`.
-        status: Told of the progress.
+        Args:
+            keys: The range.
+            manifest: Gets the rows.
+            status: Logs the progress.
 
-    Returns:
-        What the comparison afterwards found, and what the tool says that it did; None: it was not run.
+        Raises:
+            PermanentError: The stores refuse what is asked (keys, bucket).
+            TransientError: A store failed for longer than the retries last.
+        """
+        return _Partition(self, manifest, status or Status(), copies=False).run(keys)
 
-    Raises:
-        PermanentError: The stores or the tool refuse what is asked.
-        TransientError: A store or the tool failed.
-    """
-    status = status or Status()
-    before = _Partition(source, target, engine, _Nowhere(), options, status, copies=False).run(keys)
-    wanted = (ObjectOutcome.MISSING, *((ObjectOutcome.DIFFERENT,) if options.overwrite else ()))
-    said = None
-    if before.objects(*wanted):
-        said = tool.mirror(keys, compare=options.compare, overwrite=options.overwrite)
-        log.info("%s says: %s", type(tool).__name__, said)
-        if said.copied != before.objects(*wanted):
-            log.warning(
-                "%s says that it copied %d objects; the comparison before had found %d to be copied.",
-                type(tool).__name__, said.copied, before.objects(*wanted),
-            )  # fmt: skip
-    return verify_partition(source, target, engine, keys, manifest, options, status), said
+    def mirror(
+        self, tool: MirrorTool, keys: KeyRange, manifest: Manifest, status: Status | None = None
+    ) -> tuple[Totals, Mirrored | None]:
+        """Let a tool copy a range of keys, and compare before and after: the manifest does not trust the tool.
+
+        In the manifest, what is in place at the end is SAME: the tool does not say which objects it copied.
+
+        Args:
+            tool: Not run where nothing is missing (and nothing different is to be overwritten).
+            keys: The range.
+            manifest: Gets the rows of the comparison afterwards.
+            status: Logs the progress.
+
+        Returns:
+            What the comparison afterwards found, and what the tool says that it did; None: it was not run.
+
+        Raises:
+            PermanentError: The stores or the tool refuse what is asked.
+            TransientError: A store or the tool failed.
+        """
+        options, status = self.options, status or Status()
+        before = _Partition(self, _Nowhere(), status, copies=False).run(keys)
+        wanted = (ObjectOutcome.MISSING, *((ObjectOutcome.DIFFERENT,) if options.overwrite else ()))
+        said = None
+        if before.objects(*wanted):
+            said = tool.mirror(keys, compare=options.compare, overwrite=options.overwrite)
+            log.info("%s says: %s", type(tool).__name__, said)
+            if said.copied != before.objects(*wanted):
+                log.warning(
+                    "%s says that it copied %d objects; the comparison before had found %d to be copied.",
+                    type(tool).__name__, said.copied, before.objects(*wanted),
+                )  # fmt: skip
+        return self.verify(keys, manifest, status), said
 
 
 class _Nowhere:
@@ -169,29 +165,25 @@ class _Nowhere:
 
 @dataclass
 class _Partition:
-    source: Bucket
-    target: Bucket
-    engine: Engine
+    transfer: Transfer
     manifest: Manifest
-    options: Options
     status: Status
     copies: bool
-    needed: NeededBlocks | None = None
     totals: Totals = field(default_factory=Totals)
     _md5: bool | None = None
 
     def run(self, keys: KeyRange) -> Totals:
-        start = time.monotonic()
+        start, transfer = time.monotonic(), self.transfer
         last, self.totals = self.manifest.resume()
         if last is not None:
-            log.info("Goes on after the last checkpoint, with %d objects done.", self.totals.objects())
+            log.info("Resuming behind the last checkpoint, with %d objects done.", self.totals.objects())
             keys = KeyRange(last, keys.until)
-        taken = key_filter(self.options.include, self.options.exclude)
+        taken = key_filter(transfer.options.include, transfer.options.exclude)
         self.status.update(self.totals, "listing")
-        needed = self.needed
+        needed = transfer.needed
         left, right = (
             filtered(_ahead(needed.listing(side, keys) if needed else side.pages(keys)), taken)
-            for side in (self.source, self.target)
+            for side in (transfer.source, transfer.target)
         )
         stretches = beside(needed.pages(keys), left, right) if needed else beside(left, right)
         waiting: Rows | None = None
@@ -213,14 +205,14 @@ class _Partition:
         return self.totals
 
     def _classifier(self) -> Classifier:
-        return Classifier(self.options.compare == "size", self._trusted)
+        return Classifier(self.transfer.options.compare == "size", self._trusted)
 
     def _trusted(self, source: Page, target: Page) -> bool:
         """Whether ETags are MD5 on both sides: a sample of each is read once a partition."""
-        if self.options.compare != "etag":
+        if self.transfer.options.compare != "etag":
             return False
         if self._md5 is None:
-            one, other = self._sampled(self.source, source), self._sampled(self.target, target)
+            one, other = self._sampled(self.transfer.source, source), self._sampled(self.transfer.target, target)
             if one is None or other is None:
                 return False  # nothing here to find out by; later pages may have it
             self._md5 = one and other
@@ -242,25 +234,27 @@ class _Partition:
 
     def _treat(self, batch: Classifier) -> None:
         """Compare what listings did not settle, then copy what is missing, and different where that is wanted."""
-        if self.needed:
-            settle_lost(batch, self.needed, self.source, self.target)
-            read_blocks(batch, self.needed)
+        if needed := self.transfer.needed:
+            settle_lost(batch, needed, self.transfer.source, self.transfer.target)
+            read_blocks(batch, needed)
         rows, missing = batch.rows, batch.missing
         for places in self._calls(rows, batch.unsure, "comparing contents"):
-            for row, found in zip(places, self.engine.compare([rows.listed(row) for row in places]), strict=True):
+            for row, found in zip(
+                places, self.transfer.engine.compare([rows.listed(row) for row in places]), strict=True
+            ):
                 rows.put(row, found.outcome, Comparison.CONTENT, checksum=found.checksum, detail=found.detail)
                 if found.outcome is ObjectOutcome.MISSING:
                     missing.append(row)
         if not self.copies:
             return
         self._copy(rows, sorted(missing), overwrite=False)
-        if self.options.overwrite:
+        if self.transfer.options.overwrite:
             different = OUTCOME_CODES[ObjectOutcome.DIFFERENT]
             self._copy(rows, [row for row, code in enumerate(rows.outcomes) if code == different], overwrite=True)
 
     def _copy(self, rows: Rows, wanted: list[int], *, overwrite: bool) -> None:
         for places in self._calls(rows, wanted, "copying"):
-            done = self.engine.copy([rows.listed(row) for row in places], overwrite=overwrite)
+            done = self.transfer.engine.copy([rows.listed(row) for row in places], overwrite=overwrite)
             for row, copied in zip(places, done, strict=True):
                 rows.put(row, copied.outcome, copied.comparison, checksum=copied.checksum, detail=copied.detail)
                 rows.target_etags[row] = copied.target_etag or rows.target_etags[row]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
 from include.juicefs_storage.copy import run
-from include.juicefs_storage.copy.run import Options, copy_partition
+from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.objects.comparison import Rows
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
 from tests.support.copy_fakes import KilledError, MemoryBucket, MemoryEngine
@@ -67,7 +67,7 @@ def test_kills_lose_nothing_and_copy_nothing_twice(
         def attempt(manifest: ParquetManifest, dies_after: int | None) -> None:
             engine = MemoryEngine(left, right, dies_after=dies_after)
             try:
-                copy_partition(left, right, engine, KeyRange(), manifest, Options(overwrite=overwrite))
+                Transfer(left, right, engine, Options(overwrite=overwrite)).copy(KeyRange(), manifest)
             finally:
                 copied.extend(engine.copied)
 

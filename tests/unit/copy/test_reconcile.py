@@ -14,7 +14,7 @@ from include.juicefs_storage.copy.params import SyncParams
 from include.juicefs_storage.copy.partitions import Partition, Segment, Survey, cut
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.reconcile import SyncReport, about, reconcile
-from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
+from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.objects.model import KeyRange
 from include.juicefs_storage.volume.comparison import NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
@@ -38,11 +38,12 @@ class Run:
         )  # fmt: skip
 
     def work(self, phase: str, indexes: range | list[int]) -> None:
-        function = copy_partition if phase == "copy" else verify_partition
+        transfer = Transfer(self.source, self.target, self.engine, Options(self.params.compare))
+        work = transfer.copy if phase == "copy" else transfer.verify
         for index in indexes:
             partition = self.plan.partitions[index]
             manifest = ParquetManifest(self.folder / phase, partition.name, about(self.plan, phase, partition))
-            function(self.source, self.target, self.engine, partition.keys, manifest, Options(self.params.compare))
+            work(partition.keys, manifest)
 
     def report(self) -> SyncReport:
         def read(phase: str, partition: Partition) -> ManifestReader | None:
@@ -192,17 +193,14 @@ def test_lost_blocks_make_the_report_red_and_name_the_files(tmp_path: Path) -> N
     both.objects[block(3)] = b"cut"
     folder = tmp_path / plan.id / "verify"
     manifest = ParquetManifest(folder, "00000", about(plan, "verify", plan.partitions[0]))
-    verify_partition(
+    Transfer(
         both,
         both,
         MemoryEngine(both, both),
-        KeyRange(),
-        manifest,
-        Options(),
         needed=NeededBlocks(
             "chunks/", ObjectSizes(), lambda keys: to_pages(iter(sorted(blocks.items())), keys=keys), set
         ),
-    )
+    ).verify(KeyRange(), manifest)
 
     written: dict[str, io.StringIO] = {}
 

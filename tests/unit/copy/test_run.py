@@ -8,7 +8,7 @@ import pytest
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest, Row
 from include.juicefs_storage.copy import run
-from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
+from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.model import Comparison, KeyRange, Mirrored, ObjectOutcome, Page
 from tests.support.copy_fakes import KilledError, MemoryBucket, MemoryEngine
@@ -37,7 +37,7 @@ def test_only_what_is_missing_is_copied_and_nothing_else_is_touched(tmp_path: Pa
         {"b": b"2", "c": b"x", "d": b"4", "da": b"theirs", "zz": b"theirs"},
     )
     before = dict(target.objects)
-    totals = copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    totals = Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
     assert engine.copied == ["a", "e", "z"]
     assert target.objects == {**before, "a": b"1", "e": b"5", "z": b""}
     outcomes = {key: (row.outcome, row.comparison) for key, row in rows_of(tmp_path).items()}
@@ -61,7 +61,7 @@ def test_only_what_is_missing_is_copied_and_nothing_else_is_touched(tmp_path: Pa
 
 def test_overwrite_replaces_what_is_different_and_nothing_else(tmp_path: Path) -> None:
     source, target, engine = sides({"a": b"1", "b": b"22", "c": b"3"}, {"a": b"x", "b": b"2", "c": b"3", "d": b"4"})
-    totals = copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options(overwrite=True))
+    totals = Transfer(source, target, engine, Options(overwrite=True)).copy(ALL, manifest_in(tmp_path))
     assert engine.copied == ["a", "b"]
     assert target.objects == {"a": b"1", "b": b"22", "c": b"3", "d": b"4"}
     assert totals.objects(ObjectOutcome.OVERWRITTEN) == 2
@@ -75,7 +75,7 @@ def test_the_comparison_that_was_asked_for(
     compare: str, outcome: tuple[str, str], compared: int, tmp_path: Path
 ) -> None:
     source, target, engine = sides({"a": b"1", "b": b"2"}, {"a": b"x", "b": b"2"})
-    verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options(compare=compare))  # type: ignore[arg-type]
+    Transfer(source, target, engine, Options(compare=compare)).verify(ALL, manifest_in(tmp_path))  # type: ignore[arg-type]
     found = rows_of(tmp_path)
     assert (found["a"].outcome, found["a"].comparison) == outcome
     assert found["b"].comparison == {"size": "size", "etag": "etag", "content": "content"}[compare]
@@ -87,7 +87,7 @@ def test_etags_that_are_no_md5_are_not_trusted(tmp_path: Path) -> None:
     foreign = {"a": "0" * 32, "b": "1" * 32}
     source, target, engine = sides({"a": b"1", "b": b"2"}, {"a": b"x", "b": b"2"})
     source.etags, target.etags = dict(foreign), dict(foreign)
-    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    totals = Transfer(source, target, engine).verify(ALL, manifest_in(tmp_path))
     assert totals.objects(ObjectOutcome.DIFFERENT) == 1
     assert totals.compared_by(Comparison.CONTENT) == 2
     assert source.hashed == ["a"], "one sample"
@@ -97,7 +97,7 @@ def test_multipart_etags_are_compared_by_content_and_the_rest_by_etag(tmp_path: 
     bodies = {key: key.encode() for key in "abcdef"}
     source, target, engine = sides(dict(bodies), dict(bodies))
     source.etags = target.etags = {"c": "0" * 32 + "-2"}
-    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    totals = Transfer(source, target, engine).verify(ALL, manifest_in(tmp_path))
     assert engine.compared == ["c"]
     assert totals.counts == {
         (ObjectOutcome.SAME, Comparison.ETAG): (5, 5),
@@ -111,7 +111,7 @@ def test_objects_that_tell_nothing_do_not_decide_for_the_rest(tmp_path: Path) ->
     source, target, engine = sides(dict(bodies), dict(bodies))
     source.page_keys = target.page_keys = 2
     source.etags = target.etags = {"a": "0" * 32 + "-2"}
-    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    totals = Transfer(source, target, engine).verify(ALL, manifest_in(tmp_path))
     assert engine.compared == ["a", "b"]
     assert totals.compared_by(Comparison.ETAG) == 2
 
@@ -120,12 +120,12 @@ def test_an_empty_page_is_not_the_end(tmp_path: Path) -> None:
     source, target, engine = sides({"a": b"1", "b": b"2"}, {})
     pages = list(source.pages(ALL))
     source.pages = lambda keys: iter([Page([], [], []), *pages])  # type: ignore[method-assign]
-    assert copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options()).objects() == 2
+    assert Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path)).objects() == 2
 
 
 def test_verification_writes_nothing(tmp_path: Path) -> None:
     source, target, engine = sides({"a": b"1", "b": b"2"}, {"b": b"x"})
-    totals = verify_partition(source, target, engine, ALL, manifest_in(tmp_path), Options(overwrite=True))
+    totals = Transfer(source, target, engine, Options(overwrite=True)).verify(ALL, manifest_in(tmp_path))
     assert engine.copied == []
     assert (totals.objects(ObjectOutcome.MISSING), totals.objects(ObjectOutcome.DIFFERENT)) == (1, 1)
 
@@ -135,7 +135,7 @@ def test_patterns_and_ranges_leave_keys_alone_on_both_sides(tmp_path: Path) -> N
         {"a/1": b"1", "a/2.tmp": b"2", "b/1": b"3", "c/1": b"4", "d": b"5"}, {"a/9.tmp": b"9", "c/2": b"8"}
     )
     options = Options(include=("a/*", "c/*"), exclude=("*.tmp",))
-    copy_partition(source, target, engine, KeyRange("a", "c/1"), manifest_in(tmp_path), options)
+    Transfer(source, target, engine, options).copy(KeyRange("a", "c/1"), manifest_in(tmp_path))
     assert {key: row.outcome for key, row in rows_of(tmp_path).items()} == {"a/1": "copied", "c/1": "copied"}
 
 
@@ -146,7 +146,7 @@ def test_what_vanishes_changes_or_fails_is_named(tmp_path: Path) -> None:
     del source.objects["b"]
     source.objects["c"] = b"333"
     source.pages = lambda keys: iter(found)  # type: ignore[method-assign]
-    copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
     rows = rows_of(tmp_path)
     assert {key: row.outcome for key, row in rows.items()} == {
         "a": "copied", "b": "vanished", "c": "changed", "d": "failed",
@@ -161,13 +161,13 @@ def test_a_killed_try_leaves_the_next_only_what_is_missing(tmp_path: Path, monke
     source.page_keys = target.page_keys = 7
     engine.dies_after = 45
     with pytest.raises(KilledError):
-        copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+        Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
     assert not (tmp_path / "00000.parquet").exists()
     checkpoints = len(list((tmp_path / "00000").iterdir()))
     assert checkpoints >= 3
 
     source.lists, engine.dies_after = 0, None
-    totals = copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    totals = Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
     assert target.objects == bodies
     assert sorted(engine.copied) == sorted(bodies), "no object was copied twice"
     assert source.lists <= 11, "what is written down is not listed again"
@@ -175,7 +175,7 @@ def test_a_killed_try_leaves_the_next_only_what_is_missing(tmp_path: Path, monke
     assert list(rows_of(tmp_path)) == sorted(bodies)
     assert list((tmp_path / "00000").iterdir()) == []
     # A partition that is complete and is cleared runs anew.
-    totals = copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    totals = Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
     assert totals.objects(ObjectOutcome.SAME) == 100
     assert len(engine.copied) == 100
 
@@ -184,14 +184,14 @@ def test_checkpoints_of_another_plan_are_refused(tmp_path: Path) -> None:
     source, target, engine = sides({"a": b"1"}, {})
     unfinished = manifest_in(tmp_path)
     unfinished.finish = lambda: None  # type: ignore[method-assign]
-    copy_partition(source, target, engine, ALL, unfinished, Options())
+    Transfer(source, target, engine).copy(ALL, unfinished)
     with pytest.raises(PermanentError, match="expected a checkpoint of"):
-        copy_partition(source, target, engine, ALL, manifest_in(tmp_path, "another"), Options())
+        Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path, "another"))
 
 
 def test_a_manifest_that_is_damaged_is_not_read_as_less(tmp_path: Path) -> None:
     source, target, engine = sides({"a": b"1"}, {})
-    copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options())
+    Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
     file = tmp_path / "00000.parquet"
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(PermanentError, match="cannot be read"):
@@ -200,7 +200,7 @@ def test_a_manifest_that_is_damaged_is_not_read_as_less(tmp_path: Path) -> None:
 
 def test_nothing_at_all_is_a_manifest_too(tmp_path: Path) -> None:
     source, target, engine = sides({}, {})
-    assert copy_partition(source, target, engine, ALL, manifest_in(tmp_path), Options()).objects() == 0
+    assert Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path)).objects() == 0
     assert rows_of(tmp_path) == {}
 
 
@@ -222,9 +222,9 @@ class SilentTool:
 def test_no_tools_word_is_trusted(tmp_path: Path) -> None:
     source, target, engine = sides({"a": b"1", "b": b"2", "c": b"3"}, {})
     tool = SilentTool(source, target)
-    totals, said = run.mirror_partition(source, target, engine, tool, ALL, manifest_in(tmp_path), Options())
+    totals, said = Transfer(source, target, engine).mirror(tool, ALL, manifest_in(tmp_path))
     assert said == Mirrored("tool", found=3, copied=3)
     assert (totals.objects(ObjectOutcome.SAME), totals.objects(ObjectOutcome.MISSING)) == (2, 1)
     target.objects["c"] = b"3"
-    totals, said = run.mirror_partition(source, target, engine, tool, ALL, manifest_in(tmp_path), Options())
+    totals, said = Transfer(source, target, engine).mirror(tool, ALL, manifest_in(tmp_path))
     assert (totals.objects(ObjectOutcome.SAME), said, tool.runs) == (3, None, 1)

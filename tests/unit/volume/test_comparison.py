@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
 from include.juicefs_storage.copy import run
-from include.juicefs_storage.copy.run import Options, copy_partition, verify_partition
+from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, Page
 from include.juicefs_storage.volume.comparison import NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
@@ -57,10 +57,10 @@ def outcomes(
     copies: bool = False,
     **options: bool,
 ) -> dict[str, str]:
-    work = copy_partition if copies else verify_partition
     manifest = ParquetManifest(folder, "00000", {"plan": "plan"})
     engine = MemoryEngine(source, target)
-    totals = work(source, target, engine, ALL, manifest, Options(**options), needed=metadata.needed())  # type: ignore[arg-type]
+    transfer = Transfer(source, target, engine, Options(**options), needed=metadata.needed())  # type: ignore[arg-type]
+    totals = (transfer.copy if copies else transfer.verify)(ALL, manifest)
     rows = list(ManifestReader(folder / "00000.parquet").rows(tuple(ObjectOutcome)))
     assert [row.key for row in rows] == sorted({row.key for row in rows})
     assert totals.objects() == len(rows)
@@ -199,7 +199,7 @@ def test_a_partition_that_is_killed_goes_on_behind_its_checkpoint(
             manifest = ParquetManifest(folder, "00000", {"plan": "plan"})
             with contextlib.suppress(KilledError):
                 needed = Metadata(blocks, delta=delta).needed()
-                copy_partition(source, target, engine, ALL, manifest, Options(), needed=needed)
+                Transfer(source, target, engine, needed=needed).copy(ALL, manifest)
             copied += engine.copied
             if (folder / "00000.parquet").exists():
                 break
@@ -223,7 +223,7 @@ def test_a_block_that_does_not_decompress_is_neither_copied_nor_called_the_same(
     needed = dataclasses.replace(metadata.needed(), problems=problems)
     manifest = ParquetManifest(tmp_path, "00000", {"plan": "plan"})
     engine = MemoryEngine(source, target)
-    copy_partition(source, target, engine, ALL, manifest, Options(compare="content"), needed=needed)
+    Transfer(source, target, engine, Options(compare="content"), needed=needed).copy(ALL, manifest)
     found = {row.key: row.outcome for row in ManifestReader(tmp_path / "00000.parquet").rows(tuple(ObjectOutcome))}
     assert found == {
         key(0, 2): "damaged", key(1, 2): "damaged", key(2, 2): "same", key(3, 2): "copied", "meta/dump": "copied",

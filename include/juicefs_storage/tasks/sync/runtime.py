@@ -1,0 +1,168 @@
+"""The two sides, the engines and the metadata of a run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from include.juicefs_storage.copy.params import SyncParams
+from include.juicefs_storage.copy.plan import SyncPlan
+from include.juicefs_storage.copy.run import Options, Transfer
+from include.juicefs_storage.copy.scope import below_prefix, shard_at
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.switch.params import resolve_params
+from include.juicefs_storage.tasks.context import mask, run_id
+from include.juicefs_storage.tasks.registry import read_registry
+from include.juicefs_storage.tasks.runtime import Runtime
+from include.juicefs_storage.tasks.sync.folder import manifests_folder
+from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
+
+if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.mysql import MySqlMetadata
+    from include.juicefs_storage.adapters.s3.store import S3Store
+    from include.juicefs_storage.objects.model import Engine, MirrorTool
+
+
+#: How many partitions of a run are worked on at once, for the DAG processor's environment; the pool limits all runs.
+TASKS = int(os.environ.get("JUICEFS_STORAGE_SYNC_TASKS") or 8)
+#: Compressed blocks that a task reads and decompresses at once: each is held in memory, 16 MiB at most.
+_BLOCKS_AT_ONCE = 8
+#: A store that is down for some minutes is no reason to have a person clear the task.
+RETRIES = {"retries": 3, "retry_exponential_backoff": True}
+
+
+class SyncRuntime:
+    """The two sides, the engines and the manifests of a run. Every secret value is registered with Airflow's masker."""
+
+    def __init__(self, params: SyncParams) -> None:
+        self.params = params
+
+    def stores(self) -> tuple[S3Store, S3Store]:
+        """Source and target, as their connections describe them."""
+        from include.juicefs_storage.adapters.s3.store import S3Store
+
+        params = self.params
+        stores = (
+            S3Store.from_connection(params.source_conn_id, params.source_bucket, params.source_prefix),
+            S3Store.from_connection(params.target_conn_id, params.target_bucket, params.target_prefix),
+        )
+        for store in stores:
+            mask(store.access_key, store.secret_key, store.session_token)
+        return stores
+
+    def engine(self, source: S3Store, target: S3Store, tasks: int) -> Engine:
+        """Moves objects and compares contents.
+
+        Args:
+            source: Only read.
+            target: Written to.
+            tasks: How many there are, to share the bandwidth.
+        """
+        from include.juicefs_storage.adapters.s3.engine import NativeEngine
+
+        return NativeEngine(source, target, self.params.concurrency, self._rate(tasks))
+
+    def transfer(self, plan: SyncPlan, tasks: int) -> Transfer:
+        """What a task copies and compares by.
+
+        Args:
+            plan: Of the run.
+            tasks: How many there are, to share the bandwidth.
+        """
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+        source, target = self.stores()
+        return Transfer(
+            S3Bucket(source),
+            S3Bucket(target),
+            self.engine(source, target, tasks),
+            self.options,
+            needed_blocks(plan, self, source),
+        )
+
+    def tool(self, source: S3Store, target: S3Store, tasks: int) -> MirrorTool | None:
+        """The program that copies; None: the native engine does."""
+        params, rate = self.params, self._rate(tasks)
+        if params.engine == "juicefs":
+            from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
+
+            return JuiceFSSync(source, target, params.concurrency, rate, params.include, params.exclude)
+        if params.engine == "mc":
+            from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
+
+            return McMirror(source, target, rate, params.include, params.exclude)
+        return None
+
+    def find_tool(self) -> None:
+        """Refuse an engine whose program is not on this worker.
+
+        Raises:
+            PermanentError: It is not.
+        """
+        from include.juicefs_storage.adapters.tools import juicefs_sync as juicefs
+        from include.juicefs_storage.adapters.tools import mc_mirror as mc
+
+        {"juicefs": juicefs.find, "mc": mc.find}.get(self.params.engine, str)()
+
+    def _rate(self, tasks: int) -> float | None:
+        """Bytes a second for one task of those that may run at once."""
+        total = self.params.bandwidth_mib_s
+        return total * 2**20 / max(1, min(tasks, TASKS)) if total else None
+
+    @cached_property
+    def metadata(self) -> MySqlMetadata:
+        """The metadata database of the volume whose blocks are copied (plan=metadata)."""
+        params = self.params
+        named = {"volume": params.volume, "meta_conn_id": params.meta_conn_id}
+        places = {"target_conn_id": params.target_conn_id, "target_bucket": params.target_bucket}
+        return Runtime(resolve_params({**named, **places}, read_registry())).metadata
+
+    def check_volume(self, source: S3Store) -> None:
+        """The metadata is that of the volume whose objects lie at the source.
+
+        Raises:
+            PermanentError: It is another volume's, or the prefix or the bucket is not where it keeps its blocks.
+        """
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+        setting = self.metadata.read_setting()
+        below_prefix(setting, self.params.source_prefix)
+        shard_at(setting, source.endpoint, source.bucket)
+        key = f"{setting.name}/juicefs_uuid"
+        found = S3Bucket(replace(source, prefix="")).read(key)
+        if found is not None and found.decode(errors="replace").strip() != setting.uuid:
+            raise PermanentError(
+                f"{key} on the source names another volume than the metadata, which is that of {setting.uuid}.",
+                next_step="correct `volume` or `meta_conn_id`, or the source",
+            )
+
+    @property
+    def options(self) -> Options:
+        """How partitions are compared."""
+        params = self.params
+        return Options(params.compare, params.overwrite, params.include, params.exclude)
+
+
+def needed_blocks(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> NeededBlocks | None:
+    """What the volume needs, as the plan wrote it down; None where the plan is a listing's."""
+    from include.juicefs_storage.adapters.compressed_blocks import CODECS, CompressedBlocks
+    from include.juicefs_storage.adapters.needed_files import NeededFiles
+    from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+    if plan.needed is None:
+        return None
+    sizes, params = plan.needed.sizes, plan.params
+    # A size proves what is stored as it is, and nothing reads what is encrypted.
+    read = params.compare == "content" and sizes.compression in CODECS and not sizes.encrypted
+    concurrency = min(params.concurrency, _BLOCKS_AT_ONCE)
+    blocks = CompressedBlocks(S3Bucket(source), sizes.compression, concurrency) if read else None
+    return NeededBlocks(
+        chunks=plan.needed.chunks,
+        sizes=sizes,
+        pages=NeededFiles(manifests_folder(run_id()) / plan.needed.folder).pages,
+        still=still_needed(runtime.metadata),
+        problems=blocks.problems if blocks else None,
+        delta=bool(params.since_id),
+    )
