@@ -140,6 +140,8 @@ class Pod:
         problem: Why a container of it waits, such as CrashLoopBackOff; empty where none does.
         waiting_container: Which container that is.
         unready_since: Since when it is not ready (UTC); None where it is, or where nobody has said so yet.
+        phase: Pending, Running, Succeeded, Failed or Unknown.
+        terminating: It is being deleted.
     """
 
     namespace: str
@@ -155,6 +157,13 @@ class Pod:
     annotations: Mapping[str, str] = field(default_factory=dict)
     waiting_container: str = ""
     unready_since: datetime | None = None
+    phase: str = "Running"
+    terminating: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """No process of it runs any more, and none will."""
+        return self.phase in {"Succeeded", "Failed"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -369,7 +369,8 @@ def _is_mount_pod(pod: Obj) -> bool:
 def _answers(mount: Path) -> bool:
     try:
         # Opened, not looked at: the kernel knows the attributes of a mount for a second after its process died.
-        return bool((mount / ".config").read_bytes())
+        # The mount option prefix-internal renames it.
+        return any((mount / name).read_bytes() for name in (".config", ".jfs.config") if (mount / name).exists())
     except OSError:
         return False
 

@@ -386,6 +386,47 @@ def session_version(lab: Lab, version: str) -> Iterator[str]:
         lab.mariadb.query(query, (info, sid))
 
 
+@contextlib.contextmanager
+def broken_mount_pod(core: client.CoreV1Api, volume_id: str, command: str) -> Iterator[None]:
+    name = f"juicefs-node-1-{volume_id}-broken"
+    labels = {"app.kubernetes.io/name": "juicefs-mount", "volume-id": volume_id}
+    container = {
+        "name": "jfs-mount",
+        "image": "juicefs/mount:ce-v1.4.2",
+        "command": ["sh", "-c", f"{command}; exec juicefs mount mysql://x /jfs/{volume_id}-broken"],
+    }
+    spec = {"nodeName": "node-1", "restartPolicy": "Never", "containers": [container]}
+    core.create_namespaced_pod(NS, {"metadata": {"name": name, "labels": labels}, "spec": spec})
+    wanted = "Failed" if "exit" in command else "Running"
+    try:
+        wait_for(wanted, lambda: core.read_namespaced_pod(name, NS).status.phase == wanted, deadline_s=40)
+        yield
+    finally:
+        core.delete_namespaced_pod(name, NS, grace_period_seconds=0)
+
+
+@pytest.mark.parametrize("command", ["exit 1", "sleep 600"], ids=["Failed", "without a mount"])
+def test_a_broken_mount_pod_of_another_volume_is_left_alone(core: client.CoreV1Api, look: Look, command: str) -> None:
+    with broken_mount_pod(core, "pvc-of-another", command):
+        findings = look("check_volume", "check_secrets", "check_target_bucket")
+    assert refusals(findings) == []
+
+
+def test_a_broken_mount_pod_of_this_volume_is_a_refusal(lab: Lab, core: client.CoreV1Api, look: Look) -> None:
+    own = core.list_namespaced_pod(NS, label_selector=MOUNT_PODS).items[0].metadata.labels["volume-id"]
+    with broken_mount_pod(core, own, "sleep 600"):
+        (refused,) = refusals(look("check_volume"))
+    assert "broken: " in refused
+    assert ".config cannot be read" in refused
+
+
+def test_a_mount_with_prefix_internal(core: client.CoreV1Api, look: Look) -> None:
+    with mounted(core, "prefix-internal"):
+        findings = look("check_volume")
+    assert refusals(findings) == []
+    assert "3 mount pods" in next(finding.message for finding in findings if finding.level == "ok")
+
+
 @pytest.mark.parametrize("version", ["1.0.4+2023-04-06.f1c475d", "0.17.5"])
 def test_a_client_that_is_too_old_to_follow(lab: Lab, look: Look, version: str) -> None:
     with session_version(lab, version) as mount_point:

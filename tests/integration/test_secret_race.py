@@ -23,7 +23,7 @@ from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.settle import Settled, guard_setting
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.metaurl import Metaurl
-from include.juicefs_storage.volume.mount_pods import MountPod, find_mount_pods, read_config, stale_mount_pods
+from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, read_config, stale_mount_pods
 from include.juicefs_storage.volume.secret import storage_values, volume_secrets, written_by_format
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 from lab.environment import Lab
@@ -86,7 +86,7 @@ def world(lab: Lab) -> Iterator[World]:
         core,
         cluster,
         before,
-        find_mount_pods(cluster, before),
+        VolumePods(cluster, before, "juicefs-sc-secret").mounts(),
         target,
         WriteSetting(metadata, juicefs, before, target, stale=[storage for storage in stale if storage]),
         PatchSecrets(cluster, SECRET, before.name, target),

@@ -28,7 +28,7 @@ from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.metaurl import Metaurl
-from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, read_config
+from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, VolumePods, read_config
 from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
 from lab.process import wait_for
@@ -138,7 +138,8 @@ def test_a_client_whose_reload_failed_is_made_to_try_again(lab: Lab, metadata: M
     def prove(unstick: Any, timeout_s: float) -> dict[str, bool]:
         store = S3Bucket.from_storage(target)
         proofs = prove_every_client(
-            cluster, before, target, store, ".window", timeout_s=timeout_s, clock=time.monotonic, sleep=time.sleep,
+            VolumePods(cluster, before, "juicefs-sc-secret"), target, store, ".window",
+            timeout_s=timeout_s, clock=time.monotonic, sleep=time.sleep,
             unstick=unstick,
         )  # fmt: skip
         return {proof.pod: proof.was_stuck for proof in proofs}

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.ports import Cluster, Pod, Session
+from include.juicefs_storage.ports import Pod, Session
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.volume.canary import ClientState, prove_client
-from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, mount_path, read_config
-from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from include.juicefs_storage.volume.mount_pods import VolumePods, find_mount_path, running_mount_pods
+from include.juicefs_storage.volume.setting import StorageConfig
 from include.juicefs_storage.volume.users import unknown_sessions
 
 _PARALLEL_PODS = 8
@@ -35,8 +35,7 @@ class ClientProof(Record):
 
 
 def prove_every_client(
-    cluster: Cluster,
-    setting: Setting,
+    pods: VolumePods,
     config: StorageConfig,
     store: Bucket,
     canary: str,
@@ -50,8 +49,7 @@ def prove_every_client(
     """Prove every mount pod of the volume, waiting for those that have not followed yet.
 
     Args:
-        cluster: Where the mount pods are.
-        setting: Tells which mount pods serve this volume.
+        pods: The volume's mount pods. One that is being deleted must follow as well, or be gone.
         config: The storage that the clients must use.
         store: The bucket behind it.
         canary: How the names of the files begin that are written through the mounts and removed again.
@@ -71,22 +69,24 @@ def prove_every_client(
     unstuck: set[str] = set()
     refused = ""
     while True:
-        others, everyone = sessions(), cluster.pods(MOUNT_POD_SELECTOR)
-        pods = [pod for pod in everyone if pod.uid not in proven]
+        others, everyone = sessions(), running_mount_pods(pods.cluster)
+        asked = [pod for pod in everyone if pod.uid not in proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-            found = list(pool.map(lambda pod: _standing(cluster, pod, setting, config, store, canary), pods))
+            found = list(pool.map(lambda pod: _state(pods, pod, config, store, canary), asked))
+        unasked = {pod.uid for pod, state in zip(asked, found, strict=True) if state is None and pod.terminating}
+        known = [find_mount_path(pod) for pod in everyone if pod.uid not in unasked]
         waiting = {
             f"session {session.sid} on {session.host} at {session.mount_point}": "no mount pod, it cannot be proven: "
             "unmount it, or wait until its session has expired if it is dead"
-            for session in unknown_sessions(others, map(mount_path, everyone))
+            for session in unknown_sessions(others, known)
         }
         stuck = set()
-        for pod, standing in zip(pods, found, strict=True):
-            if standing is None:
+        for pod, state in zip(asked, found, strict=True):
+            if state is None:
                 continue
-            if standing.problem:
-                waiting[pod.name] = standing.problem
-                stuck |= {pod.uid} if standing.stuck else set()
+            if state.problem:
+                waiting[pod.name] = state.problem
+                stuck |= {pod.uid} if state.stuck else set()
             else:
                 proven[pod.uid] = ClientProof(
                     pod=pod.name, node=pod.node, after_s=round(clock() - start, 1), was_stuck=pod.uid in unstuck
@@ -106,20 +106,18 @@ def prove_every_client(
             raise PermanentError(
                 f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {config.bucket} "
                 f"after {clock() - start:.0f} s:\n{listed}{refused}",
-                next_step=f"kubectl -n {cluster.namespace} logs <mount pod>, look for 'object storage:'; a client that "
-                "cannot follow tries again when the setting changes, or when its pod starts anew",
+                next_step=f"kubectl -n {pods.cluster.namespace} logs <mount pod>, look for 'object storage:'; a client "
+                "that cannot follow tries again when the setting changes, or when its pod is restarted",
             )
         sleep(1)
 
 
-def _standing(
-    cluster: Cluster, pod: Pod, setting: Setting, config: StorageConfig, store: Bucket, canary: str
-) -> ClientState | None:
+def _state(pods: VolumePods, pod: Pod, config: StorageConfig, store: Bucket, canary: str) -> ClientState | None:
     """None for another volume's client."""
     try:
-        if (read_config(cluster, pod).get("Format") or {}).get("UUID") != setting.uuid:
+        if pods.config(pod) is None:
             return None
         # A file of its own: of one that several clients write, each shows the block that another wrote last.
-        return prove_client(cluster, pod, config, store, f"{canary}-{pod.uid}", timeout_s=_CANARY_TIMEOUT_S)
+        return prove_client(pods.cluster, pod, config, store, f"{canary}-{pod.uid}", timeout_s=_CANARY_TIMEOUT_S)
     except StorageSwitchError as error:
         return ClientState(error.problem)

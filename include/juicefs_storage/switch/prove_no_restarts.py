@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from include.juicefs_storage.errors import NeedsHumanError
-from include.juicefs_storage.ports import Cluster
 from include.juicefs_storage.switch.plan import Plan
-from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, MountPod
+from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, running_mount_pods
 from include.juicefs_storage.volume.users import PodIdentity, business_pods
 
 
-def compare_pods(cluster: Cluster, plan: Plan) -> list[str]:
-    """Compare the pods' UIDs and restart counts with those in the plan.
+def compare_pods(pods: VolumePods, plan: Plan) -> list[str]:
+    """Compare the UIDs and restart counts of the volume's pods with those in the plan.
+
+    Args:
+        pods: The volume's mount pods; its business pods are found by its PVs.
+        plan: What was carried out.
 
     Returns:
         Pods that left meanwhile without a trace of a restart, one line each; usually empty.
@@ -18,8 +21,10 @@ def compare_pods(cluster: Cluster, plan: Plan) -> list[str]:
     Raises:
         NeedsHumanError: A pod restarted or was replaced while the volume moved.
     """
-    mounts_now = {pod.name: pod for pod in cluster.pods(MOUNT_POD_SELECTOR)}
-    business_now = {(pod.namespace, pod.name): pod for pod in business_pods(cluster, cluster.persistent_volumes())}
+    mounts_now = {pod.name: pod for pod in running_mount_pods(pods.cluster)}
+    business_now = {
+        (pod.namespace, pod.name): pod for pod in business_pods(pods.cluster, pods.volumes_of(plan.mount_pods))
+    }
     nodes_in_use = {pod.node for pod in business_now.values()}
     broken: list[str] = []
     gone: list[str] = []

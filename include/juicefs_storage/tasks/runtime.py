@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.bucket import S3Bucket
     from include.juicefs_storage.adapters.vault import FileVault
     from include.juicefs_storage.volume.metaurl import Metaurl
+    from include.juicefs_storage.volume.mount_pods import VolumePods
 
 #: Where backups lie: password = key (base64 of 32 bytes), extra.path = folder.
 BACKUP_CONN_ID = "juicefs_backup"
@@ -84,6 +85,12 @@ class Runtime:
     def setting(self) -> Setting:
         """The setting as it is now."""
         return self.metadata.read_setting()
+
+    def volume_pods(self, setting: Setting) -> VolumePods:
+        """The volume's mount pods."""
+        from include.juicefs_storage.volume.mount_pods import VolumePods
+
+        return VolumePods(self.cluster, setting, self.params.secret_name)
 
     @cached_property
     def recorded(self) -> Backup | None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from include.juicefs_storage.errors import PermanentError, TransientError
-from include.juicefs_storage.ports import Cluster, ExecResult, Pod
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.ports import Cluster, ExecResult, PersistentVolume, Pod, SecretObject
+from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 MOUNT_POD_SELECTOR = "app.kubernetes.io/name=juicefs-mount"
 MOUNT_CONTAINER = "jfs-mount"
+#: What the driver says about whom a mount pod serves: the PV's volume handle (or what several PVs share), and the UUID.
+VOLUME_ID_LABEL, UUID_ANNOTATION = "volume-id", "juicefs-uuid"
+_DRIVER_COPY = re.compile(r"juicefs-(.+)-secret")
 _PARALLEL_PODS = 8
 _MOUNT_PATH = re.compile(r"(?<=\s)(/jfs/[^\s'\"]+)")
 #: Where the driver's command for a mount pod turns from `format` to the mount itself.
@@ -23,9 +30,12 @@ _MOUNT_COMMAND = re.compile(r"mount\.juicefs\s|juicefs\s+mount\s")
 _FORMAT_BUCKET = re.compile(r"--bucket[= ]['\"]?([^\s'\"]+)")
 _OVERRIDE = re.compile(r"(?:^|--|[\s,'\"])(?P<option>(?:bucket|storage)[= ][^\s,'\"]+)")
 # Fixed text; values arrive as positional arguments. /bin/sh of the mount image is enough.
-_READ_CONFIG = 'cat "$1/.config"'
-_READ_STATS = 'cat "$1/.stats"'
+# A mount with the option prefix-internal has them as `.jfs.config` and `.jfs.stats`.
+_READ_CONFIG = 'cat "$1/.config" 2>/dev/null || cat "$1/.jfs.config"'
+_READ_STATS = 'cat "$1/.stats" 2>/dev/null || cat "$1/.jfs.stats"'
 _REQUEST_ERRORS = "juicefs_object_request_errors"
+
+log = logging.getLogger(__name__)
 
 
 class MountPod(BaseModel):
@@ -53,15 +63,19 @@ class MountPod(BaseModel):
     overrides: tuple[str, ...] = ()
 
 
+def find_mount_path(pod: Pod) -> str:
+    """Where a mount pod mounts its volume, from its command line; empty where the command names no path below /jfs."""
+    return next((found[1] for command in pod.commands if (found := _MOUNT_PATH.search(command))), "")
+
+
 def mount_path(pod: Pod) -> str:
-    """Where a mount pod mounts its volume, from its command line.
+    """As `find_mount_path`.
 
     Raises:
         PermanentError: The command names no path below /jfs.
     """
-    for command in pod.commands:
-        if found := _MOUNT_PATH.search(command):
-            return found.group(1)
+    if path := find_mount_path(pod):
+        return path
     raise PermanentError(
         f"Mount pod {pod.name}: expected a mount path below /jfs in its command, found none.",
         next_step=f"kubectl -n {pod.namespace} describe pod {pod.name}",
@@ -113,13 +127,20 @@ def request_errors(cluster: Cluster, mounts: Sequence[MountPod]) -> dict[str, in
     """How many object requests failed in each client since it started; each try counts, whatever the request was for.
 
     Returns:
-        Name of the mount pod to number; those that are not the same pods any more are left out.
+        Name of the mount pod to number; those that are not the same pods any more, or cannot be asked, are left out.
     """
     uids = {mount.uid for mount in mounts}
-    pods = [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if pod.uid in uids]
+    pods = [pod for pod in running_mount_pods(cluster) if pod.uid in uids]
+
+    def errors(pod: Pod) -> int | None:
+        try:
+            return int(_read_stats(cluster, pod).get(_REQUEST_ERRORS, 0.0))
+        except StorageSwitchError:
+            return None
+
     with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-        found = pool.map(lambda pod: _read_stats(cluster, pod).get(_REQUEST_ERRORS, 0.0), pods)
-        return {pod.name: int(errors) for pod, errors in zip(pods, found, strict=True)}
+        counted = zip(pods, pool.map(errors, pods), strict=True)
+        return {pod.name: number for pod, number in counted if number is not None}
 
 
 def storage_overrides(options: str) -> tuple[str, ...]:
@@ -141,10 +162,11 @@ def stale_mount_pods(cluster: Cluster, known: Sequence[MountPod], target: Storag
     volumes = {mount.volume_id for mount in known}
     return [
         pod
-        for pod in cluster.pods(MOUNT_POD_SELECTOR)
-        if restarts.get(pod.uid) != pod.restarts
+        for pod in running_mount_pods(cluster)
+        if not pod.terminating
+        and restarts.get(pod.uid) != pod.restarts
         and (bucket := _format_bucket(pod)) not in {None, target.bucket}
-        and (not volumes or pod.labels.get("volume-id") in volumes or bucket in {mount.bucket for mount in known})
+        and (not volumes or pod.labels.get(VOLUME_ID_LABEL) in volumes or bucket in {mount.bucket for mount in known})
     ]
 
 
@@ -156,28 +178,115 @@ def _format_bucket(pod: Pod) -> str | None:
 
 def mount_pods_naming(cluster: Cluster, bucket: str) -> list[str]:
     """Names of the mount pods whose command names a bucket: started anew, such a pod writes it into the setting."""
-    return sorted(pod.name for pod in cluster.pods(MOUNT_POD_SELECTOR) if _format_bucket(pod) == bucket)
+    return sorted(pod.name for pod in running_mount_pods(cluster) if _format_bucket(pod) == bucket)
 
 
-def find_mount_pods(cluster: Cluster, setting: Setting) -> list[MountPod]:
-    """Every mount pod that serves this volume, told by the UUID in its `.config`."""
-    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-        found = pool.map(lambda pod: _mount_pod(cluster, pod, setting), cluster.pods(MOUNT_POD_SELECTOR))
-    return sorted((mount for mount in found if mount), key=lambda mount: mount.name)
+def running_mount_pods(cluster: Cluster) -> list[Pod]:
+    """The mount pods of all volumes, without those that have ended: these serve nobody."""
+    return [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if not pod.ended]
 
 
-def _mount_pod(cluster: Cluster, pod: Pod, setting: Setting) -> MountPod | None:
-    config = read_config(cluster, pod)
+@dataclass(frozen=True)
+class VolumePods:
+    """The mount pods of one volume, among those of all volumes.
+
+    Which volume a pod serves is told by the UUID in the `.config` of its mount. A pod that cannot be asked is taken for
+    this volume's only if the cluster says so, see `belongs`: another volume's broken pod is no concern of a run.
+
+    Attributes:
+        cluster: Where the pods are.
+        setting: The volume's setting.
+        secret_name: The volume's Secret.
+    """
+
+    cluster: Cluster
+    setting: Setting
+    secret_name: str
+
+    @cached_property
+    def _secrets(self) -> list[SecretObject]:
+        return volume_secrets(self.cluster, self.secret_name, self.setting.name)
+
+    @cached_property
+    def persistent_volumes(self) -> list[PersistentVolume]:
+        """The PVs that mount this volume, by their Secrets."""
+        names, ids = {(secret.namespace, secret.name) for secret in self._secrets}, self._copies
+        return [
+            volume
+            for volume in self.cluster.persistent_volumes()
+            if (volume.secret_namespace, volume.secret_name) in names or volume.volume_handle in ids
+        ]
+
+    def volumes_of(self, mounts: Sequence[MountPod]) -> list[PersistentVolume]:
+        """The PVs that mount this volume: by their Secrets, or served by one of these mount pods."""
+        handles, names = {mount.volume_id for mount in mounts}, {volume.name for volume in self.persistent_volumes}
+        return [
+            volume
+            for volume in self.cluster.persistent_volumes()
+            if volume.volume_handle in handles or volume.name in names
+        ]
+
+    @property
+    def _copies(self) -> set[str]:
+        """The volume ids for which the driver has made a copy of the Secret: `juicefs-<volume id>-secret`."""
+        return {found[1] for secret in self._secrets if (found := _DRIVER_COPY.fullmatch(secret.name))}
+
+    @cached_property
+    def volume_ids(self) -> frozenset[str]:
+        """What the label `volume-id` of the volume's mount pods may be."""
+        return frozenset({volume.volume_handle for volume in self.persistent_volumes} | self._copies)
+
+    def belongs(self, pod: Pod) -> bool:
+        """Whether a mount pod serves this volume by what the cluster says: its volume-id, the driver's annotation."""
+        return (
+            pod.annotations.get(UUID_ANNOTATION) == self.setting.uuid
+            or pod.labels.get(VOLUME_ID_LABEL, "") in self.volume_ids
+        )
+
+    def config(self, pod: Pod) -> dict[str, Any] | None:
+        """What the client in a mount pod believes, see `read_config`; None where the pod serves another volume.
+
+        Raises:
+            StorageSwitchError: The pod serves this volume and cannot be asked.
+        """
+        try:
+            config = read_config(self.cluster, pod)
+        except StorageSwitchError as error:
+            # One that is being deleted has a session for as long as its client lives: that is looked at.
+            if pod.terminating or not self.belongs(pod):
+                log.warning("%s Not of volume %s: left alone.", error.problem, self.setting.name)
+                return None
+            raise
+        return config if (config.get("Format") or {}).get("UUID") == self.setting.uuid else None
+
+    def mounts(self) -> list[MountPod]:
+        """Every mount pod that serves this volume and stays.
+
+        Raises:
+            StorageSwitchError: A pod of this volume cannot be asked.
+        """
+        pods = [pod for pod in running_mount_pods(self.cluster) if not pod.terminating]
+        with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+            found = pool.map(self._mount, pods)
+            return sorted((mount for mount in found if mount), key=lambda mount: mount.name)
+
+    def leaving(self) -> list[str]:
+        """The mount paths of the pods, of whichever volume, that are being deleted and may still run."""
+        return [path for pod in running_mount_pods(self.cluster) if pod.terminating and (path := find_mount_path(pod))]
+
+    def _mount(self, pod: Pod) -> MountPod | None:
+        config = self.config(pod)
+        return _mount_pod(pod, config, _read_stats(self.cluster, pod)) if config else None
+
+
+def _mount_pod(pod: Pod, config: Mapping[str, Any], stats: Mapping[str, float]) -> MountPod:
     form, meta, chunk = config.get("Format") or {}, config.get("Meta") or {}, config.get("Chunk") or {}
-    if form.get("UUID") != setting.uuid:
-        return None
-    stats = _read_stats(cluster, pod)
     return MountPod(
         name=pod.name,
         uid=pod.uid,
         node=pod.node,
         restarts=pod.restarts,
-        volume_id=pod.labels.get("volume-id", ""),
+        volume_id=pod.labels.get(VOLUME_ID_LABEL, ""),
         mount_path=mount_path(pod),
         storage=form.get("Storage", ""),
         bucket=form.get("Bucket", ""),

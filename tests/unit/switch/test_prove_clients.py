@@ -13,6 +13,7 @@ import pytest
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import ExecResult, Pod, Session
 from include.juicefs_storage.switch.prove_clients import ClientProof, prove_every_client
+from include.juicefs_storage.volume.mount_pods import VolumePods
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.bare import BareCluster
 from tests.support.fakes import NEW, OLD, UUID, FakeStore, setting
@@ -85,7 +86,8 @@ def prove(
         now[0] += seconds
 
     return prove_every_client(
-        clients, setting(NEW), NEW, clients.new, "canary", timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
+        VolumePods(clients, setting(NEW), "main"), NEW, clients.new,
+        "canary", timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
         unstick=unstick, sessions=sessions,
     )  # fmt: skip
 

@@ -69,6 +69,8 @@ def to_pod(item: Any) -> Pod:
         ),
         annotations=dict(item.metadata.annotations or {}),
         waiting_container=waiting[0].name if waiting else "",
+        phase=(item.status and item.status.phase) or "Unknown",
+        terminating=bool(item.metadata.deletion_timestamp),
         unready_since=next(
             (row.last_transition_time for row in conditions if row.type == "Ready" and row.status != "True"), None
         ),

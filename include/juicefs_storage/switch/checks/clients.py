@@ -32,6 +32,8 @@ def check_volume(
     volumes: Sequence[PersistentVolume],
     metadata: MetadataStore,
     client_timeout_s: float,
+    *,
+    leaving: Sequence[str] = (),
 ) -> list[Finding]:
     """The volume and its clients can follow a change of the setting, and every client can be proven.
 
@@ -41,6 +43,7 @@ def check_volume(
         volumes: The PVs of the CSI driver; those that the mount pods serve are looked at.
         metadata: Where the sessions are listed.
         client_timeout_s: How long a client may take to follow, in seconds.
+        leaving: The mount paths of pods that are being deleted: their sessions are about to end.
     """
     check, sessions = "volume", metadata.sessions()
     findings = [finding for mount in mounts for finding in _mount_findings(mount, setting, client_timeout_s)]
@@ -75,7 +78,7 @@ def check_volume(
             "it cannot be proven to have followed.",
             "unmount it for the time of the switch, or wait until its session has expired if it is dead",
         )
-        for session in unknown_sessions(sessions, [mount.mount_path for mount in mounts])
+        for session in unknown_sessions(sessions, [*(mount.mount_path for mount in mounts), *leaving])
     ]
     if any(finding.level == "refusal" for finding in findings):
         return findings

@@ -215,11 +215,12 @@ def examine(member: Member, carried_out: Plan, salt: str, *, blocks: bool) -> di
             state="this task changed nothing",
             next_step="find out who moved it since",
         )
+    pods = runtime.volume_pods(setting)
     proofs = prove_every_client(
-        runtime.cluster, setting, config, runtime.target_store, canary_name(salt),
+        pods, config, runtime.target_store, canary_name(salt),
         timeout_s=runtime.params.client_timeout_s, clock=time.monotonic, sleep=time.sleep,
     )  # fmt: skip
-    compare_pods(runtime.cluster, carried_out)
+    compare_pods(pods, carried_out)
     health: dict[str, Any] = {"clients": len(proofs)}
     if blocks:
         difference = missing_blocks(runtime.metadata, setting, runtime.target_store)

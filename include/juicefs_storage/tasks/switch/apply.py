@@ -264,8 +264,8 @@ def prove_no_restarts() -> dict[str, Any]:
     """
     run = admission.forward(take_lease=False)
     # The plan that was carried out: another one, made since, would not know the pods that were there before.
-    cluster, plan = run.runtime.cluster, run.carried_out
-    gone = compare_pods(cluster, plan)
+    plan = run.carried_out
+    gone = compare_pods(run.runtime.volume_pods(run.before), plan)
     return {
         "mount_pods": len(plan.mount_pods),
         "business_pods": len(plan.business_pods),

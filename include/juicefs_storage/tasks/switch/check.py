@@ -30,7 +30,6 @@ from include.juicefs_storage.tasks.runbook import missing_connections_explained,
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.run import volume_lease
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
-from include.juicefs_storage.volume.mount_pods import find_mount_pods
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 from include.juicefs_storage.volume.users import business_pods
@@ -107,10 +106,11 @@ def check_volume(runtime: Runtime) -> list[Finding]:
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     setting, volumes = runtime.setting(), runtime.cluster.persistent_volumes()
-    mounts, timeout_s = find_mount_pods(runtime.cluster, setting), runtime.params.client_timeout_s
+    pods, timeout_s = runtime.volume_pods(setting), runtime.params.client_timeout_s
+    mounts = pods.mounts()
     return checks.gather(
         "volume",
-        lambda: checks.check_volume(setting, mounts, volumes, runtime.metadata, timeout_s),
+        lambda: checks.check_volume(setting, mounts, volumes, runtime.metadata, timeout_s, leaving=pods.leaving()),
         lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
         lambda: checks.check_late_commits(runtime.params.late_commit_s),
         # A run that has switched the volume before, and is cleared, keeps its fence.
@@ -131,7 +131,7 @@ def check_secrets(runtime: Runtime) -> list[Finding]:
     """
     setting = runtime.setting()
     secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
-    return checks.check_secrets(runtime.cluster, setting, secrets, find_mount_pods(runtime.cluster, setting))
+    return checks.check_secrets(runtime.cluster, setting, secrets, runtime.volume_pods(setting).mounts())
 
 
 @check_task
@@ -159,7 +159,7 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
         "target",
         lambda: checks.check_target(runtime.target_store, setting, target, probe_key=probe),
         lambda: checks.check_reach(
-            runtime.cluster, target, find_mount_pods(runtime.cluster, setting), controller=controller
+            runtime.cluster, target, runtime.volume_pods(setting).mounts(), controller=controller
         ),
     )
 
@@ -232,6 +232,8 @@ def make_plan(
 ) -> Plan:
     """Write down what a run with these params would change, and what must not change. Reads only."""
     params, setting, recorded = runtime.params, runtime.setting(), runtime.recorded
+    pods = runtime.volume_pods(setting)
+    mounts = pods.mounts()
     before, after = runtime.source(setting), runtime.target(setting)
     exact = recorded.secrets if recorded else {}
     patches = PatchSecrets(runtime.cluster, params.secret_name, setting.name, after, exact=exact).plan()
@@ -248,8 +250,8 @@ def make_plan(
         target_fingerprint=fingerprint(after, runtime.vault.key),
         secrets=tuple(secrets),
         workloads=tuple(workloads),
-        mount_pods=tuple(find_mount_pods(runtime.cluster, setting)),
-        business_pods=tuple(business_pods(runtime.cluster, runtime.cluster.persistent_volumes())),
+        mount_pods=tuple(mounts),
+        business_pods=tuple(business_pods(runtime.cluster, pods.volumes_of(mounts))),
         missing_objects=missing_objects,
         blocks_s=blocks_s,
         steps=_steps(runtime, setting, after, workloads, [change.name for change in secrets]),

@@ -28,8 +28,7 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
     step = run.write_setting if location is run.new else run.write_setting.back
     with run.lease.kept_renewed():
         proven = prove_every_client(
-            run.runtime.cluster,
-            run.before,
+            run.runtime.volume_pods(run.before),
             location.config,
             location.store,
             run.canary,

@@ -9,7 +9,6 @@ from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.switch.write_fence import FenceWatch
 from include.juicefs_storage.tasks.context import log, pull, push
 from include.juicefs_storage.tasks.switch.run import SwitchRun
-from include.juicefs_storage.volume.mount_pods import find_mount_pods
 
 _FENCED_AT = "fenced_at"
 
@@ -36,7 +35,7 @@ def watch(run: SwitchRun) -> Callable[[], None]:
         return lambda: None
 
     def behind() -> list[str]:
-        mounts = find_mount_pods(run.runtime.cluster, run.before)
+        mounts = run.runtime.volume_pods(run.before).mounts()
         return [mount.name for mount in mounts if mount.bucket != run.new.config.bucket]
 
     watched = FenceWatch(fence, behind)
