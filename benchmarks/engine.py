@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from include.juicefs_storage.adapters.manifests import ParquetManifest
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.copy.run import Options, Transfer
-from include.juicefs_storage.objects.model import Engine, KeyRange
+from include.juicefs_storage.objects.model import KeyRange
 
 # The plot of the benchmark brings numpy along, and pyarrow would load it: in requirements.txt there is none.
 sys.modules["numpy"] = None  # type: ignore[assignment]
@@ -30,16 +31,6 @@ def _store(url: str, keys: str) -> S3Store:
     return S3Store(f"{parts.scheme}://{parts.netloc}", bucket, prefix, access_key, secret_key)
 
 
-def _engine(name: str, source: S3Store, target: S3Store, concurrency: int) -> Engine:
-    if name == "obstore":
-        from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
-
-        return ObstoreEngine(source, target, concurrency)
-    from include.juicefs_storage.adapters.s3.engine import NativeEngine
-
-    return NativeEngine(source, target, concurrency)
-
-
 def main() -> None:
     """Do it and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -48,7 +39,6 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--manifests", type=Path, required=True)
     parser.add_argument("--compare", choices=["size", "etag", "content"], default="etag")
-    parser.add_argument("--engine", choices=["native", "obstore"], default="native")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--name", default="00000", help="of the manifest")
     parser.add_argument("--after", help="only keys after this one")
@@ -56,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     source = _store(given.source, os.environ["SOURCE_KEYS"])
     target = _store(given.target, os.environ["TARGET_KEYS"])
-    engine = _engine(given.engine, source, target, given.concurrency)
+    engine = NativeEngine(source, target, given.concurrency)
     transfer = Transfer(S3Bucket(source), S3Bucket(target), engine, Options(given.compare))
     work = transfer.copy if given.mode == "copy" else transfer.verify
     manifest = ParquetManifest(given.manifests, given.name, {"run": "benchmark"})

@@ -66,9 +66,6 @@ class Native:
     name = "native"
     does: frozenset[Work] = frozenset(["copy", "listings", "content"])
 
-    def __init__(self, engine: str = "native") -> None:
-        self.engine = engine
-
     def version(self) -> str:
         """Of the interpreter."""
         return f"Python {sys.version.split()[0]}"
@@ -83,7 +80,6 @@ class Native:
                 f"--target={task.target.endpoint}/{task.target.path}",
                 f"--manifests={task.folder}",
                 f"--compare={'content' if task.work == 'content' else 'etag'}",
-                f"--engine={self.engine}",
             ],
             {
                 "SOURCE_KEYS": f"{task.source.access_key}:{task.source.secret_key}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from urllib.parse import quote
 
 from benchmarks.peers import Place
 from benchmarks.population import Population, etag
+from include.juicefs_storage.adapters.s3.client import S3Client
+from include.juicefs_storage.adapters.s3.store import S3Store
 from lab.process import LabError, Server, free_ports, wait_for
 from lab.seaweed import Store
 
@@ -126,23 +129,18 @@ class SeaweedStores:
     def _fill(store: Store, population: Population, prefix: str) -> Place:
         from concurrent.futures import ThreadPoolExecutor
 
-        from obstore.store import S3Store
-
         from benchmarks.population import content
 
-        bucket = S3Store(
-            store.bucket,
-            endpoint=store.endpoint_url,
-            access_key_id=store.access_key,
-            secret_access_key=store.secret_key,
-            region="us-east-1",
-            unsigned_payload=True,
-            client_options={"allow_http": True},
-        )
+        place = S3Store(store.endpoint_url, store.bucket, prefix, store.access_key, store.secret_key)
+        own = threading.local()
 
         def put(item: tuple[str, int, bytes]) -> None:
             key, size, tail = item
-            bucket.put(prefix + key, content(size, tail), use_multipart=False)
+            if not hasattr(own, "client"):
+                own.client = S3Client(place)
+            answer = own.client.call("PUT", own.client.path(key), parts=[content(size, tail)], length=size)
+            if answer.status != 200:
+                raise own.client.refused(f"PUT {key}", answer)
 
         with ThreadPoolExecutor(8) as pool:
             for _ in pool.map(put, population.objects()):

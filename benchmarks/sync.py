@@ -136,9 +136,9 @@ def race(case: Case, peers: list[Peer], stores: Stores, folder: Path, round_numb
     return results
 
 
-def find_peers(engine: str) -> list[Peer]:
+def find_peers() -> list[Peer]:
     """Whoever is on this machine; says who is not."""
-    found: list[Peer] = [Native(engine)]
+    found: list[Peer] = [Native()]
     for peer in (JuiceFS(), Rclone(), Mc()):
         try:
             peer.version()
@@ -208,7 +208,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round with a fiftieth of the objects")
     parser.add_argument("--only", nargs="+", choices=[case.name for case in everything], metavar="CASE")
     parser.add_argument("--peers", nargs="+", help="only these: native, juicefs, rclone, mc")
-    parser.add_argument("--engine", choices=["native", "obstore"], default="native")
     parser.add_argument("--json", type=Path, help=f"default: {RESULTS.name}, and the page of the docs, if all was run")
     given = parser.parse_args()
     # Whoever ends the benchmark ends its servers too.
@@ -216,7 +215,7 @@ def main() -> None:
     cases = [case for case in everything if not given.only or case.name in given.only]
     if given.quick:
         cases = [quick(case) for case in cases]
-    peers = [peer for peer in find_peers(given.engine) if not given.peers or peer.name.split()[0] in given.peers]
+    peers = [peer for peer in find_peers() if not given.peers or peer.name.split()[0] in given.peers]
     # As an installed package is: what is imported is compiled once, and not in every run.
     compileall.compile_dir(Path(__file__).parents[1] / "include", quiet=1)
     compileall.compile_dir(Path(__file__).parent, quiet=1)

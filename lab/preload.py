@@ -7,7 +7,6 @@ import airflow.providers.amazon.aws.hooks.s3
 import airflow.providers.cncf.kubernetes.hooks.kubernetes
 import airflow.providers.mysql.hooks.mysql
 import boto3
-import obstore.store
 import pyarrow.parquet
 
 # The amazon provider looks through the stack for the operator that asks, which reads the source of every module once.

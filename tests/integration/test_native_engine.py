@@ -15,7 +15,6 @@ import pytest
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.client import StoreDownError
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
-from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.errors import PermanentError
@@ -367,17 +366,3 @@ def test_idle_connections_that_the_store_closed_are_no_failure(stores: tuple[Sto
         copied = engine.copy(objects[10:])
     assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
     assert target.bodies("dst") == bodies
-
-
-def test_obstore_copies_what_it_can(stores: tuple[Store, Store]) -> None:
-    source, target = stores
-    bodies = filled(source)
-    a, b = side(source.url, "src"), side(target.url, "dst")
-    objects = listed(a)
-    copied = ObstoreEngine(a, b).copy(objects)
-    done = {
-        f"v/{item[0]}" for item, found in zip(objects, copied, strict=True) if found.outcome is ObjectOutcome.COPIED
-    }
-    assert target.bodies("dst") == {key: body for key, body in bodies.items() if key in done}
-    assert {found.outcome for found in copied} <= {ObjectOutcome.COPIED, ObjectOutcome.FAILED}
-    assert {"v/empty", "v/one", "v/large", "v/a b"} <= done

@@ -17,7 +17,6 @@ import pytest
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest, Row
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
-from include.juicefs_storage.adapters.s3.obstore_engine import ObstoreEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.adapters.tools import mc_mirror as mc
@@ -54,7 +53,7 @@ HOSTILE = [
         "\u00a0",
     ),
 ]
-ENGINES = ["native", "obstore", "juicefs", "mc"]
+ENGINES = ["native", "juicefs", "mc"]
 #: What mc reads as other keys.
 MISREAD = ["/lead", "//two", "e\u0301"]
 
@@ -92,9 +91,8 @@ class Job:
         source.check()
         target.check()
         native = NativeEngine(*self._stores, limits=self.limits)
-        if self.engine in {"native", "obstore"}:
-            engine = ObstoreEngine(*self._stores) if self.engine == "obstore" else native
-            totals = Transfer(source, target, engine, self.options).copy(KeyRange(), manifest)
+        if self.engine == "native":
+            totals = Transfer(source, target, native, self.options).copy(KeyRange(), manifest)
         else:
             tool = (JuiceFSSync if self.engine == "juicefs" else McMirror)(*self._stores, stall_s=self.stall_s)
             totals, _ = Transfer(source, target, native, self.options).mirror(tool, KeyRange(), manifest)
@@ -202,8 +200,7 @@ def test_any_key_is_copied_unharmed_or_named(engine: str, tmp_path: Path) -> Non
         assert copied.items() <= before[0].items(), "another key, or another content"
         assert set(job.rows) == set(before[0])
         assert job.placed == set(copied)
-        if engine != "obstore":
-            assert copied == before[0]
+        assert copied == before[0]
         assert (source.bodies("source"), target.bodies("bystander")) == before
 
 
@@ -363,9 +360,6 @@ def test_a_clock_that_is_off(job: Job, stores: tuple[Store, Store]) -> None:
             except TransientError as error:
                 assert "RequestTimeTooSkewed" in str(error)  # noqa: PT017 - some correct their clock, others say so
                 return
-            if job.engine == "obstore":
-                assert set(job.outcomes.values()) == {ObjectOutcome.FAILED}
-                return
     assert job.placed == set(wanted)
     assert bodies(target, job.target.prefix) == wanted
 
@@ -388,8 +382,6 @@ def test_a_store_that_fails_one_request_in_ten(job: Job, stores: tuple[Store, St
     assert bodies(target, job.target.prefix) == wanted
 
 
-#: The limits of obstore are fixed, at minutes.
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "obstore"], indirect=True)
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_a_store_that_hangs(job: Job, stores: tuple[Store, Store], method: str) -> None:
     source, target = stores
@@ -436,7 +428,7 @@ def test_objects_that_vanish_or_change_meanwhile_are_named(job: Job, stores: tup
         except TransientError:
             assert job.engine in {"juicefs", "mc"}
         else:
-            if job.engine in {"native", "obstore"}:
+            if job.engine == "native":
                 assert job.outcomes["k0002"] is ObjectOutcome.VANISHED
                 assert job.outcomes["k0004"] is ObjectOutcome.CHANGED
         assert done == {"k0002", "k0004"}

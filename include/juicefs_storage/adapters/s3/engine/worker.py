@@ -1,0 +1,91 @@
+"""What the threads of an engine share, and what each of them owns."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from include.juicefs_storage.adapters.s3.client import S3Client
+
+if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.s3.store import S3Store
+    from include.juicefs_storage.adapters.s3.wire.limits import Limits
+
+PIPE_BYTES = 2**20
+_F_SETPIPE_SZ = 1031  # linux/fcntl.h
+
+
+class Bandwidth:
+    """Spreads bytes over time, for all threads together."""
+
+    def __init__(self, bytes_s: float | None) -> None:
+        self.limited = bool(bytes_s)
+        self._bytes_s, self._free_at, self._lock = bytes_s, 0.0, threading.Lock()
+
+    def delay(self, size: int) -> float:
+        """Seconds to wait before so many bytes may move."""
+        if not self._bytes_s:
+            return 0.0
+        with self._lock:
+            now = monotonic()
+            start = max(self._free_at, now)
+            self._free_at = start + size / self._bytes_s
+            return start - now
+
+
+@dataclass
+class Shared:
+    """What all threads of an engine share: its limits, and what it learned of the target from the first answers.
+
+    Attributes:
+        limits: Of each request.
+        bandwidth: Of what is read from the source.
+        stop: Set where one thread failed: the others end.
+        part_bytes: Of a multipart upload.
+        create_only: The target takes the condition that an object must not exist yet.
+        foreign_target: The target's ETags are not the MD5 of what was sent.
+        server_copy: Both sides are one store, and it copies objects itself.
+    """
+
+    limits: Limits
+    bandwidth: Bandwidth
+    stop: threading.Event
+    part_bytes: int
+    server_copy: bool
+    create_only: bool = True
+    foreign_target: bool = False
+
+
+class Worker:
+    """What one thread owns: a client for each side, and a pipe."""
+
+    def __init__(self, shared: Shared, source: S3Store, target: S3Store) -> None:
+        self.shared = shared
+        self.source, self.target = S3Client(source, shared.limits), S3Client(target, shared.limits)
+        self._pipe: tuple[int, int] | None = None
+
+    def pipe(self) -> tuple[int, int]:
+        """Where bytes pass through on their way from socket to socket; empty."""
+        if self._pipe is None:
+            self._pipe = os.pipe2(os.O_CLOEXEC)
+            with contextlib.suppress(OSError):  # a smaller one is slower, no more
+                fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, PIPE_BYTES)
+        return self._pipe
+
+    def drop_pipe(self) -> None:
+        """Forget a pipe that may hold bytes of an object that was given up."""
+        if self._pipe is not None:
+            os.close(self._pipe[0])
+            os.close(self._pipe[1])
+            self._pipe = None
+
+    def close(self) -> None:
+        """Close everything."""
+        self.source.close()
+        self.target.close()
+        self.drop_pipe()
