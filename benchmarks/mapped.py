@@ -15,10 +15,11 @@ from pathlib import Path
 
 from benchmarks.population import KIB, Population
 from benchmarks.stores import StubStores, expected_digest, stub_stores
-from lab.airflow import POOL, POOL_SLOTS, Airflow
+from include.juicefs_storage.names import COPY_POOL, SYNC
+from lab.airflow import POOL_SLOTS, Airflow
 from lab.process import LabError, wait_for
 
-_DAG_ID, _RUN_S = "juicefs_storage_sync", 600
+_RUN_S = 600
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def measure(population: Population, counts: tuple[int, ...] = (1, 2, 4)) -> list
                 connection = {"connection_id": name, "conn_type": "aws", "login": "key", "password": "stub-secret"}
                 extra = json.dumps({"endpoint_url": endpoint})
                 airflow.api("POST", "/connections", json={**connection, "extra": extra})
-            airflow.api("POST", "/pools", json={"name": POOL, "slots": POOL_SLOTS})
+            airflow.api("POST", "/pools", json={"name": COPY_POOL, "slots": POOL_SLOTS})
             _run(airflow, stores, 1)  # the first run of all pays for what is imported and compiled once
             for count in counts:
                 mapped.append(_run(airflow, stores, count))
@@ -74,19 +75,19 @@ def measure(population: Population, counts: tuple[int, ...] = (1, 2, 4)) -> list
 def _run(airflow: Airflow, stores: StubStores, tasks: int) -> Mapped:
     bucket = stores.target(None).bucket
     run_id = airflow.trigger(
-        _DAG_ID,
+        SYNC,
         {
             "source_conn_id": "source", "source_bucket": bucket, "target_conn_id": "target", "target_bucket": bucket,
             "mode": "copy", "partitions": tasks, "dry_run": False,
         },
     )  # fmt: skip
-    state = airflow.wait_run(_DAG_ID, run_id, timeout_s=_RUN_S)
-    copies = [task for task in airflow.task_states(_DAG_ID, run_id) if task.task_id == "copy"]
+    state = airflow.wait_run(SYNC, run_id, timeout_s=_RUN_S)
+    copies = [task for task in airflow.task_states(SYNC, run_id) if task.task_id == "copy"]
     if state != "success" or len(copies) != tasks:
         raise LabError(f"expected a run with {tasks} copies that ends well, found {state} with {len(copies)}")
-    results = [airflow.xcom(_DAG_ID, run_id, "copy", map_index=task.map_index) for task in copies]
+    results = [airflow.xcom(SYNC, run_id, "copy", map_index=task.map_index) for task in copies]
     work = [result["span"][1] - result["span"][0] for result in results]
-    run = airflow.api("GET", f"/dags/{_DAG_ID}/dagRuns/{run_id}")
+    run = airflow.api("GET", f"/dags/{SYNC}/dagRuns/{run_id}")
     return Mapped(
         tasks,
         _seconds(run["start_date"], run["end_date"]),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from airflow.sdk import dag
 
 from include.juicefs_storage.fleet.params import FleetParams
+from include.juicefs_storage.tasks.approval import approve
 from include.juicefs_storage.tasks.fleet import plan as fleet_plan
 from include.juicefs_storage.tasks.fleet import waves as fleet
 from include.juicefs_storage.tasks.form import form
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
-from include.juicefs_storage.tasks.switch import check
 
 DOC = """
 ### Use this when
@@ -42,7 +42,7 @@ def juicefs_storage_fleet() -> None:
         fleet_plan.find_volumes(),
         fleet_plan.plan(),
         fleet_plan.choose_path(),
-        check.approve(),
+        approve(),
     )
     fleet_plan.resolve_params() >> found
     fleet_plan.dry_runs.expand(volume=found) >> planned >> path >> approval

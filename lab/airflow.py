@@ -16,13 +16,14 @@ from typing import Any
 
 import httpx
 
+from include.juicefs_storage.names import BACKUP_CONN_ID, COPY_POOL
 from lab.mariadb import MariaDB
 from lab.process import LabError, Server, free_ports, run, wait_for
 from lab.seaweed import Store
 
 PROJECT = Path(__file__).resolve().parents[1]
 COMPONENTS = ("api-server", "scheduler", "dag-processor")
-POOL, POOL_SLOTS = "juicefs_storage", 4
+POOL_SLOTS = 4
 _END_STATES = {"success", "failed"}
 
 
@@ -108,7 +109,7 @@ class Airflow:
                 "login": mariadb.user,
                 "password": mariadb.password,
             },
-            "juicefs_backup": {
+            BACKUP_CONN_ID: {
                 "conn_type": "generic",
                 "password": base64.b64encode(secrets.token_bytes(32)).decode(),
                 "extra": {"path": backups.as_uri()},
@@ -117,7 +118,7 @@ class Airflow:
         for name, values in connections.items():
             extra = {"extra": json.dumps(values["extra"])} if "extra" in values else {}
             self.api("POST", "/connections", json={"connection_id": name, **values, **extra})
-        self.api("POST", "/pools", json={"name": POOL, "slots": POOL_SLOTS})
+        self.api("POST", "/pools", json={"name": COPY_POOL, "slots": POOL_SLOTS})
 
     @property
     def home(self) -> Path:

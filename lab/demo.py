@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from include.juicefs_storage.names import SWITCH, SYNC
 from lab.airflow import Airflow, TaskState
 from lab.environment import Lab, default_state, tear_down
 from lab.process import LabError, exit_code
 from lab.writer import Check, Summary, Writer
 
-DAG_ID, COPY_DAG_ID = "juicefs_storage_switch", "juicefs_storage_sync"
 SEED_FILES = 300
 _RUN_S = 900.0
 _SHOWN = {"running": "…", "success": "✓", "failed": "✗", "up_for_retry": "↻", "upstream_failed": "-"}
@@ -104,7 +104,7 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
         say(f"{copied} objects were copied to the new store, each proven; the writer has outrun them by now")
         before, start = World.observe(lab), time.time()
         run_id = airflow.trigger(
-            DAG_ID,
+            SWITCH,
             {
                 "target_conn_id": "minio_new",
                 "target_bucket": lab.new_store.bucket,
@@ -116,15 +116,15 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
                 "kubernetes_conn_id": "kubernetes_default",
             },
         )
-        say(f"run {run_id}: {airflow.url}/dags/{DAG_ID}/runs/{run_id}")
-        state = airflow.wait_run(DAG_ID, run_id, timeout_s=_RUN_S, on_change=progress)
+        say(f"run {run_id}: {airflow.url}/dags/{SWITCH}/runs/{run_id}")
+        state = airflow.wait_run(SWITCH, run_id, timeout_s=_RUN_S, on_change=progress)
         end = time.time()
     finally:
         writer.stop()
-    tasks = airflow.task_states(DAG_ID, run_id)
+    tasks = airflow.task_states(SWITCH, run_id)
     for task in tasks:
         if task.state == "failed":
-            print(f"\n{task.task_id} failed: {airflow.task_error(DAG_ID, run_id, task)}")
+            print(f"\n{task.task_id} failed: {airflow.task_error(SWITCH, run_id, task)}")
     after = World.observe(lab)
     say("stopping the old store, and reading every acknowledged file through a fresh mount with an empty cache")
     lab.old_store.stop()
@@ -137,7 +137,7 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
         state=state,
         seconds=end - start,
         tasks=tasks,
-        report=airflow.xcom(DAG_ID, run_id, "finalize", "report"),
+        report=airflow.xcom(SWITCH, run_id, "finalize", "report"),
         before=before,
         after=after,
         during=writer.summary(since=start, until=end),
@@ -154,7 +154,7 @@ def copy_to_new_store(lab: Lab, airflow: Airflow) -> int:
         LabError: The run did not end green; says what its report says.
     """
     run_id = airflow.trigger(
-        COPY_DAG_ID,
+        SYNC,
         {
             "source_conn_id": "minio_old",
             "source_bucket": lab.old_store.bucket,
@@ -168,9 +168,9 @@ def copy_to_new_store(lab: Lab, airflow: Airflow) -> int:
             "dry_run": False,
         },
     )
-    say(f"run {run_id}: {airflow.url}/dags/{COPY_DAG_ID}/runs/{run_id}")
-    state = airflow.wait_run(COPY_DAG_ID, run_id, timeout_s=_RUN_S, on_change=progress)
-    report = airflow.xcom(COPY_DAG_ID, run_id, "finalize", "report") or {}
+    say(f"run {run_id}: {airflow.url}/dags/{SYNC}/runs/{run_id}")
+    state = airflow.wait_run(SYNC, run_id, timeout_s=_RUN_S, on_change=progress)
+    report = airflow.xcom(SYNC, run_id, "finalize", "report") or {}
     if state != "success":
         raise LabError(f"expected a copy that is proven, found {report}")
     return sum(objects for phase in report["phases"] for objects, _ in phase["totals"].values())

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from include.juicefs_storage.names import REVERT, SWITCH
 from lab.airflow import Airflow, TaskState
 from lab.demo import copy_to_new_store, progress, say
 from lab.environment import Lab, default_state, tear_down
@@ -26,7 +27,6 @@ from lab.seaweed import Store
 from lab.volume import copy_volume
 from lab.writer import OTHER_CONTENT, Check, Summary, Writer, check_manifest, records, summarize
 
-SWITCH, REVERT = "juicefs_storage_switch", "juicefs_storage_revert"
 #: Of the three mounts, in seconds: each follows a new setting at another time.
 HEARTBEATS_S = (3, 8, 20)
 #: Of the control, so that much is written to the old store after the setting names the new one.

@@ -6,9 +6,16 @@ from typing import Literal
 from urllib.parse import quote
 
 DAG_PREFIX = "juicefs_storage_"
-SWITCH, FLEET, REHEARSAL = f"{DAG_PREFIX}switch", f"{DAG_PREFIX}fleet", f"{DAG_PREFIX}rehearsal"
+SWITCH, REVERT = f"{DAG_PREFIX}switch", f"{DAG_PREFIX}revert"
+SYNC, FLEET, REHEARSAL = f"{DAG_PREFIX}sync", f"{DAG_PREFIX}fleet", f"{DAG_PREFIX}rehearsal"
 #: How many runs of the switch Airflow runs side by side. No wave of a fleet is larger; further dry runs are queued.
 SIDE_BY_SIDE = 8
+
+#: The connection that says where backups are: password = key (base64 of 32 bytes), extra.path = folder.
+BACKUP_CONN_ID = "juicefs_backup"
+#: The pool of bulk copies; made by the lab and by deploy/init.sh. The tasks of the runbook take no slot of it: a volume
+#: in mid-move never waits behind a copy.
+COPY_POOL = "juicefs_storage"
 
 #: The asset that has one event for each volume and rehearsal, and how many events are read to find a volume's last one.
 READINESS, READINESS_LOOK_BACK = f"{DAG_PREFIX}readiness", 500

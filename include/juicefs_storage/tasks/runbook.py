@@ -23,9 +23,6 @@ TASK_DEFAULTS: dict[str, Any] = {
     "retry_delay": timedelta(seconds=5),
     "execution_timeout": timedelta(hours=8),
 }
-#: For bulk copies; made by the lab and by deploy/init.sh. The tasks of the runbook take no slot of it: a volume in
-#: mid-move never waits behind a copy.
-COPY_POOL = "juicefs_storage"
 
 
 @overload

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.names import BACKUP_CONN_ID
 from include.juicefs_storage.ports import WriteFence
 from include.juicefs_storage.switch.backup import Backup, read_backup
 from include.juicefs_storage.switch.params import RevertParams, SwitchParams
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.vault import FileVault
     from include.juicefs_storage.volume.metaurl import Metaurl
     from include.juicefs_storage.volume.mount_pods import VolumePods
-
-#: Where backups lie: password = key (base64 of 32 bytes), extra.path = folder.
-BACKUP_CONN_ID = "juicefs_backup"
 
 
 class Runtime:

@@ -22,6 +22,7 @@ from include.juicefs_storage.switch.prove_blocks import require_all_blocks
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.switch.restart_csi import RestartCsi
+from include.juicefs_storage.tasks.approval import PlanApproval
 from include.juicefs_storage.tasks.context import log, push, run_id, task_states
 from include.juicefs_storage.tasks.fleet.runs import (
     ACTIVE,
@@ -38,7 +39,6 @@ from include.juicefs_storage.tasks.fleet.runs import (
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
-from include.juicefs_storage.tasks.switch.check import PlanApproval
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.difference import missing_blocks

@@ -6,13 +6,10 @@ import functools
 import time
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-from airflow.providers.standard.exceptions import HITLRejectException
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import Context, TriggerRule, get_current_context
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk import TriggerRule, get_current_context
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch import checks
@@ -24,7 +21,6 @@ from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, fingerprint
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks.context import pull, push, task_states
-from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
@@ -303,36 +299,3 @@ def choose_path() -> str:
     if params.dry_run:
         return "finalize"
     return "approve" if params.require_approval else "backup"
-
-
-class PlanApproval(ApprovalOperator):
-    """Approval in which a rejection is final while everything else may be tried again.
-
-    Airflow 3.3 may fail the task when the answer comes before the process that asked has been seen to end; the
-    second try asks again.
-    """
-
-    #: What a rejection means.
-    rejected = "The plan was rejected: nothing was changed."
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Take the answer."""
-        try:
-            return super().execute_complete(context, event)
-        except HITLRejectException as error:
-            raise AirflowFailException(self.rejected) from error
-
-
-def approve() -> ApprovalOperator:
-    """The human gate: shows the plan; a rejection or 24 hours without an answer end the run, nothing changed."""
-    return PlanApproval(
-        task_id="approve",
-        subject="{{ ti.xcom_pull(task_ids='plan', key='subject') }}",
-        body="{{ ti.xcom_pull(task_ids='plan', key='markdown') }}",
-        defaults="Reject",
-        fail_on_reject=True,
-        response_timeout=timedelta(hours=24),
-        notifiers=[Notify("waits for approval", told_by="plan")],
-        doc_md="Wait for a human who has read the plan. A rejection, or no answer within 24 hours, ends the run "
-        "failed. **Changes** nothing. **Safe to clear**: yes, it asks again.",
-    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk import TaskGroup
 
+from include.juicefs_storage.tasks.approval import approve
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.switch import apply, check, rollback
 from include.juicefs_storage.tasks.switch import finalize as finish
@@ -25,7 +26,7 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
         ]  # fmt: skip
         resolve_params() >> checks
 
-    plan, path, approval = check.plan(), check.choose_path(), check.approve()
+    plan, path, approval = check.plan(), check.choose_path(), approve()
     checks >> plan >> path >> approval
 
     with TaskGroup("apply", prefix_group_id=False, tooltip="Back up, then move the volume"):

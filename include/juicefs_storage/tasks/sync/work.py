@@ -12,11 +12,12 @@ from airflow.sdk import TriggerRule
 from include.juicefs_storage.copy import partitions as cutting
 from include.juicefs_storage.copy.reconcile import about
 from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.names import COPY_POOL
 from include.juicefs_storage.objects.model import Mirrored, ObjectOutcome
 from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.tasks.context import log, push, run_id
-from include.juicefs_storage.tasks.runbook import COPY_POOL, runbook_task
+from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.sync.folder import manifests_folder, plan_of_run
 from include.juicefs_storage.tasks.sync.plan import shards_of
 from include.juicefs_storage.tasks.sync.runtime import RETRIES, TASKS, SyncRuntime
