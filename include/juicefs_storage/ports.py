@@ -307,6 +307,19 @@ class JuiceFS(Protocol):
     def unmount_fresh(self, canary: str) -> None:
         """Remove that file and the mount."""
 
+    def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
+        """Use a storage with its own keys, from where juicefs runs: as the clients use it.
+
+        Args:
+            config: The storage.
+            blocks: Keys of objects, one of which must be readable; empty where the volume has none.
+            probe_key: Where a small object is written, read back and removed; None leaves that out. There must be
+                nothing under it.
+
+        Returns:
+            What does not work; empty where all does.
+        """
+
 
 class WriteFence(Protocol):
     """Keeps the volume's clients from writing to a store that can refuse one key. Each call may be made again."""

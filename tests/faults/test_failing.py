@@ -40,7 +40,27 @@ def test_a_step_that_fails_for_good_leaves_the_volume_on_the_old_store(
     tell(step, "fails for good", "rolls back", f"{outcome}, all old")
 
 
-@pytest.mark.parametrize("undo", some(ROLLBACK, set()))
+@pytest.mark.slow
+def test_a_copy_back_that_fails_keeps_the_clients_where_their_blocks_are(
+    fault_lab: Lab, sides: Sides, start: Start, writer: Writer, tell: Tell
+) -> None:
+    run = start(fails("prove_blocks"), fails("copy_back", "before"))
+    assert run.go() == "held", run.errors
+    assert {"copy_back", "restore_secret", "restore_setting", "settle_again"} <= run.failed()
+    assert "copy_back failed, and the new store serves" in run.errors["restore_setting"]
+    assert_all_on(fault_lab, sides.target)
+
+    run.faults = ()
+    run.clear("copy_back", downstream=True)
+    outcome = run.go()
+    writer.stop()
+    assert outcome == "rolled back", run.errors
+    assert_all_on(fault_lab, sides.source)
+    assert_nothing_lost(fault_lab, writer)
+    tell("copy_back", "fails for good", "cleared with Downstream", f"held, then {outcome}")
+
+
+@pytest.mark.parametrize("undo", some(tuple(task for task in ROLLBACK if task != "copy_back"), set()))
 def test_a_rollback_goes_on_after_an_undo_that_failed_and_says_which(
     undo: str, fault_lab: Lab, sides: Sides, start: Start, writer: Writer, tell: Tell
 ) -> None:

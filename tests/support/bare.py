@@ -109,3 +109,6 @@ class BareJuiceFS(JuiceFS):
 
     def unmount_fresh(self, canary: str) -> None:
         unexpected("unmount_fresh")
+
+    def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
+        unexpected("probe_storage")

@@ -94,6 +94,15 @@ class FakeJuiceFS(BareJuiceFS):
     metadata: FakeMetadata
     calls: int = 0
     lies: bool = False
+    probed: list[tuple[StorageConfig, list[str], str | None]] = field(default_factory=list)
+    problem: str = ""
+    no_pod: bool = False
+
+    def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
+        self.probed.append((config, list(blocks), probe_key))
+        if self.no_pod:
+            raise TransientError("No ready pod.")
+        return self.problem
 
     def write_storage(self, config: StorageConfig) -> None:
         self.calls += 1

@@ -22,7 +22,7 @@ from include.juicefs_storage.volume.setting import StorageConfig
 
 #: In the CSI images the community client; /usr/bin/juicefs is the enterprise one.
 _IN_POD = "/usr/local/bin/juicefs"
-_CONFIG_TIMEOUT_S, _STATUS_TIMEOUT_S, _MOUNT_TIMEOUT_S = 90, 60, 180
+_CONFIG_TIMEOUT_S, _STATUS_TIMEOUT_S, _MOUNT_TIMEOUT_S, _PROBE_TIMEOUT_S = 90, 60, 180, 180
 #: After so many seconds a `juicefs config` is ended where it runs, whatever became of its caller: `await_config` can
 #: then wait for the last that it may write. coreutils are in the CSI image (docker/csi.Dockerfile: Debian).
 _END_CONFIG = ("timeout", "-k", "5", "80")
@@ -79,6 +79,30 @@ rmdir "$mnt" && rm -rf "$work"
 """
 #: Answers of MySQL to a wrong account or database.
 _DENIED = re.compile(r"Error (?:1044|1045|1049|1698)\b")
+#: `sync` without --force-update never overwrites an equal object, and what is written has a name of its own. Pods of
+#: old versions know all of these options. The last pass removes what this script wrote; where the keys may not delete,
+#: a few bytes stay.
+_PROBE = """\
+while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
+juicefs=$1 http=$2 probe=$3
+shift 3
+work=$(mktemp -d) || exit 64
+trap 'rm -rf "$work"' EXIT
+copy() { timeout -k 5 20 "$juicefs" sync ${http:+"$http"} --threads 1 "$@" >"$work/log" 2>&1; }
+fail() { echo "$1" >&2; tail -n 2 "$work/log" >&2; exit 65; }
+found=$#
+for block in "$@"; do
+  copy "$block" "file://$work/block" || fail "cannot read $block"
+  [ ! -s "$work/block" ] || { found=0; break; }
+done
+[ "$found" = 0 ] || { echo "not one of $found blocks is there" >&2; exit 65; }
+[ -n "$probe" ] || exit 0
+echo probe >"$work/probe"
+copy "file://$work/probe" "$probe" || fail "cannot write $probe"
+copy "$probe" "file://$work/back" || fail "cannot read $probe"
+[ -s "$work/back" ] || fail "cannot read $probe back"
+copy --delete-src "$probe" "file://$work/back" || true
+"""
 
 
 @dataclass(frozen=True)
@@ -200,6 +224,21 @@ class JuiceFSCommand:
                 state=f"/tmp/storage-switch.{canary}/mnt may still be mounted where juicefs runs",  # noqa: S108
                 next_step="the task tries again",
             )
+
+    def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
+        """Read one of some blocks with a storage's own keys; write, read back and remove an object under a new key."""
+        from include.juicefs_storage.adapters.tools.juicefs_sync import sync_urls
+
+        keys_of: list[str] = []
+        variables: dict[str, str] = {}
+        for key in [*blocks, *([probe_key] if probe_key else [])]:
+            urls, variables = sync_urls(config, config, key)
+            keys_of.append(urls[0])
+        probe = keys_of.pop() if probe_key else ""
+        lines = [*(f"{name}={value}" for name, value in variables.items()), ""]
+        plain_http = "--no-https" if config.endpoint_and_bucket[0].startswith("http://") else ""
+        result = self._script(_PROBE, plain_http, probe, *keys_of, stdin=lines, timeout_s=_PROBE_TIMEOUT_S)
+        return "" if result.returncode == 0 else _last_lines(result, config)
 
 
 def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:

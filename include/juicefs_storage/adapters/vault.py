@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -153,12 +153,12 @@ class FileVault:
 
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
-        """Turn the errors of the folder's storage into ours."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
+        """Turn the errors of the folder's storage into ours. Each kind of storage raises errors of its own."""
         try:
             yield
-        except (OSError, BotoCoreError, ClientError) as error:
+        except StorageSwitchError:
+            raise
+        except Exception as error:  # noqa: BLE001  a filesystem of any kind, with errors of any kind
             number = error.errno if isinstance(error, OSError) else None
             permanent = isinstance(error, PermissionError) or number in _PERMANENT_ERRNO
             reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
@@ -197,8 +197,8 @@ class FileVault:
             try:
                 part.write_bytes(self.keyring.seal(backup_id, content))
                 part.replace(self._file(backup_id))
-            except OSError:
-                with suppress(OSError):
+            except Exception:
+                with suppress(Exception):
                     part.unlink(missing_ok=True)
                 raise
         if self.load(backup_id) != content:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +27,8 @@ _NO_VOLUME = "_"
 #: Without these there is no way back. Whatever else a record holds may be missing or may not be understood.
 _ESSENTIAL = frozenset({"setting_hex", "secrets"})
 _EXAMPLES = 5
+#: What a plan with hundreds of pods takes.
+_PLAN_BYTES = 128 * 1024
 
 
 class Backup(BaseModel):
@@ -136,6 +138,18 @@ def _not_a_backup(backup_id: str) -> PermanentError:
         f"{backup_id} can be decrypted and is not a backup.",
         next_step="trigger the DAG without `backup_id`: it offers the backups that can be read",
     )
+
+
+def backup_size(setting: Setting, secrets: Iterable[Mapping[str, str]], templates: Mapping[str, Any]) -> int:
+    """About how large a backup will be, in bytes; rather more than less.
+
+    Args:
+        setting: The setting as it is.
+        secrets: The values of the volume's Secrets.
+        templates: The pod templates of the CSI workloads.
+    """
+    parts = 2 * len(setting.raw) + len(json.dumps([dict(secret) for secret in secrets])) + len(json.dumps(templates))
+    return _PLAN_BYTES + 2 * parts
 
 
 def backup_id(volume: str, run_id: str) -> str:

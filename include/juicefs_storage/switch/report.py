@@ -31,14 +31,21 @@ MEANING: Mapping[RunOutcome, str] = {
     "refused": "Nothing was changed. Remove what was refused, then trigger again.",
     "rejected": "The plan was not approved. Nothing was changed.",
     "failed": "The run stopped before the setting was written: the volume is where it was.",
-    "held": "A step failed after the setting was written, and things were left as they are: on_failure=hold, or this "
-    "run had switched the volume before. Clear the failed task with Downstream to go on, or `decide` with Downstream "
-    "to have it judged again.",
+    "held": "A step failed after the setting was written, and things were left as they are: on_failure=hold, this run "
+    "had switched the volume before, or the rollback could not begin. Clear the failed task with Downstream to go on, "
+    "or `decide` with Downstream to have it judged again.",
     "rolled back": "A step failed; the volume is back on the old store, every client proven there.",
     "half rolled back": "A step failed and the rollback did not finish. A person must look: see the failed tasks.",
     "moved on": "Every step passed, but now the setting or a Secret does not name the new store: somebody changed it "
     "since. A person must look.",
 }
+
+
+#: Follows the reason why a run that failed did not go back.
+LEFT = (
+    "So the run did not go back: the volume is on the new store. Clear the failed task with Downstream to go on there; "
+    "once the old store serves again, clear `decide` with Downstream to go back."
+)
 
 
 class Report(Record):

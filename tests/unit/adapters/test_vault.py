@@ -153,6 +153,18 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(
         vault.check_room(10)
 
 
+def test_an_error_of_any_kind_is_one_of_ours(vault: FileVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage's client has errors of its own; one that appears while a part is removed hides none."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("a client's own")
+
+    monkeypatch.setattr(ObjectStoragePath, "write_bytes", fail)
+    monkeypatch.setattr(ObjectStoragePath, "unlink", fail)
+    with pytest.raises(TransientError, match=r"writing myjfs\.run-1 failed: ValueError"):
+        vault.save("myjfs.run-1", CONTENT)
+
+
 def test_a_write_that_fails_leaves_nothing(vault: FileVault, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder_that(monkeypatch, "replace", errno.EIO)
     with pytest.raises(TransientError):

@@ -5,6 +5,7 @@ from include.juicefs_storage.switch.checks.cluster import check_csi, check_right
 from include.juicefs_storage.switch.checks.consistency import check_consistency
 from include.juicefs_storage.switch.checks.secret import check_secrets
 from include.juicefs_storage.switch.checks.target import check_reach, check_target
+from include.juicefs_storage.switch.checks.vault import check_readable
 from include.juicefs_storage.switch.findings import gather, ok, refusal, warning
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "check_fence",
     "check_late_commits",
     "check_reach",
+    "check_readable",
     "check_rights",
     "check_runner",
     "check_secrets",

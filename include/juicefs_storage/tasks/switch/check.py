@@ -13,6 +13,7 @@ from airflow.sdk import TriggerRule, get_current_context
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch import checks
+from include.juicefs_storage.switch.backup import backup_size
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import reading_rate
 from include.juicefs_storage.switch.lease import check_lease
@@ -132,12 +133,18 @@ def check_secrets(runtime: Runtime) -> list[Finding]:
 
 @check_task
 def check_vault(runtime: Runtime) -> list[Finding]:
-    """The connection `juicefs_backup` has a usable key, and its folder can be looked into.
+    """The connection `juicefs_backup` has a usable key, and its folder has room for what the way back needs.
 
-    **Changes** nothing. **Safe to clear**: yes, with Downstream. That it can be written is proven by backup itself.
+    Writes a file of the size of a backup to the folder, in a dry run too, reads it back and removes it. Reads what lies
+    there of volumes of this name.
+    **Changes** nothing in the volume. **Safe to clear**: yes, with Downstream.
     """
-    runtime.vault.load("none")
-    return [checks.ok("vault", f"the key is usable, backups go to {runtime.vault.folder}")]
+    setting = runtime.setting()
+    secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
+    size_bytes = backup_size(setting, [secret.data for secret in secrets], runtime.cluster.templates())
+    runtime.vault.check_room(size_bytes)
+    proven = f"a file of {size_bytes // 1024} KiB was written to {runtime.vault.folder}, read back and removed"
+    return [checks.ok("vault", proven), *checks.check_readable(runtime.vault, setting.name)]
 
 
 @check_task

@@ -9,13 +9,13 @@ from airflow.sdk import TriggerRule
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.plan import Plan
-from include.juicefs_storage.switch.report import MEANING, Report, RunOutcome, proof_lines
+from include.juicefs_storage.switch.report import LEFT, MEANING, Report, RunOutcome, proof_lines
 from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.check import CHECKS, all_findings
-from include.juicefs_storage.tasks.switch.rollback import DIAGNOSTICS, ROLLBACK, recorded_run, touched
+from include.juicefs_storage.tasks.switch.rollback import DIAGNOSTICS, HELD_BECAUSE, ROLLBACK, recorded_run, touched
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.mount_pods import mount_pods_naming
 from include.juicefs_storage.volume.setting import Setting
@@ -28,16 +28,30 @@ def _outcome(states: dict[str, str], run: SwitchRun | None, *, dry_run: bool) ->
     # What the run changed and did not put back, whatever became of the tasks' states since.
     left = run is not None and not run.record.superseded().backup_id and touched(run)
     if states["copy_back"] not in {"skipped", "none"} and pull("decide", "chosen") == DIAGNOSTICS:
+        if run and left and not _moved_back(run):
+            return "held"
         return "rolled back" if all_are("success", ROLLBACK) and not left else "half rolled back"
-    if all_are("success", APPLY):
-        return "switched"
-    if left:
-        return "held"
+    if left or all_are("success", APPLY):
+        return "switched" if all_are("success", APPLY) else "held"
     if states["plan"] != "success":
         return "refused"
     if dry_run:
         return "planned"
     return "rejected" if states["approve"] in {"failed", "upstream_failed"} else "failed"
+
+
+def _moved_back(run: SwitchRun) -> bool:
+    """Whether the rollback has begun to move the volume: the setting or a Secret is not the new store's any more."""
+    try:
+        return not run.runtime.setting().uses(run.new.config) or bool(run.patch_secret.plan())
+    except StorageSwitchError:
+        return True
+
+
+def _meaning(outcome: RunOutcome) -> str:
+    """What the outcome means, and why a run that failed was left where it is."""
+    reason = pull("decide", HELD_BECAUSE) if outcome == "held" else None
+    return f"{reason.rstrip('.')}. {LEFT}" if reason else MEANING[outcome]
 
 
 @runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
@@ -68,7 +82,7 @@ def finalize() -> dict[str, Any]:
             outcome = "moved on"
     report = Report(
         outcome=outcome,
-        meaning=MEANING[outcome],
+        meaning=_meaning(outcome),
         run_id=run_id(),
         volume=planned.volume if planned else None,
         before=planned.before if planned else None,

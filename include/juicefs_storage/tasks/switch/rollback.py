@@ -12,6 +12,8 @@ from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.collect_diagnostics import Masker, collect, secret_values
+from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.switch.probe_location import find_problem
 from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
@@ -31,6 +33,8 @@ _MOVING = (
 )  # fmt: skip
 #: What the rollback begins with. It is no part of ROLLBACK: a rollback without diagnostics is a whole one.
 DIAGNOSTICS = "collect_diagnostics"
+#: The XCom of decide that says why a run that failed does not go back.
+HELD_BECAUSE = "held_because"
 _DIAGNOSTICS_TIMEOUT_S = 120
 
 
@@ -61,7 +65,62 @@ def _goes_back(run: SwitchRun, *, failed: bool) -> bool:
     if not failed or run.runtime.params.on_failure != "rollback":
         return False
     _await_juicefs_config(run)
-    return touched(run)
+    return touched(run) and not _held(run)
+
+
+def _held(run: SwitchRun) -> bool:
+    """Whether the clients stay on the new store, since the old one would not serve them."""
+    try:
+        if not _on_new(run):
+            return False
+        # Where the fence is up the old store refuses writes for now.
+        fenced = bool(run.write_fence and run.write_fence.is_up())
+        problem = _problem_of(run, run.old, write=not fenced)
+    except StorageSwitchError:
+        log.exception("Whether the old store serves is not known; the rollback asks again before it moves a client.")
+        return False
+    if problem:
+        reason = f"The old store {run.old.config.bucket} does not serve the clients: {problem}"
+        log.warning("No rollback: %s", reason)
+        push(HELD_BECAUSE, reason)
+    return bool(problem)
+
+
+def _on_new(run: SwitchRun) -> bool:
+    """Whether the setting sends the clients to another store than the backed-up one."""
+    return not run.runtime.setting().uses(run.before.config)
+
+
+def _problem_of(run: SwitchRun, location: Location, *, write: bool) -> str:
+    """Why a location would not serve the clients; empty where it would."""
+    runtime = run.runtime
+    pods = [mount.name for mount in run.carried_out.mount_pods]
+    return find_problem(runtime.cluster, runtime.juicefs, runtime.metadata, run.before, location, pods, write=write)
+
+
+def _require_way_back(run: SwitchRun) -> None:
+    """Refuse to send clients from a store that serves them to one that does not, or where blocks would be missing.
+
+    Raises:
+        NeedsHumanError: The old store does not serve; or copy_back failed though the new store serves.
+    """
+    if not _on_new(run):
+        return
+    state = f"the clients are on the new store {run.new.config.bucket}; this task changed nothing"
+    if problem := _problem_of(run, run.old, write=True):
+        raise NeedsHumanError(
+            f"The old store {run.old.config.bucket} does not serve the clients: {problem}",
+            state=state,
+            next_step="to go back, repair it, then clear copy_back with Downstream; to stay, see "
+            "docs/rollback.md#a-run-that-was-left-where-it-is",
+        )
+    if task_states("copy_back")["copy_back"] != "success" and not _problem_of(run, run.new, write=False):
+        raise NeedsHumanError(
+            "copy_back failed, and the new store serves: blocks that only it has would be missing on the old one.",
+            state=state,
+            next_step="repair what copy_back names, then clear copy_back with Downstream; see "
+            "docs/rollback.md#a-run-that-was-left-where-it-is",
+        )
 
 
 def recorded_run() -> SwitchRun | None:
@@ -188,6 +247,7 @@ def restore_secret(run: SwitchRun) -> dict[str, Any]:
 
     **Changes** the Secrets that the run had patched. **Safe to clear**: yes, with Downstream.
     """
+    _require_way_back(run)
     return {"patched": run.restore_secret.apply()}
 
 
@@ -211,7 +271,8 @@ def restore_setting(run: SwitchRun) -> dict[str, Any]:
     **Changes** the storage fields of the row `format`; nothing else in it. **Safe to clear**: yes, with Downstream.
     """
     _await_juicefs_config(run)
-    if not run.runtime.setting().uses(run.before.config):
+    _require_way_back(run)
+    if _on_new(run):
         _require_downstream()
         proofs.count_failed_requests(run)
     followed = copies.await_follower("follow_writes_back")
@@ -226,6 +287,7 @@ def settle_again(run: SwitchRun) -> dict[str, Any]:
     **Changes** the setting and the Secrets only where they moved. **Safe to clear**: yes, with Downstream.
     """
     run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
+    _require_way_back(run)
     return guard.settle(run, run.write_setting.back, run.restore_secret, source=run.new, target=run.old)
 
 

@@ -1,0 +1,73 @@
+"""Does a location serve the clients? Asked before they are sent back there."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.ports import Cluster, JuiceFS, MetadataStore
+from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.volume.layout import block_objects
+from include.juicefs_storage.volume.mount_pods import MOUNT_CONTAINER
+from include.juicefs_storage.volume.reach import cannot_reach
+from include.juicefs_storage.volume.setting import Setting
+
+#: Of the oldest slices, how many are tried: a block may have been lost years ago.
+_BLOCKS_TRIED = 3
+_PARALLEL_PODS = 8
+
+
+def find_problem(
+    cluster: Cluster,
+    juicefs: JuiceFS,
+    metadata: MetadataStore,
+    setting: Setting,
+    location: Location,
+    mount_pods: Sequence[str],
+    *,
+    write: bool,
+) -> str:
+    """Find out why a location would not serve the clients.
+
+    Each mount pod connects to it, and juicefs uses it with the clients' own keys, where it runs: it reads a block, and
+    writes, reads back and removes an object under a new key.
+
+    Args:
+        cluster: Where the pods are.
+        juicefs: Runs in a pod.
+        metadata: Names the oldest blocks.
+        setting: Tells their keys.
+        location: The storage.
+        mount_pods: Names of the volume's mount pods. One that cannot be asked counts for nothing.
+        write: Try to write as well.
+
+    Returns:
+        The first problem; empty where there is none.
+    """
+    config = location.config
+    endpoint, _ = config.endpoint_and_bucket
+    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+        answers = pool.map(lambda pod: (pod, cannot_reach(cluster, pod, MOUNT_CONTAINER, endpoint)), mount_pods)
+        if unreached := [f"pod {pod} cannot use {endpoint}: {problem}" for pod, problem in answers if problem]:
+            return unreached[0]
+    slices = islice(metadata.slices(), _BLOCKS_TRIED)
+    blocks = [key for slice_id, size in slices for key, _ in islice(block_objects(setting, slice_id, size), 1)]
+    probe_key = f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}" if write else None
+    try:
+        return juicefs.probe_storage(config, blocks, probe_key)
+    except StorageSwitchError as error:
+        return _problem_for_airflow(location, blocks, error.problem)
+
+
+def _problem_for_airflow(location: Location, blocks: Sequence[str], why: str) -> str:
+    """Ask from where Airflow runs, where no pod could be asked."""
+    try:
+        location.store.check()
+        if blocks and not any(location.store.exists(key) for key in blocks):
+            return f"not one of {len(blocks)} blocks is in {location.config.bucket}"
+    except StorageSwitchError as error:
+        return f"{error.problem} No pod could be asked either: {why}"
+    return ""

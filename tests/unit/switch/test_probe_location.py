@@ -1,0 +1,99 @@
+"""Before clients are sent somewhere it is asked whether they are served there, as they would ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+
+from include.juicefs_storage import ports
+from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.ports import ExecResult
+from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.switch.probe_location import find_problem
+from tests.support.fakes import OLD, FakeCluster, FakeJuiceFS, FakeMetadata, FakeStore, setting
+
+ROWS = [(7, 5), (8, 5), (9, 5), (10, 5)]
+BLOCKS = [f"myjfs/chunks/0/0/{slice_id}_0_5" for slice_id in (7, 8, 9)]
+
+
+@dataclass
+class Cluster(FakeCluster):
+    """Pods that reach the endpoint, or not."""
+
+    answers: dict[str, ExecResult] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def exec(self, pod: str, container: str, *_: object, **__: object) -> ExecResult:
+        self.asked.append((pod, container))
+        return self.answers.get(pod, ExecResult(0, "", ""))
+
+
+def find(
+    juicefs: FakeJuiceFS,
+    store: FakeStore | None = None,
+    *,
+    write: bool = True,
+    answers: dict[str, ExecResult] | None = None,
+) -> str:
+    cluster = cast("ports.Cluster", Cluster(answers=answers or {}))
+    location = Location(OLD, store or FakeStore())
+    metadata = juicefs.metadata
+    return find_problem(
+        cluster, cast("ports.JuiceFS", juicefs), metadata, metadata.row, location, ["one", "two"], write=write
+    )
+
+
+def juicefs(rows: list[tuple[int, int]] = ROWS, problem: str = "") -> FakeJuiceFS:
+    return FakeJuiceFS(FakeMetadata(setting(OLD), rows), problem=problem)
+
+
+def test_the_oldest_blocks_and_a_new_key_are_tried_with_the_clients_own_keys() -> None:
+    fake = juicefs()
+    assert find(fake) == find(fake) == ""
+    (config, blocks, first), (_, _, second) = fake.probed
+    assert (config, blocks) == (OLD, BLOCKS)
+    assert first is not None
+    assert first.startswith("myjfs/storage-switch-probe-")
+    assert first != second
+
+
+def test_nothing_is_written_where_writes_are_refused_for_now() -> None:
+    fake = juicefs()
+    assert find(fake, write=False) == ""
+    assert fake.probed == [(OLD, BLOCKS, None)]
+
+
+def test_an_empty_volume_has_no_block_to_read() -> None:
+    fake = juicefs([])
+    assert find(fake) == ""
+    assert fake.probed[0][1] == []
+
+
+def test_a_pod_that_does_not_reach_it_is_named() -> None:
+    refused = ExecResult(7, "", "curl: (7) Failed to connect")
+    assert find(juicefs(), answers={"two": refused}) == f"pod two cannot use http://old:9000: {refused.stderr}"
+
+
+def test_what_juicefs_says_is_the_problem() -> None:
+    assert find(juicefs(problem="cannot write: AccessDenied")) == "cannot write: AccessDenied"
+
+
+class Gone(FakeStore):
+    """A store that Airflow does not reach either."""
+
+    def check(self, below: str = "") -> None:
+        raise TransientError(f"Connection refused.{below}")
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        (FakeStore({BLOCKS[1]: 5}), ""),
+        (FakeStore(), "not one of 3 blocks is in http://old:9000/data"),
+        (Gone(), "Connection refused. No pod could be asked either: No ready pod."),
+    ],
+)
+def test_where_no_pod_can_be_asked_airflow_asks(store: FakeStore, words: str) -> None:
+    assert find(FakeJuiceFS(FakeMetadata(setting(OLD), ROWS), no_pod=True), store) == words
