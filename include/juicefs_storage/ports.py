@@ -90,6 +90,7 @@ class SecretObject:
 
     Attributes:
         owners: The objects that it is owned by, as `Kind/name`.
+        immutable: The API server refuses every change of its data.
     """
 
     namespace: str
@@ -98,6 +99,7 @@ class SecretObject:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict, repr=False)
     owners: tuple[str, ...] = ()
+    immutable: bool = False
     data: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 

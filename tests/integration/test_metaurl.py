@@ -60,7 +60,7 @@ def recording(metaurl: Metaurl) -> tuple[JuiceFSCommand, list[str]]:
         arguments.extend(command)
         return real.run(command, stdin, timeout_s)
 
-    return JuiceFSCommand(run, real.binary, metaurl), arguments
+    return JuiceFSCommand(run, real.binary, metaurl, dict), arguments
 
 
 @pytest.mark.parametrize(("user", "password", "written"), ACCOUNTS, ids=[user for user, *_ in ACCOUNTS])

@@ -23,7 +23,7 @@ from kubernetes import client, config
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.ports import Right
-from include.juicefs_storage.switch.checks import needed_rights
+from include.juicefs_storage.switch.checks import check_csi, needed_rights
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.switch.params import resolve_params
 from include.juicefs_storage.volume.layout import block_objects
@@ -252,6 +252,13 @@ def test_process_mode(lab: Lab, apps: client.AppsV1Api, look: Look, flag: str) -
         (refused,) = refusals(look("check_csi"))
     assert "DaemonSet/juicefs-csi-node runs in process mode" in refused
     assert "mount-pod mode" in refused
+
+
+def test_a_driver_for_sidecars_alone(lab: Lab, core: client.CoreV1Api) -> None:
+    """The namespace stands for an installation by webhook.yaml: no DaemonSet in it."""
+    (finding,) = check_csi(KubernetesCluster(core.api_client, APPS), rollout_timeout_s=60, now=datetime.now(UTC))
+    assert finding.level == "refusal"
+    assert "DaemonSet/juicefs-csi-node does not exist in namespace apps: the driver is installed for" in finding.message
 
 
 def test_process_mode_that_is_off(lab: Lab, apps: client.AppsV1Api, look: Look) -> None:
@@ -630,6 +637,23 @@ def test_a_secret_that_something_renders_is_a_warning(
     assert f"is managed by {source}, which puts the old values back" in warned
 
 
+def test_an_immutable_secret(core: client.CoreV1Api, look: Look) -> None:
+    with another_secret(core, NS, immutable=True):
+        (refused,) = refusals(look("check_secrets"))
+    assert f"Secret {NS}/another is immutable" in refused
+
+
+def test_a_secret_that_its_pv_owns_is_managed_by_nobody(core: client.CoreV1Api, look: Look) -> None:
+    """The driver makes its copies so; a controller such as External Secrets is told by its owner reference."""
+    owned = {"apiVersion": "v1", "kind": "PersistentVolume", "name": "pv", "uid": "1"}
+    rendered = {"apiVersion": "external-secrets.io/v1", "kind": "ExternalSecret", "name": "jfs", "uid": "2"}
+    with another_secret(core, NS, metadata={"ownerReferences": [owned]}):
+        assert warnings(look("check_secrets")) == []
+    with another_secret(core, NS, metadata={"ownerReferences": [owned, rendered]}):
+        (warned,) = warnings(look("check_secrets"))
+    assert "is managed by ExternalSecret/jfs, which" in warned
+
+
 @contextlib.contextmanager
 def deployment(
     apps: client.AppsV1Api,
@@ -701,10 +725,18 @@ def test_a_reloader_that_asks_for_no_annotation(
 
 
 @contextlib.contextmanager
-def another_secret(core: client.CoreV1Api, namespace: str, **changes: str) -> Iterator[None]:
+def another_secret(
+    core: client.CoreV1Api,
+    namespace: str,
+    *,
+    immutable: bool = False,
+    metadata: dict[str, Any] | None = None,
+    **changes: str,
+) -> Iterator[None]:
     data = dict(core.read_namespaced_secret(SECRET, NS).data)
     data |= {key: base64.b64encode(value.encode()).decode() for key, value in changes.items()}
-    core.create_namespaced_secret(namespace, {"metadata": {"name": "another"}, "data": data})
+    body = {"metadata": {"name": "another", **(metadata or {})}, "data": data, "immutable": immutable}
+    core.create_namespaced_secret(namespace, body)
     try:
         yield
     finally:
@@ -724,7 +756,9 @@ def test_another_secret_of_the_volume_in_the_namespace_is_patched(lab: Lab, core
 def test_the_secret_of_another_volume_is_left_alone(
     lab: Lab, core: client.CoreV1Api, look: Look, changes: dict[str, str]
 ) -> None:
-    values = {key: value.format(url=lab.mariadb.meta_url_with_password) for key, value in changes.items()}
+    values: dict[str, Any] = {
+        key: value.format(url=lab.mariadb.meta_url_with_password) for key, value in changes.items()
+    }
     with another_secret(core, NS, **values):
         findings = look("check_secrets")
         assert warnings(findings) == []

@@ -6,11 +6,15 @@ The scripts are fixed text. Values arrive as positional arguments, secrets as li
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from time import monotonic, sleep
 from typing import Any
 
 from include.juicefs_storage.errors import PermanentError, TransientError
@@ -26,8 +30,16 @@ _CONFIG_TIMEOUT_S, _STATUS_TIMEOUT_S, _MOUNT_TIMEOUT_S, _PROBE_TIMEOUT_S = 90, 6
 #: After so many seconds a `juicefs config` is ended where it runs, whatever became of its caller: `await_config` can
 #: then wait for the last that it may write. coreutils are in the CSI image (docker/csi.Dockerfile: Debian).
 _END_CONFIG = ("timeout", "-k", "5", "80")
+#: The longest that a `juicefs config` runs, in seconds.
+CONFIG_RUNS_FOR_S = 86.0
+_PARALLEL_PLACES = 16
 #: What runs on the worker ends with the task that called it (util-linux).
 _END_WITH_CALLER = ("setpriv", "--pdeathsig", "TERM")
+
+#: Runs an argument vector with the given standard input and time limit in seconds.
+Run = Callable[[Sequence[str], str, float], ExecResult]
+_RUNNERS = (CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR)
+log = logging.getLogger(__name__)
 
 _VERSION = 'exec "$1" --version'
 _CONFIG = """\
@@ -64,8 +76,8 @@ set -e
 mkdir -p "$mnt"
 rm -rf "$work/cache"
 "$1" mount -d --no-usage-report --cache-dir "$work/cache" --log "$work/log" "$2" "$mnt" >&2
-find "$mnt" -type f -size +0 ! -name '.*' 2>/dev/null | head -n 5 | while IFS= read -r old; do
-  cat "$old" >/dev/null || { echo "cannot read $old" >&2; exit 65; }
+timeout 20 find "$mnt" -type f -size +0 ! -name '.*' 2>/dev/null | head -n 5 | while IFS= read -r old; do
+  timeout 20 head -c 4194304 "$old" >/dev/null || { echo "cannot read $old" >&2; exit 65; }
 done
 dd if=/dev/urandom of="$mnt/$3" bs=65536 count=1 conv=fsync 2>/dev/null
 cat "$mnt/$3" >/dev/null
@@ -110,14 +122,16 @@ class JuiceFSCommand:
     """`ports.JuiceFS`.
 
     Attributes:
-        run: Runs an argument vector with the given standard input and time limit in seconds.
+        run: Runs a command.
         binary: The juicefs executable where `run` runs.
         metaurl: The metadata URL; its password goes to standard input alone.
+        places: Every place where a command may still run, by its name, with what runs commands there.
     """
 
-    run: Callable[[Sequence[str], str, float], ExecResult]
+    run: Run
     binary: str
     metaurl: Metaurl
+    places: Callable[[], Mapping[str, Run]]
 
     def __repr__(self) -> str:
         return f"JuiceFSCommand(binary={self.binary!r})"
@@ -171,20 +185,38 @@ class JuiceFSCommand:
             )
 
     def await_config(self, *, timeout_s: float) -> None:
-        """Look once a second at what runs where `run` runs.
+        """Look once a second at what runs in every place where this project may have started a `juicefs config`.
+
+        A place that cannot be asked is waited for as long as a `juicefs config` runs at most.
+
+        Args:
+            timeout_s: How long to wait in each place, in seconds.
 
         Raises:
             TransientError: One still runs after `timeout_s` seconds.
         """
-        result = self._script(
-            _AWAIT_CONFIG, self.metaurl.argument, f"{timeout_s:.0f}", stdin=(), timeout_s=timeout_s + _STATUS_TIMEOUT_S
-        )
-        if result.returncode != 0:
-            raise TransientError(
-                f"A `juicefs config` still runs after {timeout_s:g} s (exit code {result.returncode}).",
-                state="it may write the setting yet",
-                next_step="find it in the CSI controller pod and end it",
-            )
+        start = monotonic()
+        places = self.places()
+
+        def look(run: Run) -> ExecResult | None:
+            arguments = ["sh", "-c", _AWAIT_CONFIG, "sh", self.binary, self.metaurl.argument, f"{timeout_s:.0f}"]
+            try:
+                return run(arguments, "", timeout_s + _STATUS_TIMEOUT_S)
+            except TransientError as error:
+                log.warning("%s It is waited for until a `juicefs config` there has ended by itself.", error.problem)
+                return None
+
+        with ThreadPoolExecutor(_PARALLEL_PLACES) as pool:
+            found = list(pool.map(look, places.values()))
+        for where, result in zip(places, found, strict=True):
+            if result and result.returncode != 0:
+                raise TransientError(
+                    f"A `juicefs config` still runs in {where} after {timeout_s:g} s (exit code {result.returncode}).",
+                    state="it may yet write the setting",
+                    next_step=f"end it in {where}",
+                )
+        if None in found:
+            sleep(max(0.0, start + CONFIG_RUNS_FOR_S - monotonic()))
 
     def status(self) -> Mapping[str, Any]:
         """`juicefs status`: log lines before the JSON are skipped."""
@@ -201,7 +233,7 @@ class JuiceFSCommand:
         return status
 
     def mount_fresh(self, canary: str) -> Sequence[str]:
-        """Mount with an empty cache, read some existing files, write one, read it back and list.
+        """Mount with an empty cache, read the first 4 MiB of up to five files, write one, read it back and list.
 
         Returns:
             The keys of the objects that hold what was written; the mount stays until `unmount_fresh`.
@@ -252,29 +284,45 @@ def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
 
 
 def in_controller_pod(cluster: Cluster, metaurl: Metaurl) -> JuiceFSCommand:
-    """Run juicefs in the CSI controller pod, as the runbook recommends.
+    """Run juicefs in a CSI controller pod, as the runbook recommends.
 
     The pod is looked up for every command: it is another one after the restart. Where none is ready, a node component's
     serves: it runs the same image, and a way back must not depend on a controller that does not start.
+
+    Args:
+        cluster: Where the driver runs.
+        metaurl: The volume's metadata.
     """
 
-    def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
-        for selector in (CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR):
-            if ready := [pod for pod in cluster.pods(selector) if pod.ready]:
-                break
-        else:
-            raise TransientError(
-                f"No ready pod carries {CSI_CONTROLLER_SELECTOR} or {CSI_NODE_SELECTOR} in namespace "
-                f"{cluster.namespace}.",
-                next_step=f"kubectl -n {cluster.namespace} get pods -l {CSI_CONTROLLER_SELECTOR}",
-            )
-        return cluster.exec(ready[0].name, CSI_CONTAINER, command, stdin=stdin, timeout_s=timeout_s)
+    def run_in(pod: str) -> Run:
+        return lambda command, stdin, timeout_s: cluster.exec(
+            pod, CSI_CONTAINER, command, stdin=stdin, timeout_s=timeout_s
+        )
 
-    return JuiceFSCommand(run, _IN_POD, metaurl)
+    def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
+        for selector in _RUNNERS:
+            if ready := [pod for pod in cluster.pods(selector) if pod.ready]:
+                return run_in(ready[0].name)(command, stdin, timeout_s)
+        raise TransientError(
+            f"No ready pod carries {CSI_CONTROLLER_SELECTOR} or {CSI_NODE_SELECTOR} in namespace {cluster.namespace}.",
+            next_step=f"kubectl -n {cluster.namespace} get pods -l {CSI_CONTROLLER_SELECTOR}",
+        )
+
+    def places() -> dict[str, Run]:
+        """The pods that may have been chosen while a `juicefs config` that was started there may still run."""
+        long_ago = datetime.now(UTC) - timedelta(seconds=CONFIG_RUNS_FOR_S)
+        pods = [pod for selector in _RUNNERS for pod in cluster.pods(selector) if not pod.ended]
+        recent = [pod for pod in pods if pod.ready or pod.unready_since is None or pod.unready_since > long_ago]
+        return {f"pod {cluster.namespace}/{pod.name}": run_in(pod.name) for pod in recent}
+
+    return JuiceFSCommand(run, _IN_POD, metaurl, places)
 
 
 def on_worker(metaurl: Metaurl) -> JuiceFSCommand:
     """Run juicefs on the Airflow worker.
+
+    Args:
+        metaurl: The volume's metadata.
 
     Raises:
         PermanentError: It, or what it is run by, is not installed there.
@@ -296,4 +344,4 @@ def on_worker(metaurl: Metaurl) -> JuiceFSCommand:
             ) from None
         return ExecResult(done.returncode, done.stdout, done.stderr)
 
-    return JuiceFSCommand(run, "juicefs", metaurl)
+    return JuiceFSCommand(run, "juicefs", metaurl, lambda: {"the worker": run})

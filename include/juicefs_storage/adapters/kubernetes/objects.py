@@ -17,6 +17,7 @@ def to_secret(item: Any) -> SecretObject:
         labels=dict(item.metadata.labels or {}),
         annotations=dict(item.metadata.annotations or {}),
         owners=tuple(f"{owner.kind}/{owner.name}" for owner in item.metadata.owner_references or ()),
+        immutable=bool(item.immutable),
         data={key: base64.b64decode(value).decode(errors="replace") for key, value in (item.data or {}).items()},
     )
 

@@ -61,6 +61,16 @@ def check_csi(cluster: Cluster, *, rollout_timeout_s: float, now: datetime) -> l
         now: The time in UTC.
     """
     findings = []
+    installed = {(template.kind, template.name) for template in cluster.workload_templates()}
+    if absent := [f"{kind}/{name}" for kind, name in CSI_WORKLOADS if (kind, name) not in installed]:
+        return [
+            refusal(
+                "csi",
+                f"{', '.join(absent)} does not exist in namespace {cluster.namespace}: the driver is installed for "
+                "sidecars alone, elsewhere, or under other names. Clients in sidecars cannot be proven.",
+                "correct `namespace`, or move the driver to mount-pod mode",
+            )
+        ]
     for kind, name in CSI_WORKLOADS:
         workload = cluster.workload(kind, name)
         if any(_BY_PROCESS.search(arg) for arg in workload.args):

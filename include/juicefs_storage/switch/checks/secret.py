@@ -9,7 +9,7 @@ from include.juicefs_storage.ports import Cluster, SecretObject, WorkloadTemplat
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.csi import CSI_CONFIG_MAP, CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import MountPod, storage_overrides
-from include.juicefs_storage.volume.secret import holds_volume, metadata_id
+from include.juicefs_storage.volume.secret import holds_volume, metadata_id, storage_values
 from include.juicefs_storage.volume.setting import Setting
 
 CHECK = "secrets"
@@ -51,6 +51,7 @@ def check_secrets(
     findings = [
         *_other_values(secrets[0], setting),
         *(finding for secret in secrets for finding in _managed(secret)),
+        *(finding for secret in secrets for finding in _immutable(secret)),
         *_elsewhere(cluster, secrets, mounts),
         *_on_another_host(cluster, secrets),
         *_next_volumes(cluster, secrets),
@@ -88,13 +89,24 @@ def _managed(secret: SecretObject) -> Iterator[Finding]:
     for key, kind in _MANAGERS:
         if (value := marks.get(key)) and (kind != "source" or not sources):
             sources[kind] = f"{kind} {value.split(':', 1)[0]}"
-    sources |= {owner: owner for owner in secret.owners}
+    # The driver's copies belong to their PV, for the garbage collector: it puts nothing back.
+    sources |= {owner: owner for owner in secret.owners if not owner.startswith("PersistentVolume/")}
     if sources:
         yield warning(
             CHECK,
             f"Secret {secret.namespace}/{secret.name} is managed by {', '.join(sources.values())}, which puts the old "
             "values back when it syncs next.",
             "change the values there as well, or suspend it, before the switch; then a sync changes nothing",
+        )
+
+
+def _immutable(secret: SecretObject) -> Iterator[Finding]:
+    if secret.immutable and storage_values(secret.data):
+        yield refusal(
+            CHECK,
+            f"Secret {secret.namespace}/{secret.name} is immutable and holds values of the storage, which the switch "
+            "must change.",
+            "replace it by one that is not immutable, or leave storage and bucket with their keys out of it",
         )
 
 

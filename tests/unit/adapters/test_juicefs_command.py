@@ -1,0 +1,78 @@
+"""Where juicefs runs, and where a `juicefs config` of a killed task is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from include.juicefs_storage.adapters import juicefs_command
+from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.ports import ExecResult, Pod
+from include.juicefs_storage.volume.csi import CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
+from include.juicefs_storage.volume.metaurl import Metaurl
+from tests.support.bare import BareCluster
+
+LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
+
+
+def pod(name: str, **more: Any) -> Pod:
+    values: dict[str, Any] = {
+        "ready": True, "restarts": 0, "problem": "", "labels": {}, "commands": (), "claims": (), **more,
+    }  # fmt: skip
+    return Pod(namespace="juicefs", name=name, uid=name, node="node", **values)
+
+
+@dataclass
+class Driver(BareCluster):
+    """The driver's pods, two controllers as by default; `running` names those with a `juicefs config` in them."""
+
+    nodes: list[Pod] = field(default_factory=lambda: [pod("node-1"), pod("node-2")])
+    controllers: list[Pod] = field(default_factory=lambda: [pod("controller-0"), pod("controller-1")])
+    running: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    asked: list[str] = field(default_factory=list)
+
+    def pods(self, label_selector: str = "", namespace: str | None = None) -> list[Pod]:
+        return {CSI_CONTROLLER_SELECTOR: self.controllers, CSI_NODE_SELECTOR: self.nodes}[label_selector]
+
+    def exec(
+        self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
+    ) -> ExecResult:
+        self.asked.append(pod)
+        if pod in self.broken:
+            raise TransientError(f"Could not start sh in pod juicefs/{pod}.")
+        return ExecResult(75 if pod in self.running else 0, "", "")
+
+
+def await_config(driver: Driver) -> None:
+    in_controller_pod(driver, Metaurl.parse("mysql://u:p@(db)/jfs")).await_config(timeout_s=5)
+
+
+@pytest.mark.parametrize("running", ["controller-0", "controller-1", "node-1", "node-2"])
+def test_a_config_is_looked_for_wherever_it_may_have_been_started(running: str) -> None:
+    with pytest.raises(TransientError, match=f"still runs in pod juicefs/{running} after 5 s"):
+        await_config(Driver(running=(running,)))
+
+
+def test_where_none_runs_the_setting_may_be_written_at_once() -> None:
+    driver = Driver()
+    await_config(driver)
+    assert sorted(driver.asked) == ["controller-0", "controller-1", "node-1", "node-2"]
+
+
+def test_pods_in_which_none_can_run_any_more_are_not_asked() -> None:
+    driver = Driver(nodes=[pod("ended", phase="Failed"), pod("broken", ready=False, unready_since=LONG_AGO)])
+    await_config(driver)
+    assert sorted(driver.asked) == ["controller-0", "controller-1"]
+
+
+def test_a_pod_that_cannot_be_asked_is_waited_for_as_long_as_a_config_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(juicefs_command, "sleep", waited.append)
+    await_config(Driver(broken=("node-2",)))
+    assert [round(seconds) for seconds in waited] == [round(juicefs_command.CONFIG_RUNS_FOR_S)]
