@@ -10,13 +10,17 @@ from collections.abc import Iterator
 import pytest
 
 from lab.environment import Lab
+from lab.kube.client import unmount_below
 from tests.support import reaper
 from tests.support.labs import up
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_left_running(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _nothing_left_running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     reaper.watch(tmp_path_factory.getbasetemp())
+    yield
+    # Before another session may remove the folder.
+    unmount_below(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

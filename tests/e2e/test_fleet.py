@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -17,10 +18,17 @@ from lab.keys import random_part
 from lab.process import wait_for
 from lab.volume import copy_volume
 from lab.writer import Writer, seed_files
+from tests.support.labs import up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FLEET, SWITCH = "juicefs_storage_fleet", "juicefs_storage_switch"
 RUN_S = 600
+
+
+@pytest.fixture(scope="module")
+def airflow_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A lab of its own: two more volumes are in it, and all end on the new store."""
+    yield from up(tmp_path_factory.mktemp("fleet"), airflow=True)
 
 
 @pytest.fixture(scope="module")

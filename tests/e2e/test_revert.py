@@ -1,6 +1,6 @@
 """Rehearsal and revert through a real scheduler: what is asked of a person, and what becomes of a volume in use.
 
-The tests find the volume on either store and leave it on the old one, both stores running.
+The tests leave the volume on the old store, both stores running.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import httpx
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.process import wait_for
-from tests.support.live_runs import SHORT, SWITCH, finish
+from tests.support.live_runs import SWITCH, finish, start_switch
 from tests.support.oncall import EXTRA, oncall
 
 REVERT, REHEARSAL = "juicefs_storage_revert", "juicefs_storage_rehearsal"
@@ -78,11 +78,8 @@ def test_a_rehearsal_tells_who_is_ready_and_since_when(lab: Lab, airflow: Airflo
 
 def test_a_revert_offers_the_backups_and_goes_back_to_the_chosen_one(lab: Lab, airflow: Airflow) -> None:
     processes = lab.mount_processes()
-    if lab.mariadb.setting()["Bucket"] == lab.old_store.bucket_url:
-        target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
-        run_id = airflow.trigger(SWITCH, target | SHORT | {"dry_run": False})
-        state, report = finish(airflow, SWITCH, run_id)
-        assert (state, report["outcome"]) == ("success", "switched"), report["states"]
+    state, report = finish(airflow, SWITCH, start_switch(lab, airflow, dry_run=False))
+    assert (state, report["outcome"]) == ("success", "switched"), report["states"]
     assert lab.mariadb.setting()["Bucket"] == lab.new_store.bucket_url
 
     run_id = airflow.trigger(REVERT, {"dry_run": False, "require_approval": False})

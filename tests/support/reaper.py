@@ -21,7 +21,8 @@ MARK = "JUICEFS_TEST_SESSION"
 PROJECT = Path(__file__).resolve().parents[2]
 #: What ends with the session itself, such as multiprocessing's servers, has this long to do so, in seconds.
 GRACE_S = 3.0
-TERMINATE_S = 5.0
+#: To end in order: the cluster stops its pods, a database writes its pages.
+TERMINATE_S = 15.0
 
 
 def watch(folder: Path) -> None:
