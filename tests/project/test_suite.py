@@ -21,7 +21,6 @@ OTHERS = {
     "copy/test_kills.py": "a whole copy, killed at every point: run, manifests and reconcile together",
     "lab/test_writer.py": "of lab/writer.py",
     "plugins/test_juicefs_storage_plugin.py": "of plugins/juicefs_storage_plugin.py",
-    "switch/checks/test_checks.py": "of the checks together",
 }
 
 
@@ -62,6 +61,10 @@ def test_a_unit_test_lies_where_its_module_does(file: Path) -> None:
     module = ROOT / "include/juicefs_storage" / path.parent / path.name.removeprefix("test_")
     there = module.exists() or (module.with_suffix("") / "__init__.py").exists()
     assert there != (str(path) in OTHERS), f"expected {module.relative_to(ROOT)}, or a reason in OTHERS; not both"
+
+
+def test_every_exception_is_one() -> None:
+    assert [name for name in OTHERS if not (UNIT / name).exists()] == []
 
 
 def test_tests_are_skipped_by_one_function_alone() -> None:
