@@ -15,7 +15,7 @@ import psutil
 from aiohttp import web
 
 from lab.kube.api import Api
-from lab.kube.csi import Csi
+from lab.kube.csi import CONTROLLERS, NODE_NAMES, Csi
 from lab.kube.faults import Faults
 from lab.kube.pods import Kubelet, Publishing
 from lab.kube.store import PODS, Obj, Store
@@ -51,7 +51,8 @@ async def serve(state: Path, config: dict[str, object]) -> None:
         url = f"https://127.0.0.1:{port}"
         write_kubeconfig(state, url, token)
         csi.install()
-        expected = 3 if volume is None else 7
+        # On each node a csi-node pod and, with a volume, a business pod and its mount pod.
+        expected = CONTROLLERS + len(NODE_NAMES) * (1 if volume is None else 3)
         try:
             async with asyncio.timeout(_READY_S):
                 while not stopped.is_set() and len(_ready_pods(store)) < expected:

@@ -3,14 +3,18 @@
 import asyncio
 import base64
 import contextlib
-import hashlib
-import json
-import secrets
-import shlex
-import string
 import uuid
 from pathlib import Path
 
+from lab.kube.mount_pods import (
+    Setting,
+    is_mount_pod,
+    jfs_dir,
+    mount_path,
+    pod_name,
+    reference_key,
+    users,
+)
 from lab.kube.pods import Kubelet
 from lab.kube.store import (
     CLAIMS,
@@ -26,10 +30,10 @@ from lab.kube.store import (
     STORAGE_CLASSES,
     VOLUMES,
     ApiError,
+    Change,
     Obj,
     Resource,
     Store,
-    not_found,
 )
 
 DRIVER = "csi.juicefs.com"
@@ -38,9 +42,11 @@ APPS = "apps"
 SECRET = "juicefs-sc-secret"  # noqa: S105 (an object's name)
 NODE_NAMES = ("node-1", "node-2")
 _POLL_S = 0.1
-_CLI = "/usr/local/bin/juicefs"
+#: The driver's default; they elect a leader among them.
+CONTROLLERS = 2
+#: How long a mount pod that completed stays, as the driver takes to see it.
+_COMPLETED_S = 2.0
 _IMAGE = "juicedata/juicefs-csi-driver:v0.32.4"
-_MOUNT_IMAGE = "juicedata/mount:ce-v1.4.2"
 _PROBE_S = 3.0
 
 
@@ -49,6 +55,8 @@ class Csi:
 
     def __init__(self, store: Store, kubelet: Kubelet, volume: dict[str, str] | None, heartbeat_s: int) -> None:
         self.store, self.kubelet, self.volume, self.heartbeat_s = store, kubelet, volume, heartbeat_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        store.listeners.append(self._on_change)
 
     def install(self) -> None:
         """Create the objects of the installation, a volume, a claim and two business pods that use it."""
@@ -111,20 +119,19 @@ class Csi:
                 folders[volume["name"]].mkdir(parents=True)
             if "persistentVolumeClaim" in volume:
                 claim_name = volume["persistentVolumeClaim"]["claimName"]
-                source = await self._bound_source(meta["namespace"], claim_name)
-                folders[volume["name"]] = await self._publish_volume(pod, source)
+                bound = await self._bound_volume(meta["namespace"], claim_name)
+                folders[volume["name"]] = await self._publish_volume(pod, bound)
         return folders
 
     async def unpublish(self, pod: Obj) -> None:
-        """Takes back what a pod used: its mount pods go with their last user, a mount pod's own mount with itself."""
-        if _is_mount_pod(pod):
-            path = str(self.mount_path(pod))
-            await _quietly("umount", "-l", path)
-            await _quietly("rmdir", path)
-            self._replace_mount_pod(pod)
+        """Take back what a pod used: its mount pods go with their last user, a mount pod's own mount with itself."""
+        if is_mount_pod(pod):
+            if not self._successor(pod):
+                await self._unmount(pod)
+                self._make_again(pod)
             return
         for mount_pod in self.store.list(PODS, NAMESPACE):
-            keys = [k for k, target in _references(mount_pod).items() if f"/pods/{pod['metadata']['uid']}/" in target]
+            keys = [k for k, target in users(mount_pod).items() if f"/pods/{pod['metadata']['uid']}/" in target]
             if not keys:
                 continue
 
@@ -133,27 +140,59 @@ class Csi:
                     del new["metadata"]["annotations"][key]
 
             left = self.store.amend(PODS, mount_pod, forget)
-            if left and not _references(left) and "deletionTimestamp" not in left["metadata"]:
+            if left and not users(left) and "deletionTimestamp" not in left["metadata"]:
                 self.store.mark_deleted(left, left["spec"]["terminationGracePeriodSeconds"])
 
-    def _replace_mount_pod(self, pod: Obj) -> None:
-        """What the driver does when a mount pod goes that still has users: the same commands under a new name."""
+    def _on_change(self, change: Change) -> None:
+        """Replace a mount pod that completed, as the last act of a smooth upgrade; the driver needs seconds for it."""
+        pod, old = change.obj, change.old or {}
+        ended = pod.get("status", {}).get("phase") == "Succeeded" != old.get("status", {}).get("phase")
+        if change.resource == PODS and ended and is_mount_pod(pod):
+            task = asyncio.create_task(self._replace_completed(pod))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _replace_completed(self, pod: Obj) -> None:
+        await asyncio.sleep(_COMPLETED_S)
+        if not self._successor(pod):
+            await self._unmount(pod)
+            self._make_again(pod)
+        newest = self.store.find(PODS, NAMESPACE, pod["metadata"]["name"])
+        if newest and "deletionTimestamp" not in newest["metadata"]:
+            self.store.mark_deleted(newest, newest["spec"]["terminationGracePeriodSeconds"])
+
+    async def _unmount(self, mount_pod: Obj) -> None:
+        path = str(self.mount_path(mount_pod))
+        await _quietly("umount", "-l", path)
+        await _quietly("rmdir", path)
+
+    def _successor(self, pod: Obj) -> bool:
+        """Return whether another mount pod has this one's path already."""
+        path, uid = mount_path(pod), pod["metadata"]["uid"]
+        others = (other for other in self.store.list(PODS, NAMESPACE) if other["metadata"]["uid"] != uid)
+        return any(
+            is_mount_pod(o) and mount_path(o) == path for o in others if "deletionTimestamp" not in o["metadata"]
+        )
+
+    def _make_again(self, pod: Obj) -> None:
+        """Make a mount pod that still has users again: a new name, the old path, the command by the Secret as it is."""
         meta = (self.store.find(PODS, NAMESPACE, pod["metadata"]["name"]) or pod)["metadata"]
         alive = {p["metadata"]["uid"] for p in self.store.list(PODS) if "deletionTimestamp" not in p["metadata"]}
-        users = {k: t for k, t in _references({"metadata": meta}).items() if t.split("/")[5] in alive}
-        if not users:
+        left = {k: t for k, t in users({"metadata": meta}).items() if t.split("/")[5] in alive}
+        unique_id = meta["labels"]["volume-id"]
+        volume = next((v for v in self.store.list(VOLUMES) if _handle(v) == unique_id), None)
+        if not left or not volume:
             return
-        suffix = _suffix()
-        renamed = json.loads(json.dumps(pod["spec"]).replace(f"-{meta['name'][-6:]}", f"-{suffix}"))
-        annotations = {
-            k: v for k, v in meta["annotations"].items() if k in users or not v.startswith("/var/lib/kubelet/")
-        }
-        new = {"name": meta["name"][:-6] + suffix, "namespace": NAMESPACE, "labels": meta["labels"]}
-        self.store.create(PODS, {"metadata": new | {"annotations": annotations}, "spec": renamed})
+        setting = self._setting(volume)
+        self._write_secret(setting)
+        node = pod["spec"]["nodeName"]
+        new = setting.mount_pod(node, pod_name(node, unique_id), mount_path(pod))
+        new["metadata"]["annotations"] |= left
+        self.store.create(PODS, new | {"metadata": new["metadata"] | {"namespace": NAMESPACE}})
 
     async def serving(self, pod: Obj) -> bool:
         """Whether a pod is ready: a mount pod when its mount answers, any other at once."""
-        if not _is_mount_pod(pod):
+        if not is_mount_pod(pod):
             return True
         try:
             # In a thread and with a deadline: a call into a dying FUSE mount may hang.
@@ -163,21 +202,19 @@ class Csi:
             return False
 
     def mount_path(self, mount_pod: Obj) -> Path:
-        """The machine's path of a mount pod's mount."""
-        meta = mount_pod["metadata"]
-        return self.kubelet.jfs / f"{meta['labels']['volume-id']}-{meta['name'][-6:]}"
+        """Return the machine's path of a mount pod's mount."""
+        return self.kubelet.jfs / mount_path(mount_pod).removeprefix("/jfs/")
 
-    async def _bound_source(self, namespace: str, claim_name: str) -> Obj:
+    async def _bound_volume(self, namespace: str, claim_name: str) -> Obj:
         while True:
             claim = self.store.find(CLAIMS, namespace, claim_name) or {}
             volume = self.store.find(VOLUMES, "", claim.get("spec", {}).get("volumeName", ""))
             if volume and volume["spec"].get("csi", {}).get("driver") == DRIVER:
-                source: Obj = {"mountOptions": volume["spec"].get("mountOptions", [])} | volume["spec"]["csi"]
-                return source
+                return volume
             await asyncio.sleep(_POLL_S)
 
-    async def _publish_volume(self, pod: Obj, source: Obj) -> Path:
-        node, unique_id = pod["spec"]["nodeName"], source["volumeHandle"]
+    async def _publish_volume(self, pod: Obj, volume: Obj) -> Path:
+        node, unique_id = pod["spec"]["nodeName"], _handle(volume)
         target = f"/var/lib/kubelet/pods/{pod['metadata']['uid']}/volumes/kubernetes.io~csi/{unique_id}/mount"
         while True:
             # kubelet calls the driver on its node: without a running csi-node nothing gets mounted.
@@ -185,14 +222,15 @@ class Csi:
                 await asyncio.sleep(_POLL_S)
                 continue
             try:
-                name = self._ensure_mount_pod(node, source, target)
+                name = self._ensure_mount_pod(node, volume, target)
             except ApiError as e:
                 self.kubelet.event(pod, "FailedMount", f"MountVolume.SetUp failed: {e}", kind="Warning")
                 await asyncio.sleep(1)
                 continue
             while (mount := self.store.find(PODS, NAMESPACE, name)) and "deletionTimestamp" not in mount["metadata"]:
                 if any(status["ready"] for status in mount["status"].get("containerStatuses", [])):
-                    path: Path = self.mount_path(mount) / source.get("volumeAttributes", {}).get("subPath", "")
+                    attributes = volume["spec"]["csi"].get("volumeAttributes", {})
+                    path: Path = self.mount_path(mount) / attributes.get("subPath", "")
                     await asyncio.to_thread(path.mkdir, exist_ok=True)
                     return path
                 await asyncio.sleep(_POLL_S)
@@ -205,52 +243,45 @@ class Csi:
             for pod in self.store.list(PODS, NAMESPACE)
         )
 
-    def _ensure_mount_pod(self, node: str, source: Obj, target: str) -> str:
-        """The name of the mount pod of this node, volume and setting, made where there is none; notes its new user."""
-        unique_id, ref = source["volumeHandle"], source["nodePublishSecretRef"]
-        secret = self.store.get(SECRETS, ref["namespace"], ref["name"])
-        values = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
-        options = source["mountOptions"]
-        digest = hashlib.sha256(json.dumps([values, options], sort_keys=True).encode()).hexdigest()[:63]
-        key = "juicefs-" + hashlib.sha256(target.encode()).hexdigest()[:46]
-        self._refresh_secret(unique_id, values)
+    def _ensure_mount_pod(self, node: str, volume: Obj, target: str) -> str:
+        """Return the mount pod of this node, volume and setting, made where there is none; note its new user."""
+        setting, key = self._setting(volume), reference_key(target)
+        self._write_secret(setting)
         for pod in self.store.list(PODS, NAMESPACE):
             labels = pod["metadata"].get("labels", {})
-            same = labels.get("volume-id") == unique_id and labels.get("juicefs-hash") == digest
+            same = labels.get("volume-id") == setting.unique_id and labels.get("juicefs-hash") == setting.digest
             if same and pod["spec"].get("nodeName") == node and "deletionTimestamp" not in pod["metadata"]:
                 self.store.amend(
                     PODS, pod, lambda new: new["metadata"].setdefault("annotations", {}).update({key: target})
                 )
                 return str(pod["metadata"]["name"])
-        suffix = _suffix()
-        name = f"juicefs-{node}-{unique_id}-{suffix}"
-        metadata = {
-            "name": name,
-            "namespace": NAMESPACE,
-            "labels": {"app.kubernetes.io/name": "juicefs-mount", "volume-id": unique_id, "juicefs-hash": digest},
-            "annotations": {"juicefs-uniqueid": unique_id, key: target},
-        }
-        mount_path = f"/jfs/{unique_id}-{suffix}"
-        script = f"{_format_command(values)}\n{_mount_command(mount_path, options)}"
-        secret_name = f"juicefs-{unique_id}-secret"
-        self.store.create(
-            PODS, {"metadata": metadata, "spec": _mount_spec(node, unique_id, script, mount_path, secret_name)}
-        )
+        name = pod_name(node, setting.unique_id)
+        new = setting.mount_pod(node, name, f"/jfs/{setting.unique_id}-{name[-6:]}")
+        new["metadata"] |= {"namespace": NAMESPACE}
+        new["metadata"]["annotations"][key] = target
+        self.store.create(PODS, new)
         return name
 
-    def _refresh_secret(self, unique_id: str, values: dict[str, str]) -> None:
-        name = f"juicefs-{unique_id}-secret"
-        setting: Obj = {"name": values["name"], "metaurl": values["metaurl"], "secretkey": values.get("secret-key", "")}
-        setting |= {"uniqueId": unique_id, "storage": values.get("storage", ""), "isCe": True}
-        plain = {"metaurl": values["metaurl"], "jfsSettings": json.dumps(setting)}
-        if values.get("secret-key"):
-            plain["secretkey"] = values["secret-key"]
-        data = {key: base64.b64encode(value.encode()).decode() for key, value in plain.items()}
-        old = self.store.find(SECRETS, NAMESPACE, name)
-        if old is None:
-            self._create(SECRETS, name, NAMESPACE, labels={"juicefs/secret": "true"}, data=data)
-        else:
+    def _setting(self, volume: Obj) -> Setting:
+        """Return the setting by the PersistentVolume's Secret; where that is gone, as the volume's own remembers it."""
+        ref = volume["spec"]["csi"]["nodePublishSecretRef"]
+        if secret := self.store.find(SECRETS, ref["namespace"], ref["name"]):
+            return Setting.of(volume, _decoded(secret))
+        own = self.store.get(SECRETS, NAMESPACE, f"juicefs-{_handle(volume)}-secret")
+        return Setting.remembered(volume, _decoded(own))
+
+    def _write_secret(self, setting: Setting) -> None:
+        """Write the volume's own Secret. Its owner is the PersistentVolume, which does not control it."""
+        data = {key: base64.b64encode(value.encode()).decode() for key, value in setting.secret().items()}
+        old = self.store.find(SECRETS, NAMESPACE, setting.secret_name)
+        if old:
             self.store.amend(SECRETS, old, lambda new: new.update(data=data))
+            return
+        meta = setting.volume["metadata"]
+        owner = {"apiVersion": "v1", "kind": "PersistentVolume", "name": meta["name"], "uid": meta["uid"]}
+        labels = {"juicefs/secret": "true"}
+        owners = [owner | {"controller": False}]
+        self._create(SECRETS, setting.secret_name, NAMESPACE, labels=labels, owners=owners, data=data)
 
     def _node(self, name: str) -> None:
         labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}
@@ -278,14 +309,14 @@ class Csi:
         }
         spec = {
             "containers": [container],
-            "volumes": [_jfs_dir()],
+            "volumes": [jfs_dir()],
             "serviceAccountName": f"{name}-sa",
             "terminationGracePeriodSeconds": 30,
         }
         template = {"metadata": {"labels": labels}, "spec": spec}
         workload: Obj = {"selector": {"matchLabels": labels}, "template": template}
         if resource == STATEFUL_SETS:
-            workload |= {"replicas": 1, "serviceName": name}
+            workload |= {"replicas": CONTROLLERS, "serviceName": name}
         self._create(resource, name, NAMESPACE, labels=labels, spec=workload)
 
     def _create(
@@ -295,60 +326,19 @@ class Csi:
         namespace: str = "",
         *,
         labels: dict[str, str] | None = None,
+        owners: list[Obj] | None = None,
         **rest: object,
     ) -> None:
-        metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
-        self.store.create(resource, {"metadata": metadata | ({"labels": labels} if labels else {})} | rest)
+        given = {"namespace": namespace, "labels": labels, "ownerReferences": owners}
+        self.store.create(resource, {"metadata": {"name": name} | {k: v for k, v in given.items() if v}} | rest)
 
 
-def _format_command(values: dict[str, str]) -> str:
-    """The driver's: it leaves the setting alone only where the Secret says nothing about the store."""
-    if not values.get("name") or not values.get("metaurl"):
-        raise not_found(SECRETS, "name or metaurl")
-    words = [_CLI, "format"]
-    if not values.get("storage") or not values.get("bucket"):
-        words.append("--no-update")
-    words += [f"--{key}={shlex.quote(values[key])}" for key in ("storage", "bucket", "access-key") if values.get(key)]
-    if values.get("secret-key"):
-        words.append("--secret-key=${secretkey}")
-    return " ".join([*words, "${metaurl}", shlex.quote(values["name"])])
+def _handle(volume: Obj) -> str:
+    return str(volume["spec"].get("csi", {}).get("volumeHandle", ""))
 
 
-def _mount_command(mount_path: str, options: list[str]) -> str:
-    joined = ",".join([*options, "cache-dir=/var/jfsCache"])
-    return f"exec /bin/mount.juicefs ${{metaurl}} {mount_path} -o {shlex.quote(joined)}"
-
-
-def _mount_spec(node: str, unique_id: str, script: str, mount_path: str, secret_name: str) -> Obj:
-    keys = ("metaurl", "secretkey")
-    refs = [{"name": k, "valueFrom": {"secretKeyRef": {"name": secret_name, "key": k}}} for k in keys]
-    hook = ["sh", "-c", f"umount {mount_path} -l; rmdir {mount_path}; exit 0"]
-    container = {
-        "name": "jfs-mount",
-        "image": _MOUNT_IMAGE,
-        "command": ["sh", "-c", script],
-        "env": [{"name": "JFS_INSIDE_CONTAINER", "value": "1"}, *refs, {"name": "JFS_FOREGROUND", "value": "1"}],
-        "securityContext": {"privileged": True, "runAsUser": 0},
-        "volumeMounts": [{"name": "jfs-dir", "mountPath": "/jfs", "mountPropagation": "Bidirectional"}],
-        "lifecycle": {"preStop": {"exec": {"command": hook}}},
-    }
-    return {
-        "nodeName": node,
-        "hostname": unique_id,
-        "hostNetwork": True,
-        "containers": [container],
-        "volumes": [_jfs_dir()],
-        "restartPolicy": "OnFailure",
-        "terminationGracePeriodSeconds": 10,
-    }
-
-
-def _suffix() -> str:
-    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(6))
-
-
-def _jfs_dir() -> Obj:
-    return {"name": "jfs-dir", "hostPath": {"path": "/var/lib/juicefs/volume", "type": "DirectoryOrCreate"}}
+def _decoded(secret: Obj) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
 
 
 def _business_pod(node: str) -> Obj:
@@ -362,10 +352,6 @@ def _business_pod(node: str) -> Obj:
     return {"nodeName": node, "containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 5}
 
 
-def _is_mount_pod(pod: Obj) -> bool:
-    return bool(pod["metadata"].get("labels", {}).get("app.kubernetes.io/name") == "juicefs-mount")
-
-
 def _answers(mount: Path) -> bool:
     try:
         # Opened, not looked at: the kernel knows the attributes of a mount for a second after its process died.
@@ -373,12 +359,6 @@ def _answers(mount: Path) -> bool:
         return any((mount / name).read_bytes() for name in (".config", ".jfs.config") if (mount / name).exists())
     except OSError:
         return False
-
-
-def _references(mount_pod: Obj) -> dict[str, str]:
-    """The users of a mount pod: annotations whose value is where the user has it mounted."""
-    annotations = mount_pod["metadata"].get("annotations", {}) if _is_mount_pod(mount_pod) else {}
-    return {k: v for k, v in annotations.items() if k.startswith("juicefs-") and v.startswith("/var/lib/kubelet/")}
 
 
 async def _quietly(*command: str) -> None:

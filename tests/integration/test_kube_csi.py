@@ -3,6 +3,7 @@
 
 import base64
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -66,7 +67,25 @@ def mount_pods(core: client.CoreV1Api, node: str = "") -> list[client.V1Pod]:
 
 
 def host_mount(lab: Lab, pod: client.V1Pod) -> Path:
-    return lab.kube.state / "jfs" / f"{pod.metadata.labels['volume-id']}-{pod.metadata.name[-6:]}"
+    return lab.kube.state / "jfs" / path_of(pod).removeprefix("/jfs/")
+
+
+def path_of(pod: client.V1Pod) -> str:
+    found = re.search(r"/bin/mount\.juicefs \S+ (/jfs/\S+) ", pod.spec.containers[0].command[2])
+    assert found
+    return found[1]
+
+
+def replaced(core: client.CoreV1Api, pod: client.V1Pod) -> client.V1Pod:
+    """The mount pod that the driver made in the place of another one, when it is ready."""
+    found: list[client.V1Pod] = []
+
+    def is_there() -> bool:
+        found[:] = mount_pods(core, pod.spec.node_name)
+        return len(found) == 1 and found[0].metadata.uid != pod.metadata.uid and is_ready(found[0])
+
+    wait_for("another mount pod", is_there, deadline_s=30)
+    return found[0]
 
 
 def is_ready(pod: client.V1Pod) -> bool:
@@ -132,7 +151,16 @@ def test_the_installation_is_complete(lab: Lab, core: client.CoreV1Api) -> None:
         assert pod.spec.containers[0].name == "jfs-mount"
         per_volume = core.read_namespaced_secret(f"juicefs-{volume.metadata.name}-secret", NS)
         assert per_volume.metadata.labels == {"juicefs/secret": "true"}
-        assert {"metaurl", "secretkey"} <= set(per_volume.data)
+        assert set(per_volume.data) == {"metaurl", "secretkey", "jfsSettings", "check_mount.sh"}
+        (owner,) = per_volume.metadata.owner_references
+        assert (owner.kind, owner.uid, owner.controller) == ("PersistentVolume", volume.metadata.uid, False)
+        assert pod.metadata.finalizers == ["juicefs.com/finalizer"]
+        (reference,) = (key for key, value in pod.metadata.annotations.items() if value.startswith("/var/lib/kubelet/"))
+        assert re.fullmatch("juicefs-[0-9a-f]{55}", reference)
+    controllers = core.list_namespaced_pod(NS, label_selector="app=juicefs-csi-controller").items
+    assert [(p.metadata.name, is_ready(p)) for p in controllers] == [
+        ("juicefs-csi-controller-0", True), ("juicefs-csi-controller-1", True),
+    ]  # fmt: skip
     for pod in core.list_namespaced_pod(APPS).items:
         assert is_ready(pod)
         assert pod.status.container_statuses[0].restart_count == 0
@@ -242,8 +270,9 @@ def test_without_storage_and_bucket_the_setting_is_left_alone(lab: Lab, core: cl
     assert lab.mariadb.setting()["Bucket"] == lab.new_store.bucket_url
 
 
-def test_a_killed_mount_runs_the_same_command_again(lab: Lab, core: client.CoreV1Api) -> None:
+def test_a_container_that_restarts_formats_with_its_old_values(lab: Lab, core: client.CoreV1Api) -> None:
     (pod,) = mount_pods(core, "node-2")
+    use_new_store(lab, core, secret=False)
     lab.kube.order_fault({"kill": pod.metadata.name})
 
     def restarted() -> bool:
@@ -254,19 +283,56 @@ def test_a_killed_mount_runs_the_same_command_again(lab: Lab, core: client.CoreV
     state = core.read_namespaced_pod(pod.metadata.name, NS).status.container_statuses[0]
     assert state.last_state.terminated.exit_code == 128 + signal.SIGKILL
     assert setting_in(host_mount(lab, pod))["UUID"] == lab.volume.uuid
+    assert lab.mariadb.setting()["Bucket"] == lab.old_store.bucket_url, "whatever had moved the volume meanwhile"
     assert kubectl(lab, "logs", "--previous", pod.metadata.name)
 
 
-def test_a_deleted_mount_pod_that_has_users_is_replaced(lab: Lab, core: client.CoreV1Api) -> None:
+def test_a_deleted_mount_pod_that_has_users_is_made_again_by_the_secret_as_it_is(
+    lab: Lab, core: client.CoreV1Api
+) -> None:
     (pod,) = mount_pods(core, "node-2")
+    use_new_store(lab, core, secret=True)
     core.delete_namespaced_pod(pod.metadata.name, NS)
-
-    def replaced() -> bool:
-        found = mount_pods(core, "node-2")
-        return len(found) == 1 and found[0].metadata.uid != pod.metadata.uid and is_ready(found[0])
-
-    wait_for("another mount pod", replaced, deadline_s=30)
+    new = replaced(core, pod)
+    assert new.metadata.name != pod.metadata.name
+    assert path_of(new) == path_of(pod), "the application's mount is of that path"
+    assert f"--bucket={lab.new_store.bucket_url}" in new.spec.containers[0].command[2]
+    assert lab.mariadb.setting()["Bucket"] == lab.new_store.bucket_url
     assert len(lab.mounts()) == 2
+
+
+def test_a_mount_pod_that_completed_is_seen_for_seconds_and_replaced(lab: Lab, core: client.CoreV1Api) -> None:
+    (pod,) = mount_pods(core, "node-2")
+    kubectl(lab, "exec", pod.metadata.name, "--", "juicefs", "umount", path_of(pod))
+    wait_for(
+        "the pod to complete",
+        lambda: core.read_namespaced_pod(pod.metadata.name, NS).status.phase == "Succeeded",
+        deadline_s=20,
+    )
+    assert path_of(replaced(core, pod)) == path_of(pod)
+    assert len(lab.mounts()) == 2
+
+
+def test_without_its_secret_a_mount_pod_is_made_again_by_what_the_driver_remembers(
+    lab: Lab, core: client.CoreV1Api
+) -> None:
+    (pod,) = mount_pods(core, "node-2")
+    kept = core.read_namespaced_secret(SECRET, NS).data
+    core.delete_namespaced_secret(SECRET, NS)
+    try:
+        core.delete_namespaced_pod(pod.metadata.name, NS)
+        assert replaced(core, pod).spec.containers[0].command == pod.spec.containers[0].command
+    finally:
+        core.create_namespaced_secret(NS, {"metadata": {"name": SECRET}, "data": kept})
+
+
+def test_the_secrets_envs_reach_the_client(lab: Lab, core: client.CoreV1Api) -> None:
+    values = {"metaurl": lab.mariadb.meta_url, "envs": json.dumps({"META_PASSWORD": lab.mariadb.password})}
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+    core.patch_namespaced_secret(SECRET, NS, {"data": data})
+    start_app(lab, core, "by-envs")
+    (new,) = (p for p in mount_pods(core, "node-1") if "META_PASSWORD" in {e.name for e in p.spec.containers[0].env})
+    assert setting_in(host_mount(lab, new))["UUID"] == lab.volume.uuid
 
 
 def test_without_csi_node_nothing_gets_mounted(lab: Lab, core: client.CoreV1Api) -> None:
