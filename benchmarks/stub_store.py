@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import bisect
 import contextlib
 import dataclasses
 import gc
@@ -32,10 +31,10 @@ import sys
 import time
 from collections import Counter, deque
 from email.utils import formatdate
-from urllib.parse import parse_qs, quote, unquote_to_bytes
-from xml.sax.saxutils import escape
+from urllib.parse import unquote_to_bytes
 
 from benchmarks.population import KIB, MAX_BYTES, TAIL_BYTES, Population, etag, pattern
+from lab.s3_wire import contents, list_page, unframed
 
 #: Bodies up to here are received and compared in full.
 _SMALL = 128 * KIB
@@ -76,11 +75,7 @@ class Stored:
         if self.listed:
             return self.listed
         safe = _SAFE_KEY.fullmatch(self.key) is not None
-        key = self.key if safe else quote(self.key) if encoded else escape(self.key)
-        entry = (
-            f"<Contents><Key>{key}</Key><LastModified>{_ISO_DATE}</LastModified><ETag>&#34;{self.etag}&#34;</ETag>"
-            f"<Size>{self.size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
-        )
+        entry = contents(self.key, self.size, self.etag, _ISO_DATE, encoded=encoded)
         if safe:
             self.listed = entry
         return entry
@@ -109,6 +104,11 @@ class Bucket:
         if self.objects.pop(key, None):
             self._keys.remove(key)
             self.pages.clear()
+
+    def page(self, query: str) -> str:
+        """The answer to ListObjectsV2."""
+        objects = self.objects
+        return list_page(self.keys, query, lambda key, encoded: objects[key].entry(encoded=encoded))
 
     @property
     def keys(self) -> list[str]:
@@ -389,7 +389,7 @@ class StubStore:
             bucket.requests["LIST"] += 1
             page = bucket.pages.get(query)
             if page is None:
-                page = bucket.pages[query] = self._xml(list_objects(bucket, query))
+                page = bucket.pages[query] = self._xml(bucket.page(query))
             self._answer(connection, page)
         elif query.startswith("location"):
             self._answer(connection, self._xml("<LocationConstraint></LocationConstraint>"))
@@ -453,7 +453,7 @@ class StubStore:
 
     def _store(self, connection: Connection, upload: Upload, body: bytes) -> None:
         if upload.framed:
-            body = _unframed(body)
+            body = unframed(body)
             if len(body) != upload.size:
                 self._error(connection, 400, "IncompleteBody")
                 return
@@ -530,60 +530,6 @@ def _object_head(status: str, length: int, tag: str, extra: str) -> bytes:
         f'HTTP/1.1 {status}\r\nContent-Length: {length}\r\nETag: "{tag}"\r\nLast-Modified: {_DATE}\r\n{extra}'
         f"Content-Type: application/octet-stream\r\nAccept-Ranges: bytes\r\nServer: stub\r\nDate: {_DATE}\r\n\r\n"
     ).encode()
-
-
-def _unframed(body: bytes) -> bytes:
-    """The content of an aws-chunked body."""
-    parts: list[bytes] = []
-    at = 0
-    while True:
-        line_end = body.index(b"\r\n", at)
-        size = int(body[at:line_end].split(b";")[0], 16)
-        if not size:
-            return b"".join(parts)
-        parts.append(body[line_end + 2 : line_end + 2 + size])
-        at = line_end + 2 + size + 2
-
-
-def list_objects(bucket: Bucket, query: str) -> str:
-    """ListObjectsV2; the continuation token is the last key."""
-    given = {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()}
-    prefix, delimiter = given.get("prefix", ""), given.get("delimiter", "")
-    after = given.get("continuation-token", given.get("start-after", ""))
-    limit = min(1000, int(given.get("max-keys", 1000)))
-    encoded = given.get("encoding-type") == "url"
-    keys, objects = bucket.keys, bucket.objects
-    at = max(bisect.bisect_right(keys, after), bisect.bisect_left(keys, prefix))
-    stop = bisect.bisect_left(keys, prefix[:-1] + chr(ord(prefix[-1]) + 1)) if prefix else len(keys)
-    entries: list[str] = []
-    last = ""
-    if not delimiter:
-        page = keys[at : min(stop, at + limit)]
-        entries = [objects[key].listed or objects[key].entry(encoded=encoded) for key in page]
-        last = page[-1] if page else ""
-        at += len(page)
-    else:
-        while at < stop and len(entries) < limit:
-            key = keys[at]
-            cut = key.find(delimiter, len(prefix))
-            if cut < 0:
-                entries.append(objects[key].entry(encoded=encoded))
-                last, at = key, at + 1
-                continue
-            common = key[: cut + len(delimiter)]
-            at = bisect.bisect_left(keys, common[:-1] + chr(ord(common[-1]) + 1), at)
-            last = keys[at - 1]
-            shown = quote(common) if encoded else escape(common)
-            entries.append(f"<CommonPrefixes><Prefix>{shown}</Prefix></CommonPrefixes>")
-    more = at < stop
-    token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if more else ""
-    encoding = "<EncodingType>url</EncodingType>" if encoded else ""
-    return (
-        '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-        f"<Prefix>{quote(prefix) if encoded else escape(prefix)}</Prefix><KeyCount>{len(entries)}</KeyCount>"
-        f"<MaxKeys>{limit}</MaxKeys>{encoding}<IsTruncated>{str(more).lower()}</IsTruncated>{token}"
-        f"{''.join(entries)}</ListBucketResult>"
-    )
 
 
 def main() -> None:

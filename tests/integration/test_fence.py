@@ -25,9 +25,9 @@ from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import Setting
 from lab.environment import Lab
 from lab.process import LabUnavailableError, Server, binary, free_ports, run, wait_for
-from lab.s3_proxy import S3Proxy
 from tests.support.harness import REVERT_ID, SHORT, Run
 from tests.support.labs import lacking, up
+from tests.support.s3_proxy import S3Proxy
 from tests.support.worker import Fault
 from tests.support.world import assert_nothing_lost, writing
 

@@ -20,8 +20,8 @@ from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.model import Comparison, KeyRange, Listed, ObjectOutcome
 from lab.kube.tls import server_context
-from lab.s3_memory import MemoryStore, Object, _Handler
-from lab.s3_proxy import Fault, S3Proxy
+from tests.support.s3_memory import MemoryStore, Object, _Handler
+from tests.support.s3_proxy import Fault, S3Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

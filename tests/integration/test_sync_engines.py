@@ -27,10 +27,10 @@ from include.juicefs_storage.errors import PermanentError, StorageSwitchError, T
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
 from include.juicefs_storage.objects.totals import Totals
 from lab.kube.tls import server_context
-from lab.s3_memory import MemoryStore
-from lab.s3_proxy import Fault, S3Proxy
 from lab.seaweed import Store
 from tests.support.labs import lacking
+from tests.support.s3_memory import MemoryStore
+from tests.support.s3_proxy import Fault, S3Proxy
 
 #: Quick to try again, and not for long.
 LIMITS = Limits(connect_s=5, idle_s=10, tries=6, first_delay_s=0.02, max_delay_s=1)

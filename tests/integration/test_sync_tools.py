@@ -16,9 +16,9 @@ from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.merge import key_filter
 from include.juicefs_storage.objects.model import KeyRange, below
-from lab.s3_memory import MemoryStore
-from lab.s3_proxy import S3Proxy
 from tests.support.labs import lacking
+from tests.support.s3_memory import MemoryStore
+from tests.support.s3_proxy import S3Proxy
 
 KEYS = ["a", "a1", "a2", "b/1", "b/2", "b/c/3", "b0", "c", "d/"]
 SECRET = "the/secret+key"

@@ -4,7 +4,6 @@ SeaweedFS and MinIO keep objects under paths: they refuse `..` and parts longer 
 clients make of such keys shows here only. Signatures are not verified.
 """
 
-import bisect
 import email.utils
 import hashlib
 import threading
@@ -14,8 +13,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
-from urllib.parse import parse_qs, quote, unquote
-from xml.sax.saxutils import escape
+from urllib.parse import parse_qs, unquote
+
+from lab.s3_wire import contents, list_page, unframed
 
 _KEPT = {"content-type", "cache-control", "content-disposition", "content-encoding", "content-language", "expires"}
 
@@ -28,6 +28,11 @@ class Object:
     etag: str
     headers: dict[str, str] = field(default_factory=dict)
     modified_s: float = field(default_factory=time.time)
+
+    def entry(self, key: str, *, encoded: bool) -> str:
+        """Its part of a listing."""
+        modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.modified_s))
+        return contents(key, len(self.body), self.etag, modified, encoded=encoded)
 
 
 class MemoryStore(ThreadingHTTPServer):
@@ -91,6 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         store = self.server
         path, _, text = self.requestline.split(" ")[1].partition("?")
         self.bucket, _, key = unquote(path[1:]).partition("/")
+        self.text = text
         self.query = {name: values[0] for name, values in parse_qs(text, keep_blank_values=True).items()}
         body = self._body()
         with store.lock:
@@ -122,66 +128,13 @@ class _Handler(BaseHTTPRequestHandler):
             raise ConnectionError("a body that was cut")
         if not body or not self.headers.get("x-amz-content-sha256", "").startswith("STREAMING-"):
             return body
-        parts: list[bytes] = []
-        at = 0
-        while True:  # aws-chunked: size in hex; signature, content, CRLF
-            end = body.index(b"\r\n", at)
-            size = int(body[at:end].split(b";")[0], 16)
-            if not size:
-                return b"".join(parts)
-            parts.append(body[end + 2 : end + 2 + size])
-            at = end + 2 + size + 2
+        return unframed(body)
 
     def _list(self, objects: dict[str, Object]) -> None:
         if "location" in self.query:
             self._xml("<LocationConstraint></LocationConstraint>")
             return
-        prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
-        after = self.query.get("continuation-token") or self.query.get("start-after", "")
-        keys = sorted(objects)
-        limit = int(self.query.get("max-keys") or 1000)
-        found: list[str] = []
-        last, more = "", False
-        for key in keys[bisect.bisect_right(keys, after) :]:
-            if not key.startswith(prefix):
-                continue
-            rest = key[len(prefix) :]
-            common = prefix + rest[: rest.index(delimiter) + 1] if delimiter and delimiter in rest else ""
-            if (
-                common
-                and found
-                and found[-1] == f"<CommonPrefixes><Prefix>{self._shown(common)}</Prefix></CommonPrefixes>"
-            ):
-                last = key
-                continue
-            if len(found) == limit:
-                more = True
-                break
-            last = key
-            found.append(
-                f"<CommonPrefixes><Prefix>{self._shown(common)}</Prefix></CommonPrefixes>"
-                if common
-                else self._contents(key, objects[key])
-            )
-        token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if more else ""
-        encoding = "<EncodingType>url</EncodingType>" if self.query.get("encoding-type") == "url" else ""
-        self._xml(
-            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"<Name>{self.bucket}</Name><Prefix>{self._shown(prefix)}</Prefix>{encoding}<MaxKeys>{limit}</MaxKeys>"
-            f"<KeyCount>{len(found)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>{token}{''.join(found)}"
-            "</ListBucketResult>"
-        )
-
-    def _shown(self, key: str) -> str:
-        return quote(key) if self.query.get("encoding-type") == "url" else escape(key)
-
-    def _contents(self, key: str, found: Object) -> str:
-        modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(found.modified_s))
-        return (
-            f"<Contents><Key>{self._shown(key)}</Key><LastModified>{modified}</LastModified>"
-            f"<ETag>&quot;{found.etag}&quot;</ETag><Size>{len(found.body)}</Size><StorageClass>STANDARD</StorageClass>"
-            "</Contents>"
-        )
+        self._xml(list_page(sorted(objects), self.text, lambda key, encoded: objects[key].entry(key, encoded=encoded)))
 
     def _get(self, objects: dict[str, Object], key: str) -> None:
         found = objects.get(key)
