@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-import secrets
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from getpass import getuser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from lab.keys import new_secret
 from lab.process import LabError, Server, binary, free_ports, run, wait_for
 
 DATABASE = "jfs"
@@ -43,7 +44,7 @@ class MariaDB:
                 "--skip-test-db",
             ],
         )
-        self = cls(state, free_ports(1)[0], secrets.token_urlsafe(18))
+        self = cls(state, free_ports(1)[0], new_secret())
         self.restart()
         # SHUTDOWN or a changed password are not the clients' business: rights on the one database only.
         self._admin(f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4")
@@ -95,8 +96,8 @@ class MariaDB:
 
     @property
     def meta_url_with_password(self) -> str:
-        """The same with the password in it, as the CSI driver's Secret holds it."""
-        return f"mysql://{self.user}:{self.password}@({self.host}:{self.port})/{self.database}"
+        """The same with the password in it, percent-encoded, as the driver's Secret holds it."""
+        return f"mysql://{self.user}:{quote(self.password, safe='')}@({self.host}:{self.port})/{self.database}"
 
     def query(self, sql: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run one statement as the volume's user and return its rows."""
@@ -134,7 +135,7 @@ class MariaDB:
 
     def add_reader(self, user: str) -> str:
         """Add a user who may SELECT in the metadata and nothing else; returns its password."""
-        password = secrets.token_urlsafe(12)
+        password = new_secret()
         self.add_user(user, password, "SELECT")
         return password
 

@@ -89,7 +89,8 @@ class SecretObject:
     """A Kubernetes Secret. `data` is decoded and holds secrets: it is left out of `repr`.
 
     Attributes:
-        owners: The objects that it is owned by, as `Kind/name`.
+        owners: The objects that own and control it, as `Kind/name`. An owner that does not control it only decides
+            how long it lives.
         immutable: The API server refuses every change of its data.
     """
 

@@ -256,8 +256,8 @@ def test_a_controller_that_never_becomes_ready_recovers_with_its_cause(
     kube.order_fault({"rollout": "never-ready", "name": "juicefs-csi-controller"})
     RestartCsi(cluster, "stuck").apply()
     wait_for(
-        "the pod is replaced and not ready",
-        lambda: not any(pod.ready for pod in cluster.pods(CSI_CONTROLLER_SELECTOR)),
+        "a pod is replaced and not ready",
+        lambda: not all(pod.ready for pod in cluster.pods(CSI_CONTROLLER_SELECTOR)),
         deadline_s=60,
     )
     wait_for("the node components", lambda: cluster.workload("DaemonSet", NODE).rolled_out, deadline_s=60)

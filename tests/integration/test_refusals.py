@@ -29,7 +29,7 @@ from include.juicefs_storage.switch.params import resolve_params
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.metaurl import Metaurl
 from lab.environment import Lab
-from lab.process import free_ports, wait_for
+from lab.process import LabError, free_ports, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -266,17 +266,26 @@ def test_process_mode_that_is_off(lab: Lab, apps: client.AppsV1Api, look: Look) 
         assert refusals(look("check_csi")) == []
 
 
+def restarted(lab: Lab, workload: str) -> bool:
+    """Restart a workload; `kubectl` refuses a second restart within the same second."""
+    try:
+        lab.kubectl("rollout", "restart", workload, "-n", NS)
+    except LabError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def rolling_out(lab: Lab, workload: str, fault: str) -> Iterator[None]:
     """A restart of a workload that does not come to its end; afterwards it is as healthy as before."""
     lab.kube.order_fault({"rollout": fault, "name": workload.split("/")[1]})
     try:
-        lab.kubectl("rollout", "restart", workload, "-n", NS)
+        wait_for("a restart is accepted", lambda: restarted(lab, workload), deadline_s=10)
         yield
     finally:
         lab.kube.clear_faults()
         if workload.startswith("statefulset"):  # as in a cluster: a pod that never became ready blocks its own update
-            lab.kubectl("delete", "pod", "juicefs-csi-controller-0", "-n", NS)
+            lab.kubectl("delete", "pod", "juicefs-csi-controller-1", "-n", NS)
         lab.kubectl("rollout", "status", workload, "-n", NS, "--timeout=90s")
 
 
@@ -600,12 +609,12 @@ def test_a_block_with_other_content_of_the_same_length(lab: Lab, look: Look, mod
 
 
 @contextlib.contextmanager
-def marked(core: client.CoreV1Api, **metadata: dict[str, str]) -> Iterator[None]:
+def marked(core: client.CoreV1Api, **metadata: Any) -> Iterator[None]:
     core.patch_namespaced_secret(SECRET, NS, {"metadata": metadata})
     try:
         yield
     finally:
-        gone = {kind: dict.fromkeys(marks) for kind, marks in metadata.items()}
+        gone = {kind: dict.fromkeys(marks) if isinstance(marks, dict) else None for kind, marks in metadata.items()}
         core.patch_namespaced_secret(SECRET, NS, {"metadata": gone})
 
 
@@ -625,6 +634,20 @@ def marked(core: client.CoreV1Api, **metadata: dict[str, str]) -> Iterator[None]
         ),
         ({"labels": {"kustomize.toolkit.fluxcd.io/name": "infra"}}, "Flux Kustomization infra"),
         ({"labels": {"app.kubernetes.io/managed-by": "our-tool"}}, "source our-tool"),
+        (
+            {
+                "ownerReferences": [
+                    {
+                        "apiVersion": "external-secrets.io/v1",
+                        "kind": "ExternalSecret",
+                        "name": "storage",
+                        "uid": "1",
+                        "controller": True,
+                    }
+                ]
+            },
+            "ExternalSecret/storage",
+        ),
     ],
 )
 def test_a_secret_that_something_renders_is_a_warning(

@@ -16,7 +16,9 @@ def to_secret(item: Any) -> SecretObject:
         resource_version=item.metadata.resource_version,
         labels=dict(item.metadata.labels or {}),
         annotations=dict(item.metadata.annotations or {}),
-        owners=tuple(f"{owner.kind}/{owner.name}" for owner in item.metadata.owner_references or ()),
+        owners=tuple(
+            f"{owner.kind}/{owner.name}" for owner in item.metadata.owner_references or () if owner.controller
+        ),
         immutable=bool(item.immutable),
         data={key: base64.b64decode(value).decode(errors="replace") for key, value in (item.data or {}).items()},
     )
