@@ -11,10 +11,9 @@ from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.ports import PersistentVolume, Pod
 from include.juicefs_storage.switch.plan import Plan
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
-from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR
+from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, VolumePods
 from include.juicefs_storage.volume.users import PodIdentity
-from tests.support.bare import BareCluster
-from tests.support.fakes import MOUNT, plan
+from tests.support.fakes import METAURL, MOUNT, FakeCluster, plan, setting
 
 APP = PodIdentity(namespace="apps", name="app-1", uid="2", node="node-1", restarts=3)
 
@@ -31,7 +30,7 @@ APP_NOW = pod("apps", APP.name, APP.uid, APP.restarts, claims=("data",))
 
 
 @dataclass
-class Pods(BareCluster):
+class Pods(FakeCluster):
     """A cluster of pods, and one volume that claim `data` of `apps` uses."""
 
     mounts: list[Pod] = field(default_factory=lambda: [MOUNT_NOW])
@@ -44,13 +43,18 @@ class Pods(BareCluster):
         return [VOLUME]
 
 
+def compared(cluster: Pods, before: Plan) -> list[str]:
+    cluster.add("juicefs-sc-secret", name="myjfs", metaurl=METAURL)
+    return compare_pods(VolumePods(cluster, setting(), "juicefs-sc-secret"), before)
+
+
 @pytest.fixture
 def before() -> Plan:
     return plan(mount_pods=(MOUNT,), business_pods=(APP,))
 
 
 def test_the_same_pods_are_a_proof(before: Plan) -> None:
-    assert compare_pods(Pods(), before) == []
+    assert compared(Pods(), before) == []
 
 
 @pytest.mark.parametrize(
@@ -66,15 +70,15 @@ def test_the_same_pods_are_a_proof(before: Plan) -> None:
 )
 def test_a_pod_that_restarted_is_named(now: Pods, said: str, before: Plan) -> None:
     with pytest.raises(NeedsHumanError) as refused:
-        compare_pods(now, before)
+        compared(now, before)
     assert said in str(refused.value)
 
 
 def test_pods_that_left_are_reported_and_refuse_nothing(before: Plan) -> None:
     gone = ["mount pod juicefs-node-1-pvc-1-abcdef is gone", "pod apps/app-1 is gone"]
-    assert compare_pods(Pods(mounts=[], apps=[]), before) == gone
+    assert compared(Pods(mounts=[], apps=[]), before) == gone
 
 
 def test_pods_that_came_meanwhile_are_no_concern(before: Plan) -> None:
     more = Pods(mounts=[MOUNT_NOW, pod("juicefs", "another", "7", 5)], apps=[APP_NOW, pod("apps", "app-2", "8", 9)])
-    assert compare_pods(more, before) == []
+    assert compared(more, before) == []
