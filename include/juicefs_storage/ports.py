@@ -39,8 +39,20 @@ class MetadataStore(Protocol):
     def read_setting(self) -> Setting:
         """Read the row `format` of `jfs_setting`."""
 
-    def replace_setting(self, expected: Setting, new: Setting) -> bool:
-        """Put `new` where `expected` stands, in one statement; False (and no change) where something else stands."""
+    def now(self) -> float:
+        """The time by the database's clock, in seconds since the epoch."""
+
+    def replace_setting(self, expected: Setting, new: Setting, *, not_after: float | None = None) -> bool:
+        """Compare and set in one statement.
+
+        Args:
+            expected: What must be there, byte by byte.
+            new: What takes its place.
+            not_after: Until when it may be written, by the database's clock in seconds since the epoch.
+
+        Returns:
+            False (and no change) where something else is there, or it is too late.
+        """
 
     def sessions(self) -> Sequence[Session]:
         """The clients whose session has not expired."""
@@ -295,8 +307,11 @@ class JuiceFS(Protocol):
     def version(self) -> str:
         """The version of the executable, such as `1.4.2+2026-01-01.abcdef`."""
 
-    def write_storage(self, config: StorageConfig) -> None:
-        """`juicefs config`: set storage, bucket and keys."""
+    def now(self) -> float:
+        """The time by the clock of where the command runs, in seconds since the epoch."""
+
+    def write_storage(self, config: StorageConfig, *, not_after: float) -> None:
+        """`juicefs config`: set storage, bucket and keys; refused where it starts later than `not_after` of `now`."""
 
     def await_config(self, *, timeout_s: float) -> None:
         """Wait until no `juicefs config` of this volume runs: one whose caller is gone may write yet."""

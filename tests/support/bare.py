@@ -95,7 +95,10 @@ class BareJuiceFS(JuiceFS):
     def version(self) -> str:
         unexpected("version")
 
-    def write_storage(self, config: StorageConfig) -> None:
+    def now(self) -> float:
+        unexpected("now")
+
+    def write_storage(self, config: StorageConfig, *, not_after: float) -> None:
         unexpected("write_storage")
 
     def await_config(self, *, timeout_s: float) -> None:

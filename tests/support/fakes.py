@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -60,12 +60,18 @@ class FakeMetadata(MetadataStore):
     row: Setting
     rows: list[tuple[int, int]] = field(default_factory=list)
     live: list[Session] = field(default_factory=list)
+    reads: int = 0
+    time_s: float = 0.0
 
     def read_setting(self) -> Setting:
+        self.reads += 1
         return self.row
 
-    def replace_setting(self, expected: Setting, new: Setting) -> bool:
-        if self.row.raw != expected.raw:
+    def now(self) -> float:
+        return self.time_s
+
+    def replace_setting(self, expected: Setting, new: Setting, *, not_after: float | None = None) -> bool:
+        if self.row.raw != expected.raw or (not_after is not None and self.time_s > not_after):
             return False
         self.row = new
         return True
@@ -89,7 +95,11 @@ class FakeMetadata(MetadataStore):
 
 @dataclass
 class FakeJuiceFS(BareJuiceFS):
-    """Writes the row as `juicefs config` does; `lies` makes it report success without writing."""
+    """Writes the row as `juicefs config` does; `lies` makes it report success without writing.
+
+    Attributes:
+        meanwhile: Called between reading the setting and writing it.
+    """
 
     metadata: FakeMetadata
     calls: int = 0
@@ -97,6 +107,7 @@ class FakeJuiceFS(BareJuiceFS):
     probed: list[tuple[StorageConfig, list[str], str | None]] = field(default_factory=list)
     problem: str = ""
     no_pod: bool = False
+    meanwhile: Callable[[], None] = lambda: None
 
     def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
         self.probed.append((config, list(blocks), probe_key))
@@ -104,10 +115,17 @@ class FakeJuiceFS(BareJuiceFS):
             raise TransientError("No ready pod.")
         return self.problem
 
-    def write_storage(self, config: StorageConfig) -> None:
+    def now(self) -> float:
+        return self.metadata.time_s
+
+    def write_storage(self, config: StorageConfig, *, not_after: float) -> None:
+        if self.metadata.time_s > not_after:
+            raise TransientError("not started")
         self.calls += 1
+        more = dict(self.metadata.row.other_fields)
+        self.meanwhile()
         if not self.lies:
-            self.metadata.row = setting(config)
+            self.metadata.row = setting(config, **more)
 
 
 @dataclass

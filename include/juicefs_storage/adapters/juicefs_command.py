@@ -36,15 +36,20 @@ _PARALLEL_PLACES = 16
 #: What runs on the worker ends with the task that called it (util-linux).
 _END_WITH_CALLER = ("setpriv", "--pdeathsig", "TERM")
 
+#: The exit code of a script that has come too late, or waited in vain.
+_TOO_LATE = 75
 #: Runs an argument vector with the given standard input and time limit in seconds.
 Run = Callable[[Sequence[str], str, float], ExecResult]
 _RUNNERS = (CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR)
 log = logging.getLogger(__name__)
 
 _VERSION = 'exec "$1" --version'
+_NOW = "exec date +%s"
+#: The time is looked at last: whatever delayed the command, it does not start after its deadline.
 _CONFIG = """\
 IFS= read -r META_PASSWORD && IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY || exit 64
 export META_PASSWORD
+[ "$(date +%s)" -le "$5" ] || exit 75
 exec "$1" config "$2" --yes --storage "$3" --bucket "$4" --access-key "$ACCESS_KEY" --secret-key "$SECRET_KEY"
 """
 #: A process shows its arguments joined by NUL; this script's own begin otherwise. What ends `juicefs config` in time is
@@ -163,21 +168,39 @@ class JuiceFSCommand:
             )
         return found[1]
 
-    def write_storage(self, config: StorageConfig) -> None:
+    def now(self) -> float:
+        """Read the clock where `run` runs."""
+        result = self._script(_NOW, stdin=(), timeout_s=_STATUS_TIMEOUT_S)
+        if result.returncode != 0 or not result.stdout.strip().isdigit():
+            raise TransientError(
+                f"`date` ended with exit code {result.returncode} where juicefs runs: {result.stderr[-300:]}",
+                next_step="the task tries again",
+            )
+        return float(result.stdout)
+
+    def write_storage(self, config: StorageConfig, *, not_after: float) -> None:
         """Run `juicefs config` without --force: it refuses a store that it cannot write to.
 
         Raises:
-            TransientError: It failed. Whether the row was written shows only when the row is read.
+            TransientError: It failed, or was not started: the deadline was over. Whether the row was written shows only
+                when the row is read.
         """
         access_key, secret_key = config.access_key.get_secret_value(), config.secret_key.get_secret_value()
         result = self._on_metadata(
             _CONFIG,
             config.storage,
             config.bucket,
+            f"{not_after:.0f}",
             stdin=[access_key, secret_key],
             timeout_s=_CONFIG_TIMEOUT_S,
             within=_END_CONFIG,
         )
+        if result.returncode == _TOO_LATE:
+            raise TransientError(
+                "`juicefs config` was not started: its deadline was over, and another run may hold the volume by now.",
+                state="this task changed nothing",
+                next_step="the task tries again, if this run still holds the volume",
+            )
         if result.returncode != 0:
             raise TransientError(
                 f"`juicefs config` ended with exit code {result.returncode}: {_last_lines(result, config)}",

@@ -183,14 +183,18 @@ class MySqlMetadata:
             )
         return Setting(bytes(rows[0][0]))
 
-    def replace_setting(self, expected: Setting, new: Setting) -> bool:
+    def now(self) -> float:
+        """Read the server's clock."""
+        return float(self._query("SELECT UNIX_TIMESTAMP()")[0][0])
+
+    def replace_setting(self, expected: Setting, new: Setting, *, not_after: float | None = None) -> bool:
         """Compare and set in one UPDATE. The row is never deleted: clients of 1.2 and later exit without it."""
+        update = self._sql("UPDATE jfs_setting SET value = %s WHERE name = 'format' AND CAST(value AS BINARY) = %s")
         with self._cursor() as cursor:
+            if not_after is None:
+                return bool(cursor.execute(update, (new.raw.decode(), expected.raw)))
             return bool(
-                cursor.execute(
-                    self._sql("UPDATE jfs_setting SET value = %s WHERE name = 'format' AND CAST(value AS BINARY) = %s"),
-                    (new.raw.decode(), expected.raw),
-                )
+                cursor.execute(f"{update} AND UNIX_TIMESTAMP() <= %s", (new.raw.decode(), expected.raw, not_after))
             )
 
     def sessions(self) -> Sequence[Session]:

@@ -117,7 +117,7 @@ class _Guard:
         return self._failing_since is None and self.clock() - self._quiet_since >= for_s
 
     def _put_right(self) -> list[str]:
-        moved = [f"the setting no longer named {self.step.target.bucket}"] if self.step.apply() else []
+        moved = [f"the setting no longer named {self.step.target.bucket}"] if self.step.apply().written else []
         return moved + [f"Secret {name} held other values" for name in self.secrets.apply()]
 
     def _failing_for_s(self) -> float:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -215,6 +216,17 @@ class Setting:
     def uses(self, config: StorageConfig) -> bool:
         """Whether the volume's clients are told to use exactly this storage and these keys."""
         return self.config == config
+
+    @property
+    def other_fields(self) -> Mapping[str, Any]:
+        """The fields beside the storage's. Empty ones are left out, since JuiceFS leaves out some of them."""
+        return {key: value for key, value in self._fields.items() if key not in STORAGE_FIELDS and value}
+
+    def with_fields_of(self, other: Setting, names: Collection[str]) -> Setting:
+        """This setting with some fields of another; everything else stays as it is."""
+        merged = {key: value for key, value in self._fields.items() if key not in names}
+        merged |= {key: value for key, value in other._fields.items() if key in names}
+        return Setting(json.dumps(merged, indent=0, ensure_ascii=False).encode())
 
     def with_storage_of(self, other: Setting) -> Setting:
         """This setting with the storage fields of another; everything else stays as it is now.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from include.juicefs_storage.errors import LostAnswerError, NeedsHumanError, TransientError
-from include.juicefs_storage.switch.write_setting import WriteSetting
-from include.juicefs_storage.volume.setting import StorageConfig
+from include.juicefs_storage.switch.lease import LEASE_S
+from include.juicefs_storage.switch.write_setting import BEGIN_WITHIN_S, WriteSetting, Written
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from lab.process import wait_for
 from tests.support.fakes import NEW, OLD, FakeJuiceFS, FakeMetadata, setting
 
 OTHER = StorageConfig("minio", "http://elsewhere:9000/data", OLD.access_key, OLD.secret_key)
@@ -30,9 +33,9 @@ def write(metadata: FakeMetadata, juicefs: FakeJuiceFS) -> WriteSetting:
 
 
 def test_write_then_already_written(write: WriteSetting, metadata: FakeMetadata, juicefs: FakeJuiceFS) -> None:
-    assert write.apply() is True
+    assert write.apply().written
     assert metadata.read_setting().uses(NEW)
-    assert write.apply() is False
+    assert not write.apply().written
     assert juicefs.calls == 1
 
 
@@ -53,7 +56,7 @@ def test_a_write_whose_answer_is_lost_is_looked_up_and_waited_for(
     """The command may still be under way when the line is cut: a verdict before its end would be wrong."""
     slept: list[float] = []
 
-    def lose(config: StorageConfig) -> None:
+    def lose(config: StorageConfig, **_: float) -> None:
         if not written_after_s:
             metadata.row = setting(config)
         raise LostAnswerError("the connection was lost")
@@ -64,7 +67,7 @@ def test_a_write_whose_answer_is_lost_is_looked_up_and_waited_for(
             metadata.row = setting(NEW)
 
     monkeypatch.setattr(juicefs, "write_storage", lose)
-    assert replace(write, sleep=sleep).apply() is True
+    assert replace(write, sleep=sleep).apply().written
     assert sum(slept) == written_after_s
 
 
@@ -73,7 +76,7 @@ def test_a_write_whose_answer_is_lost_and_that_was_not_made_fails(
 ) -> None:
     slept: list[float] = []
 
-    def lose(config: StorageConfig) -> None:
+    def lose(config: StorageConfig, **_: float) -> None:
         raise LostAnswerError("the connection was lost")
 
     monkeypatch.setattr(juicefs, "write_storage", lose)
@@ -119,7 +122,7 @@ def test_undo_that_loses_a_race_changes_nothing(
     write: WriteSetting, monkeypatch: pytest.MonkeyPatch, metadata: FakeMetadata
 ) -> None:
     write.apply()
-    monkeypatch.setattr(metadata, "replace_setting", lambda expected, new: False)
+    monkeypatch.setattr(metadata, "replace_setting", lambda expected, new, **_: False)
     with pytest.raises(TransientError, match="changed between"):
         write.undo()
     assert metadata.row.uses(NEW)
@@ -128,8 +131,72 @@ def test_undo_that_loses_a_race_changes_nothing(
 def test_a_third_value_that_a_secret_held_is_put_right(write: WriteSetting, metadata: FakeMetadata) -> None:
     step = replace(write, stale=[OTHER])
     metadata.row = setting(OTHER)
-    assert step.apply() is True
+    assert step.apply().written
     assert metadata.row.uses(NEW)
     metadata.row = setting(OTHER)
     assert step.undo() is True
     assert metadata.row.uses(OLD)
+
+
+def test_a_run_that_was_paused_for_longer_than_the_deadline_writes_nothing(
+    write: WriteSetting, metadata: FakeMetadata
+) -> None:
+    """It woke after another run had moved the volume: nobody asks again between the Lease and the command."""
+
+    def confirm_and_sleep() -> None:
+        metadata.time_s += BEGIN_WITHIN_S + 1
+
+    step = replace(write, confirm_lease=confirm_and_sleep)
+    with pytest.raises(TransientError, match="not started"):
+        step.apply()
+    assert metadata.row.uses(OLD)
+    # The same bytes again, as after a revert by another run: comparing them would not be enough.
+    metadata.row = setting(NEW)
+    with pytest.raises(TransientError, match="later than"):
+        step.undo()
+    assert metadata.row.uses(NEW)
+
+
+def test_the_deadline_leaves_a_command_its_time_within_the_lease() -> None:
+    assert BEGIN_WITHIN_S + 85 < LEASE_S / 2
+
+
+def changes(metadata: FakeMetadata, *later: Setting) -> Callable[[], None]:
+    """Another administrator writes the row while `juicefs config` tests the store; each change is polled."""
+
+    def write(row: Setting) -> None:
+        metadata.row = row
+        enough = metadata.reads + 2
+        wait_for("two polls", lambda: metadata.reads >= enough, deadline_s=10, poll_s=0.01)
+
+    def meanwhile() -> None:
+        for row in later:
+            write(row)
+
+    return meanwhile
+
+
+def test_what_another_administrator_changed_meanwhile_is_put_right(
+    write: WriteSetting, metadata: FakeMetadata, juicefs: FakeJuiceFS
+) -> None:
+    juicefs.meanwhile = changes(metadata, setting(TrashDays=7), setting(TrashDays=9, Capacity=1 << 30))
+    assert write.apply() == Written(written=True, put_right=("Capacity", "TrashDays"))
+    assert metadata.row.uses(NEW)
+    assert (metadata.row.other_fields["TrashDays"], metadata.row.other_fields["Capacity"]) == (9, 1 << 30)
+
+
+def test_a_change_that_was_taken_back_meanwhile_is_no_loss(
+    write: WriteSetting, metadata: FakeMetadata, juicefs: FakeJuiceFS
+) -> None:
+    juicefs.meanwhile = changes(metadata, setting(TrashDays=7), setting(TrashDays=1))
+    assert write.apply() == Written(written=True)
+    assert metadata.row.other_fields["TrashDays"] == 1
+
+
+def test_a_loss_that_cannot_be_put_right_is_named(
+    write: WriteSetting, metadata: FakeMetadata, juicefs: FakeJuiceFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    juicefs.meanwhile = changes(metadata, setting(TrashDays=7))
+    monkeypatch.setattr(metadata, "replace_setting", lambda expected, new, **_: False)
+    assert write.apply() == Written(written=True, lost=("TrashDays",))
+    assert metadata.row.uses(NEW)

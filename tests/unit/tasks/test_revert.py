@@ -130,8 +130,8 @@ def test_the_recorded_storage_goes_back_to_the_letter_and_nothing_else_does() ->
     metadata = FakeMetadata(setting(NEW, TrashDays=9))
     juicefs = FakeJuiceFS(metadata)
     step = WriteSetting(metadata, juicefs, metadata.row, OLD, recorded=recorded)
-    assert step.apply() is True
+    assert step.apply().written
     fields: dict[str, Any] = metadata.row._fields
     assert (fields["SecretKey"], fields["SessionToken"]) == (recorded._fields["SecretKey"], "sealed-token")
     assert (fields["TrashDays"], juicefs.calls) == (9, 0)
-    assert step.apply() is False
+    assert not step.apply().written

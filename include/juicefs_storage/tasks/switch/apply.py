@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -163,7 +164,7 @@ def write_setting() -> dict[str, Any]:
         if fenced and not run.runtime.setting().uses(step.target):
             write_fence.take_down(run)
         raise
-    return {"written": written, "bucket": step.target.bucket, "followed": followed, "fenced": fenced}
+    return {**asdict(written), "bucket": step.target.bucket, "followed": followed, "fenced": fenced}
 
 
 @runbook_task
