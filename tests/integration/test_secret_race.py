@@ -269,10 +269,10 @@ def test_a_secret_that_said_something_else_than_the_setting(world: World) -> Non
     alias = replace(world.before.config, bucket=world.before.bucket + "/")
     step = replace(world.write, stale=[*world.write.stale, alias])
     with late_pod(world, alias) as let_it_start:
-        step.apply()
+        assert step.apply().written
         let_it_start()
         wait_for("it wrote its values", lambda: world.bucket() == alias.bucket, deadline_s=40)
-        assert step.apply() is True
+        assert step.apply().written
         assert world.bucket() == world.target.bucket
 
 

@@ -145,7 +145,7 @@ def test_a_client_whose_reload_failed_is_made_to_try_again(lab: Lab, metadata: M
         return {proof.pod: proof.was_stuck for proof in proofs}
 
     try:
-        assert step.apply()
+        assert step.apply().written
         # Without the remedy it would never follow, though it shows the new bucket.
         wait_for("all show the new bucket", lambda: used() == {target.bucket}, deadline_s=30)
         with pytest.raises(PermanentError, match=r"1 of 2 clients(.|\n)*could not use the setting .*retry_mode"):

@@ -115,6 +115,7 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for task, text in _SENTENCES.items():
         if task in results:
             lines.append(text.format(**results[task]))
+    lines += _written_lines(results.get("write_setting", {}))
     for task, side in (("follow_writes", "old"), ("follow_writes_back", "new")):
         lines += _follow_lines(results.get(task, {}), side)
     for task in ("prove_no_restarts", "prove_blocks_on_old"):
@@ -122,6 +123,22 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for task in ("catch_up_late", "copy_back_late"):
         lines += _late_lines(results.get(task, {}))
     return [*lines, *_settle_lines(results.get("settle", {}))]
+
+
+def _written_lines(result: Mapping[str, Any]) -> list[str]:
+    """What another administrator changed in the setting while it was written."""
+    lines = []
+    if put_right := result.get("put_right"):
+        lines.append(
+            f"another administrator changed {', '.join(put_right)} of the setting while it was written; the new values "
+            "were put back"
+        )
+    if lost := result.get("lost"):
+        lines.append(
+            f"another administrator changed {', '.join(lost)} of the setting while it was written, and that is lost: "
+            "set it again with `juicefs config`"
+        )
+    return lines
 
 
 def _follow_lines(result: Mapping[str, Any], side: str) -> list[str]:

@@ -9,6 +9,7 @@ def test_the_report_tells_what_the_window_cost() -> None:
     lines = proof_lines(
         {
             "prove_clients": {"clients": [{"pod": "a", "node": "n", "after_s": 9.0, "was_stuck": True}]},
+            "write_setting": {"written": True, "put_right": ["TrashDays"], "lost": ["Capacity"]},
             "follow_writes": {"copied": 7, "slowest_s": 0.4, "problem": "the store is down."},
             "prove_no_restarts": {
                 "mount_pods": 2, "business_pods": 1, "restarts": 0, "failed_requests": 3, "failed_in": {"a": 3},
@@ -18,6 +19,8 @@ def test_the_report_tells_what_the_window_cost() -> None:
     )  # fmt: skip
     for words in (
         "9.0 s into `prove_clients`, when the setting had been written once more",
+        "changed TrashDays of the setting while it was written; the new values were put back",
+        "changed Capacity of the setting while it was written, and that is lost",
         "7 blocks that clients still wrote to the old store while they moved were copied at once, the slowest 0.4 s",
         "the later copies made up for it: the store is down.",
         "3 object requests failed in the clients while they moved: 3 in `a`",
