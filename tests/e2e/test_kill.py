@@ -1,4 +1,4 @@
-"""A task's process is killed under a real scheduler: Airflow tries it again; a run that cannot go on goes back.
+"""A task's process is killed under a real scheduler: Airflow retries it; a run that cannot continue is rolled back.
 
 Every kill point is in tests/faults; this holds that Airflow sees a killed process as they assume. The volume is on the
 old store before and after.

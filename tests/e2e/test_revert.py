@@ -56,7 +56,7 @@ def test_a_rehearsal_tells_who_is_ready_and_since_when(lab: Lab, airflow: Airflo
         try:
             run_id = airflow.trigger(REHEARSAL, {})
             state, report = finish(airflow, REHEARSAL, run_id)
-            wait_for("the person on call is told", lambda: bool(posted), deadline_s=60)
+            wait_for("the notification arrives", lambda: bool(posted), deadline_s=60)
         finally:
             lab.new_store.start()
             for conn_id in ("oncall", "juicefs_notify"):

@@ -140,7 +140,7 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
             saboteur.join()
             lab.new_store.allow_writes()
         acknowledged = writer.summary().written
-        wait_for("the writer goes on", lambda: writer.summary().written > acknowledged + 5, deadline_s=60)
+        wait_for("the writer continues", lambda: writer.summary().written > acknowledged + 5, deadline_s=60)
 
     assert (state, report["outcome"]) == ("failed", "rolled back"), report["states"]
     assert report["states"]["prove_clients"] == "failed"

@@ -75,7 +75,7 @@ def revert(fault_lab: Lab, sides: Sides, start: Start) -> Start:
 
 @pytest.fixture
 def writer(fault_lab: Lab) -> Iterator[Writer]:
-    """An application that has acknowledged some files before and goes on during the test."""
+    """An application that has acknowledged some files before, and keeps writing during the test."""
     with writing(fault_lab, f"writer-{next(_numbers)}") as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""Each step fails for good: the run ends where it began, says which step failed, and goes on when an undo fails too."""
+"""Each step fails for good: the run ends where it began, names the step, and continues when an undo fails too."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_copy_back_that_fails_keeps_the_clients_where_their_blocks_are(
 
 
 @pytest.mark.parametrize("undo", some(tuple(task for task in ROLLBACK if task != "copy_back"), set()))
-def test_a_rollback_goes_on_after_an_undo_that_failed_and_says_which(
+def test_a_rollback_continues_after_an_undo_that_failed_and_names_it(
     undo: str, fault_lab: Lab, sides: Sides, start: Start, writer: Writer, tell: Tell
 ) -> None:
     run = start(fails("prove_blocks"), fails(undo, "before"))

@@ -187,8 +187,8 @@ def returns(fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell) -> Returns
         assert fault_lab.mount_processes() == processes
         assert_nothing_left_over(fault_lab)
         assert_nothing_lost(fault_lab, writer)
-        # The diagnostics have one try: the rollback goes on without them.
-        then = "goes on" if fault.task == "collect_diagnostics" else "tried again"
+        # The diagnostics have one try: the rollback continues without them.
+        then = "continues" if fault.task == "collect_diagnostics" else "tried again"
         tell(fault.task, name(fault) + what, then, "all old")
 
     return check

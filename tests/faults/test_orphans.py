@@ -1,4 +1,4 @@
-"""A `juicefs config` goes on when the task that started it is killed: it may not write behind the back of a run."""
+"""A `juicefs config` outlives the task that started it, which was killed: it may not write after the run was judged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.worker import Fault
 from tests.support.world import Sides, assert_all_on, assert_nothing_left_over, assert_nothing_lost, row
 
 KILLED = Fault("write_setting", "during", CONFIG)
-#: How long a command is stopped that is to go on later, in seconds.
+#: How long a command is stopped that resumes later, in seconds.
 LATE_S = 4.0
 
 
@@ -42,7 +42,7 @@ def configs(lab: Lab) -> list[psutil.Process]:
 
 @contextmanager
 def first_config_stopped(run: Run, store: Store, for_s: float = 600) -> Iterator[list[psutil.Process]]:
-    """Stop the first `juicefs config` of a run for so many seconds; the store stands still until it is there.
+    """Stop the first `juicefs config` of a run for so many seconds; the store hangs until it runs.
 
     Yields:
         The process, from when it is stopped.
@@ -78,8 +78,8 @@ def first_config_stopped(run: Run, store: Store, for_s: float = 600) -> Iterator
 
 
 @pytest.fixture
-def store_stands_still(sides: Sides) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
-    """Stop the new store, and have it go on some seconds later: the two as functions."""
+def hanging_store(sides: Sides) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """Suspend the new store, and resume it some seconds later: the two as functions."""
     server = sides.target.server()
     assert server is not None
     going_on = threading.Timer(LATE_S, os.kill, (server.pid, signal.SIGCONT))
@@ -93,14 +93,14 @@ def test_it_is_waited_for_before_a_run_is_judged(
     start: Start,
     fault_lab: Lab,
     sides: Sides,
-    store_stands_still: tuple[Callable[[], None], Callable[[], None]],
+    hanging_store: tuple[Callable[[], None], Callable[[], None]],
     writer: Writer,
     tell: Tell,
 ) -> None:
-    """The store stands still while the setting is written, the task is killed on both tries, the store goes on."""
+    """The store hangs while the setting is written, the task is killed on both tries, the store resumes."""
     before = row(fault_lab)
     run = start(replace(KILLED, tries=2))
-    run.before = dict(zip(("write_setting", "decide"), store_stands_still, strict=True))
+    run.before = dict(zip(("write_setting", "decide"), hanging_store, strict=True))
     outcome = run.go()
     writer.stop()
     assert run.struck == {run.faults[0]: 2}
@@ -109,7 +109,7 @@ def test_it_is_waited_for_before_a_run_is_judged(
     assert row(fault_lab) == before
     assert_all_on(fault_lab, sides.source)
     assert_nothing_lost(fault_lab, writer)
-    tell("write_setting", "killed, its config goes on", "both tries", f"{outcome}, all old")
+    tell("write_setting", "killed, its config continues", "both tries", f"{outcome}, all old")
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_the_next_try_waits_for_it_so_that_a_later_revert_is_not_undone(
     assert outcome == "switched", run.errors
     assert_all_on(fault_lab, sides.target)
     assert_nothing_lost(fault_lab, writer)
-    tell("write_setting", "killed, its config goes on", "tried again", "all new")
+    tell("write_setting", "killed, its config continues", "tried again", "all new")
 
 
 @pytest.mark.slow
@@ -155,21 +155,21 @@ def test_on_the_worker_it_ends_with_its_task(
     start: Start,
     fault_lab: Lab,
     sides: Sides,
-    store_stands_still: tuple[Callable[[], None], Callable[[], None]],
+    hanging_store: tuple[Callable[[], None], Callable[[], None]],
     writer: Writer,
     tell: Tell,
 ) -> None:
     """The next try may run on another worker, and could not see it."""
     before, left = row(fault_lab), list[bool]()
-    stand_still, go_on = store_stands_still
+    hang, resume = hanging_store
 
     def look() -> None:
         wait_for("no juicefs config runs", lambda: not configs(fault_lab), deadline_s=2)
         left.append(False)
-        go_on()
+        resume()
 
     run = start(replace(KILLED, tries=2), juicefs_runner="worker")
-    run.before = {"write_setting": stand_still, "decide": look}
+    run.before = {"write_setting": hang, "decide": look}
     outcome = run.go()
     writer.stop()
     assert run.struck == {run.faults[0]: 2}

@@ -1,4 +1,4 @@
-"""What a run stands on goes away under it: for some seconds, or until a person brings it back. No false success."""
+"""A database, store or API server goes away during a run, for seconds or for good: no false success."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_database_that_restarts_in_mid_run_is_waited_for(
 def test_a_database_that_is_gone_for_good_is_no_success_and_the_way_back_waits_for_it(
     fault_lab: Lab, sides: Sides, start: Start, away: Away, tell: Tell
 ) -> None:
-    """It is waited for once, not by every task anew: the person on call is told within three minutes."""
+    """One task waits for it, not every task again: the run has ended within three minutes."""
     run = start()
     run.before = {"settle": away(fault_lab.mariadb.stop, fault_lab.mariadb.restart, for_good=True)}
     assert run.go() == "half rolled back"

@@ -193,7 +193,7 @@ def test_with_downstream_after_a_green_run_everything_is_proven_again(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["patch_secret", "prove_clients"])
-def test_a_held_run_is_judged_again_and_goes_on(
+def test_a_held_run_is_judged_again_and_continues(
     task: str, start: Start, fault_lab: Lab, sides: Sides, writer: Writer, tell: Tell
 ) -> None:
     run = start(fails(task, "before"), on_failure="hold")

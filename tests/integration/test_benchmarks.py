@@ -72,7 +72,7 @@ def test_what_is_written_is_there_with_its_md5(stores: StubStores, body: bytes) 
         s3.put_object(Bucket=place.bucket, Key=key, Body=body, ContentMD5="AAAAAAAAAAAAAAAAAAAAAA==")
 
 
-def test_a_listing_goes_on_from_page_to_page(stores: StubStores) -> None:
+def test_a_listing_continues_from_page_to_page(stores: StubStores) -> None:
     population = Population(2_500)
     place = stores.source(population)
     pages = list(client(place.endpoint).get_paginator("list_objects_v2").paginate(Bucket=place.bucket))

@@ -137,7 +137,7 @@ def test_volumes_with_one_key_are_fenced_side_by_side(minio: S3Store, user: Any)
     assert writes() == names
 
 
-def test_who_cannot_be_fenced_off_is_told(minio: S3Store) -> None:
+def test_a_user_that_cannot_be_fenced_off_is_reported(minio: S3Store) -> None:
     with pytest.raises(PermanentError, match="no user there"):
         MinioFence(minio, SecretStr(minio.access_key), "myjfs").is_up()
     with pytest.raises(PermanentError, match="answered 403"):
@@ -217,7 +217,7 @@ def test_behind_a_fence_no_block_lands_on_the_old_store_and_no_write_fails(
         made.before |= {"patch_secret": look, "decide": look, "prove_clients": lambda: raised.append(proxied.read_only)}
         assert made.go() == "rolled back", made.errors
         acknowledged = writer.summary().written
-        wait_for("the writer goes on", lambda: writer.summary().written > acknowledged + 3, deadline_s=60)
+        wait_for("the writer continues", lambda: writer.summary().written > acknowledged + 3, deadline_s=60)
     assert raised == [True]
     in_force, judged = seen
     assert judged - in_force == set()

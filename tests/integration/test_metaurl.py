@@ -82,7 +82,7 @@ def test_a_password_from_the_secrets_variables(mariadb: MariaDB) -> None:
     assert on_worker(metaurl).status()["Setting"]["UUID"] == uuid
 
 
-def test_volumes_of_one_name_in_one_database_are_told_apart(mariadb: MariaDB) -> None:
+def test_volumes_of_one_name_in_one_database_are_distinguished(mariadb: MariaDB) -> None:
     urls = [f"{mariadb.meta_url_with_password}{options}" for options in ("", "?table_prefix=stag")]
     own, staging = (MySqlMetadata.from_metaurl(Metaurl.parse(url)) for url in urls)
     before = own.read_setting()

@@ -290,7 +290,7 @@ def rolling_out(lab: Lab, workload: str, fault: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("workload", ["StatefulSet/juicefs-csi-controller", "DaemonSet/juicefs-csi-node"])
-def test_a_rollout_that_goes_on_is_waited_for(lab: Lab, look: Look, workload: str) -> None:
+def test_a_rollout_in_progress_is_waited_for(lab: Lab, look: Look, workload: str) -> None:
     with rolling_out(lab, workload.lower(), "never-ready"):
         wait_for("it is refused", lambda: refusals(look("check_csi")), deadline_s=30)
         (refused,) = refusals(look("check_csi"))

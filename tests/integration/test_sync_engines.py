@@ -292,7 +292,7 @@ def test_tls_with_a_ca_of_its_own(job: Job, stores: tuple[Store, Store], tmp_pat
     assert bodies(target, job.target.prefix) == wanted
 
 
-# The sides are checked before any engine runs: one stands for all.
+# The buckets are checked before any engine runs: one engine shows it for all.
 @pytest.mark.parametrize("engine", ["native"], indirect=True)
 @pytest.mark.parametrize("side", ["source", "target"])
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_mc_keeps_to_a_prefix_and_refuses_any_other_range(
 def test_mc_calls_a_refused_put_a_success(
     stores: tuple[MemoryStore, MemoryStore], sides: tuple[S3Store, S3Store], client: str
 ) -> None:
-    """Why its word stands in the report only beside what we found ourselves."""
+    """Why the report quotes it only beside our own comparison."""
     for key in KEYS[2:]:
         del stores[0].buckets["source"][key]
     with S3Proxy(sides[1].endpoint) as proxy:

@@ -106,7 +106,7 @@ def test_a_store_that_is_away_for_a_moment_is_caught_up_with(lab: Lab, metadata:
         lab.new_store.stop()
         try:
             (lab.mounts()[0] / "followed-later").write_bytes(os.urandom(MIB))
-            wait_for("it is told", lambda: follower.problem, deadline_s=60)
+            wait_for("the problem is reported", lambda: follower.problem, deadline_s=60)
         finally:
             lab.new_store.start()
         wait_for("it is copied", lambda: follower.copied > 0 and not follower.problem, deadline_s=60)

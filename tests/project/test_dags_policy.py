@@ -1,4 +1,4 @@
-"""What every DAG file promises: it imports, it parses fast, and whoever opens it in the UI is told what it does.
+"""What every DAG file promises: it imports, it parses fast, and its page in the UI says what it does.
 
 Airflow runs in processes of its own here, so that neither its settings nor its imports leak into other tests.
 """
@@ -228,7 +228,7 @@ def test_the_graph_of_the_switch(dags: dict[str, dict[str, Any]]) -> None:
         "plan": "all_done",  # reports all refusals together
         "backup": "none_failed_min_one_success",  # approved, or no approval required
         "decide": "all_done",
-        # The undo goes on after a failed undo, and is skipped with its group.
+        # The rollback continues after a failed undo, and is skipped with its group.
         **dict.fromkeys(
             [
                 "collect_diagnostics",

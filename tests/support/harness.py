@@ -1,7 +1,7 @@
 """Runs of a DAG without a scheduler: the DAG's own graph and functions, a process a task, killed where a test says so.
 
-What Airflow would do is done here in little: trigger rules, branches, retries, clearing. What the tasks do is real:
-they work on the lab's metadata, stores and cluster.
+Trigger rules, branches, retries and clearing are those of Airflow, in short. The tasks are real: they work on the
+metadata, the stores and the cluster of the lab.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DAG_ID, REVERT_ID = "juicefs_storage_switch", "juicefs_storage_revert"
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.support.preload"])
 _TASK_S, _ROLLOUT_POLL_S = 240.0, 0.3
-#: They work while others do, until these have ended.
+#: They run beside other tasks, until these have ended.
 _BESIDE = ("follow_writes", "follow_writes_back")
 _KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 #: The lab's heartbeat is one second.
@@ -70,11 +70,11 @@ def vault(lab: Lab) -> FileVault:
 
 @dataclass
 class Run:
-    """One run. `states` is what the UI would show; `struck` counts the faults that came to pass.
+    """One run. `states` is what the UI would show; `struck` counts the faults that happened.
 
-    `took_s` is what Airflow would have taken for a task and its retries, one task after the other.
+    `took_s` is the time a task and its retries would take in Airflow, one task after the other.
 
-    `before` is done in the test's own process before a task starts: task id -> function.
+    `before` runs in the test's own process before a task starts: task id -> function.
     """
 
     lab: Lab
@@ -97,12 +97,12 @@ class Run:
         self.environment = connections(self.lab) | {"AIRFLOW_HOME": str(self.folder.parent / "airflow"), "PATH": path}
 
     def go(self) -> str:
-        """Run whatever can run; returns the run's outcome as `finalize` reported it."""
+        """Run every task that can run; return the outcome that `finalize` reported."""
         progress = True
         with ThreadPoolExecutor(len(_BESIDE)) as pool:
             beside: list[Future[None]] = []
             while progress or beside:
-                if not progress:  # nothing can go on before one of them ends
+                if not progress:  # everything else waits for one of them
                     beside.pop(0).result()
                 progress = False
                 for task in find_dag(self.dag_id).topological_sort():
@@ -118,7 +118,7 @@ class Run:
         return str((self.xcom("finalize", "report") or {}).get("outcome"))
 
     def clear(self, *task_ids: str, downstream: bool = False, only_failed: bool = False) -> None:
-        """What the UI's Clear does; run `go` afterwards."""
+        """Clear tasks as the UI does; run `go` afterwards."""
         chosen = set(task_ids) or set(self.states)
         if downstream:
             for task_id in task_ids:
@@ -130,7 +130,7 @@ class Run:
                 self.errors.pop(task_id, None)
 
     def xcom(self, task_id: str, key: str = "return_value") -> Any:
-        """An XCom; None where there is none."""
+        """Read an XCom; None where there is none."""
         file = self.folder / "xcom" / f"{task_id}.{key}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
@@ -183,7 +183,7 @@ class Run:
             self.states |= dict.fromkeys(task.downstream_task_ids - self._kept(task.task_id), "skipped")
 
     def _show_states(self) -> None:
-        """Tell the tasks that run how the others are."""
+        """Write the states for the tasks that run."""
         shown = self.folder / "states.json.new"
         shown.write_text(json.dumps(self.states))
         shown.replace(self.folder / "states.json")

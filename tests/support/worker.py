@@ -1,6 +1,6 @@
-"""What runs in the process of one task: the task's own function, with as much of Airflow as it asks for.
+"""The process of one task: the task's own function, with as much of Airflow as it uses.
 
-Where a test orders it, the process is killed or an adapter fails. The product knows nothing of this: the adapters'
+A test can order the process to be killed or an adapter to fail. The product has no hook for this: the adapters'
 methods are wrapped here, in this process alone.
 """
 
@@ -28,7 +28,7 @@ _SHORT_COMMANDS = ("JuiceFSCommand.write_storage", "JuiceFSCommand.unmount_fresh
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls a task.
+    """What happens to a task.
 
     Attributes:
         task: The task's id.
@@ -61,7 +61,7 @@ class Job:
     params: dict[str, Any]
     environment: dict[str, str]
     fault: Fault | None
-    #: When the task was put off for the first time; None where this is its first look.
+    #: When the task was rescheduled for the first time; None at its first poke.
     put_off_since: datetime | None = None
     triggered_at: datetime | None = None
 
@@ -76,7 +76,7 @@ class Job:
 
 
 class TaskInstance:
-    """What the tasks ask of Airflow's own."""
+    """The part of Airflow's task instance that the tasks use."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -104,7 +104,7 @@ def find_dag(dag_id: str) -> Any:
 
 
 def work(job: Job) -> None:
-    """Run the task; leave its XComs and how it ended in files."""
+    """Run the task; write its XComs and its end to files."""
     os.environ.update(job.environment)
     from airflow.sdk import PokeReturnValue
     from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
@@ -191,7 +191,7 @@ def _arm_inside(effect: str) -> None:
     """Have the process killed when the effect has begun and its end is not known."""
     match effect:
         case "KubernetesCluster.patch_secret" | "KubernetesCluster.stamp_template":
-            # The request is on its way; its answer is never read.
+            # The request is in flight; its answer is never read.
             from http.client import HTTPConnection
 
             HTTPConnection.getresponse = lambda *_, **__: _die()  # type: ignore[assignment,method-assign]
@@ -226,7 +226,7 @@ def _arm_inside(effect: str) -> None:
 
             socket.socket.sendmsg = cut  # type: ignore[method-assign]
         case _:
-            # A command runs in a pod, and goes on there when its caller is dead; or on the worker.
+            # A command in a pod outlives its caller; or it runs on the worker.
             from subprocess import Popen
 
             from kubernetes.stream.ws_client import WSClient

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as the world shows it: all on one store, nothing lost, nothing half done."""
+"""What a run leaves behind: all on one store, nothing lost, nothing half done."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lab.writer import Writer
 
 @dataclass(frozen=True)
 class Sides:
-    """Where the volume is, and where the next run moves it: the lab's two stores take turns."""
+    """Where the volume is, and where the next run moves it: the two stores of the lab take turns."""
 
     source: Store
     target: Store
@@ -39,13 +39,13 @@ class Sides:
 
 
 def row(lab: Lab) -> bytes:
-    """The exact bytes of the setting."""
+    """Read the exact bytes of the setting."""
     value = lab.mariadb.query("SELECT CAST(value AS BINARY) FROM jfs_setting WHERE name = 'format'")[0][0]
     return bytes(value)
 
 
 def believed(lab: Lab) -> dict[str, set[str]]:
-    """Who names which store: the setting, every Secret with values of the volume, every mount."""
+    """Read who names which store: the setting, every Secret with values of the volume, every mount."""
     stores = {value: store.name for store in (lab.old_store, lab.new_store) for value in _values(store)}
     config = Setting(row(lab)).config
     shown = {"setting": {config.bucket, config.access_key.get_secret_value(), config.secret_key.get_secret_value()}}
@@ -65,14 +65,14 @@ def _values(store: Store) -> tuple[str, ...]:
 
 
 def assert_all_on(lab: Lab, store: Store) -> None:
-    """The setting, every Secret and every client name this store, and it alone."""
+    """Assert that the setting, every Secret and every client name this store, and it alone."""
     shown = believed(lab)
     assert len(shown) >= 5, shown  # the setting, two Secrets, two mounts
     assert {who: names for who, names in shown.items() if names != {store.name}} == {}
 
 
 def assert_nothing_left_over(lab: Lab) -> None:
-    """No canary in the volume, no fresh mount, no workload that is not done."""
+    """Assert that no canary is in the volume, no fresh mount is left, and every workload is rolled out."""
     assert [path.name for mount in lab.mounts() for path in mount.glob(".storage-switch-*")] == []
     assert [line for line in Path("/proc/mounts").read_text().splitlines() if "storage-switch." in line] == []
     for workload in ("statefulset/juicefs-csi-controller", "daemonset/juicefs-csi-node"):
@@ -81,7 +81,7 @@ def assert_nothing_left_over(lab: Lab) -> None:
 
 @contextmanager
 def writing(lab: Lab, name: str) -> Iterator[Writer]:
-    """An application on a mount that has acknowledged some files before, and goes on during, what is inside."""
+    """Run an application on a mount: it has acknowledged some files before the block, and keeps writing during it."""
     writer = Writer.start(lab.state, lab.mounts()[0] / name, name=name)
     try:
         wait_for("the writer writes", lambda: writer.summary().written > 5, deadline_s=60)
@@ -91,7 +91,7 @@ def writing(lab: Lab, name: str) -> Iterator[Writer]:
 
 
 def assert_nothing_lost(lab: Lab, *writers: Writer) -> None:
-    """Every acknowledged file, and every one that the volume began with, reads back through an empty cache."""
+    """Assert that every acknowledged or seeded file reads back through an empty cache."""
     manifests = {"seed": lab.state / "seed.manifest.jsonl"} | {writer.name: writer.manifest for writer in writers}
     with lab.fresh_mount() as mount:
         checks = {name: lab.check(manifest, mount, name) for name, manifest in manifests.items()}

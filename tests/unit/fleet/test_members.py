@@ -1,4 +1,4 @@
-"""The volumes of a fleet: found once each, and told apart."""
+"""The volumes of a fleet: found once each, and distinguished."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_an_endpoint_is_known_however_it_is_written(one: str, other: str, same: 
     assert on_endpoint(one, other) is same
 
 
-def test_volumes_of_one_name_are_told_apart() -> None:
+def test_volumes_of_one_name_are_distinguished() -> None:
     members = [
         Member(key="home", secret="s", uuid="11112222-3"),
         Member(key="work", secret="s", uuid="x"),

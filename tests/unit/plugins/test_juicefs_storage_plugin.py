@@ -178,7 +178,7 @@ def test_page_says_what_is_missing(plugin: dict[str, Any]) -> None:
     assert "<code>finalize</code>" in plugin["none"]
 
 
-def test_the_outcome_stands_in_the_note_once_and_takes_nothing_away(plugin: dict[str, Any]) -> None:
+def test_the_outcome_is_in_the_note_once_and_removes_nothing(plugin: dict[str, Any]) -> None:
     assert plugin["notes"] == [
         "**[Outcome](x)**: planned.",
         "CHG-1\n\n\n\nstarted by Kim\n\n**[Outcome](y)**: switched, `a`",

@@ -71,7 +71,7 @@ def test_a_known_value_is_masked_in_every_form(form: str) -> None:
         "password: UNKNOWN",
     ],
 )
-def test_what_looks_like_a_secret_is_masked_though_nobody_told(line: str) -> None:
+def test_what_looks_like_a_secret_is_masked_though_it_is_not_known(line: str) -> None:
     assert "UNKNOWN" not in Masker([])(line)
 
 

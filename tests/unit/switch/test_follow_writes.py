@@ -105,7 +105,7 @@ def test_many_blocks_are_looked_up_by_listing_and_the_newest_come_first() -> Non
     assert world.look() == 0
 
 
-def test_a_failure_is_told_and_the_next_look_makes_up_for_it() -> None:
+def test_a_failure_is_reported_and_the_next_poll_makes_up_for_it() -> None:
     world = World()
     world.commit(2, on=[world.source])
     copy, world.follower.copy = (

@@ -113,7 +113,7 @@ def test_a_client_that_stays_stuck_is_named_with_its_reason() -> None:
     assert "after 6 s" in str(refused.value), "they have the whole time again"
 
 
-def test_a_remedy_that_cannot_be_applied_is_told() -> None:
+def test_a_remedy_that_cannot_be_applied_is_reported() -> None:
     def refuse() -> None:
         raise PermanentError("not encrypted.", next_step="encrypt it")
 

@@ -96,7 +96,7 @@ def test_a_row_that_somebody_else_changed_is_left_alone(
     assert juicefs.calls == 0
 
 
-def test_a_rewrite_changes_the_bytes_alone_and_only_where_the_target_stands(
+def test_a_rewrite_changes_the_bytes_alone_and_only_where_the_target_is_set(
     write: WriteSetting, metadata: FakeMetadata, juicefs: FakeJuiceFS
 ) -> None:
     write.rewrite()

@@ -1,4 +1,4 @@
-"""Whoever is to be told is told through the connection's notifier; nobody is a reason for a run to fail."""
+"""Notifications go out through the connection's notifier; none of them can fail a run."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_without_the_connection_nothing_happens(
         EXTRA | {"arguments": {"http_conn_id": "no_such_connection"}},
     ],
 )
-def test_what_cannot_be_told_is_logged_and_fails_nothing(
+def test_a_notification_that_cannot_be_sent_is_logged_and_fails_nothing(
     monkeypatch: pytest.MonkeyPatch, context: dict[str, Any], caplog: pytest.LogCaptureFixture, extra: dict[str, Any]
 ) -> None:
     connect(monkeypatch, extra)

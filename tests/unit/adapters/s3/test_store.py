@@ -97,7 +97,7 @@ def test_a_connection_that_lacks_a_field(connections: Connections, fields: dict[
             make()
 
 
-def test_what_juicefs_is_told_is_what_the_connection_says(connections: Connections) -> None:
+def test_juicefs_gets_what_the_connection_says(connections: Connections) -> None:
     connections.add("new", extra={"endpoint_url": "http://h:9000/"})
     config = connection_storage("new", "minio", "data")
     assert config.bucket == "http://h:9000/data"

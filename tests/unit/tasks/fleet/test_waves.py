@@ -127,7 +127,7 @@ def test_a_run_that_is_there_is_not_started_again(ti: TaskInstance) -> None:
     assert fleet.start_canary.function() is None
 
 
-def test_a_paused_dag_is_told_instead_of_waited_for(ti: TaskInstance) -> None:
+def test_a_paused_dag_is_reported_instead_of_waited_for(ti: TaskInstance) -> None:
     ti.paused = True
     with pytest.raises(AirflowFailException, match="is paused"):
         fleet.start_canary.function()
@@ -143,7 +143,7 @@ def test_a_later_wave_waits_without_a_slot_and_asks_less_often_the_later_it_is(t
     assert waits["d"] > waits["b"]
 
 
-def test_a_run_of_another_wave_that_goes_on_unwatched_is_waited_for(ti: TaskInstance) -> None:
+def test_a_run_of_another_wave_in_progress_is_waited_for(ti: TaskInstance) -> None:
     planned(ti, on_failure="continue")
     moved(ti, "a", "c")
     ended(ti, "b", "running", None, "failed")
@@ -250,7 +250,7 @@ def end(ti: TaskInstance) -> dict[str, Any]:
     return report
 
 
-def test_a_fleet_that_stopped_says_where_each_volume_stands(ti: TaskInstance) -> None:
+def test_a_fleet_that_stopped_reports_where_each_volume_is(ti: TaskInstance) -> None:
     moved(ti, "a", "c")
     ended(ti, "b", "failed", "rolled back", "failed")
     ti.tasks |= {"start_2": "skipped", "watch_2": "skipped"}
