@@ -8,7 +8,7 @@ from typing import Literal
 from include.juicefs_storage.markdown import table
 from include.juicefs_storage.names import SWITCH, run_url
 from include.juicefs_storage.records import Record
-from include.juicefs_storage.switch.report import MEANING as RUN_MEANING
+from include.juicefs_storage.switch.outcome import MEANING as RUN_MEANING
 
 FleetOutcome = Literal["moved", "planned", "refused", "rejected", "stopped", "incomplete"]
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from airflow.sdk import get_current_context
 
+from include.juicefs_storage.names import run_url
 from include.juicefs_storage.volume.setting import StorageConfig
 
 #: The states in which a task has ended.
@@ -33,6 +34,11 @@ def push(key: str, value: Any) -> None:
 def run_id() -> str:
     """The id of this run."""
     return str(get_current_context()["run_id"])
+
+
+def task_page(task_id: str) -> str:
+    """The page of a task of this run in Airflow, relative to the root of the UI."""
+    return f"{run_url(get_current_context()['dag'].dag_id, run_id())}/tasks/{task_id}"
 
 
 def triggered_at() -> datetime | None:

@@ -23,7 +23,7 @@ from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView,
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks.context import pull, push, task_states
 from include.juicefs_storage.tasks.registry import read_registry
-from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runbook import IDENTITY, missing_connections_explained, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.run import volume_lease
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
@@ -225,6 +225,7 @@ def plan() -> dict[str, Any]:
         raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
     missing, blocks_s = (pull("check_consistency", key) for key in ("missing_objects", "blocks_s"))
     planned = make_plan(Runtime.of_run(), findings, missing, blocks_s)
+    push(IDENTITY, planned.identity)
     push("markdown", planned.to_markdown())
     push("subject", f"{planned.title}?")
     return planned.model_dump(mode="json")
