@@ -65,3 +65,19 @@ def test_the_report_begins_with_what_failed_first(fault_lab: Lab, start: Start) 
     assert first.startswith("## Rolled back")
     assert second.startswith("**[`prove_fresh_mount`](dags/juicefs_storage_switch/runs/")
     assert run.xcom("finalize", "report")["failure"]["task"] == "prove_fresh_mount"
+
+
+def test_a_mount_pod_that_was_deleted_by_others_is_named_and_rolls_nothing_back(
+    fault_lab: Lab, sides: Sides, start: Start, writer: Writer
+) -> None:
+    run = start()
+    name = fault_lab.kubectl(
+        "-n", "juicefs", "get", "pods", "-l", "app.kubernetes.io/name=juicefs-mount", "-o", "name"
+    ).split()[0]
+    run.before = {"restart_csi": lambda: fault_lab.kubectl("-n", "juicefs", "delete", name, "--wait=false")}
+    outcome = run.go()
+    writer.stop()
+    assert outcome == "switched", run.errors
+    named = [line for line in run.xcom("finalize", "report")["proofs"] if "which this run does to none" in line]
+    assert len(named) == 1
+    assert_all_on(fault_lab, sides.target)

@@ -132,6 +132,7 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if task in results:
             lines.append(text.format(**results[task]))
     lines += _written_lines(results.get("write_setting", {}))
+    lines += _pod_lines(results.get("prove_no_restarts", {}))
     for task, side in (("follow_writes", "old"), ("follow_writes_back", "new")):
         lines += _follow_lines(results.get(task, {}), side)
     for task in ("prove_no_restarts", "prove_blocks_on_old"):
@@ -155,6 +156,18 @@ def _written_lines(result: Mapping[str, Any]) -> list[str]:
             "set it again with `juicefs config`"
         )
     return lines
+
+
+def _pod_lines(result: Mapping[str, Any]) -> list[str]:
+    """What became of the pods that must not restart."""
+    if not result:
+        return []
+    pods = f"{result['mount_pods']} mount pods and {result['business_pods']} business pods"
+    if not (restarted := result["restarted"]):
+        return [f"{pods}: same UIDs, 0 restarts"]
+    listed = "; ".join(restarted)
+    named = f"of {pods} these restarted or were replaced while the volume moved, which this run does to none: {listed}"
+    return [f"{named}. Every client that is there now, and all {result['blocks']} blocks, were proven after that"]
 
 
 def _follow_lines(result: Mapping[str, Any], side: str) -> list[str]:
@@ -215,7 +228,6 @@ _SENTENCES: Mapping[str, str] = {
     "catch_up": "{copied} more blocks that clients wrote to the old store while they moved were copied to the new one",
     "prove_blocks": "all {blocks} blocks that files refer to are on the new store",
     "prove_fresh_mount": "a fresh mount with an empty cache read, wrote and listed on the new store",
-    "prove_no_restarts": "{mount_pods} mount pods and {business_pods} business pods: same UIDs, {restarts} restarts",
     "collect_diagnostics": "diagnostics of the failure are kept as `{diagnostics_id}`, "
     "see docs/rollback.md for how to read them",
     "copy_back": "{copied} blocks were copied back before the setting was restored",

@@ -220,7 +220,7 @@ def examine(member: Member, carried_out: Plan, salt: str, *, blocks: bool) -> di
         pods, config, runtime.target_store, canary_name(salt),
         timeout_s=runtime.params.client_timeout_s, clock=time.monotonic, sleep=time.sleep,
     )  # fmt: skip
-    compare_pods(pods, carried_out)
+    compare_pods(pods, carried_out).require_no_restarts()
     health: dict[str, Any] = {"clients": len(proofs)}
     if blocks:
         difference = missing_blocks(runtime.metadata, setting, runtime.target_store)

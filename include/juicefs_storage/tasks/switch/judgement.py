@@ -12,7 +12,7 @@ from include.juicefs_storage.tasks.context import log, pull, task_states
 from include.juicefs_storage.tasks.switch import proofs
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.run import SwitchRun
-from include.juicefs_storage.volume.mount_pods import MountPod, find_mount_pods
+from include.juicefs_storage.volume.mount_pods import MountPod
 
 #: The tasks of the way back, see `rollback`.
 ROLLBACK = (
@@ -140,7 +140,7 @@ class Judgement:
         run = self.run
         setting = run.runtime.setting()
         on_new = setting.uses(run.new.config)
-        mounts = find_mount_pods(run.runtime.cluster, setting)
+        mounts = run.runtime.volume_pods(setting).mounts()
         if complete and on_new:
             proven = self._prove_again(mounts, proven)
         bucket = run.new.config.bucket
