@@ -44,7 +44,9 @@ def test_every_outcome_has_a_meaning() -> None:
         (ON_NEW, replace(ALL_PROVEN, superseded_by="myjfs.later"), "superseded"),
         (ON_NEW, replace(ALL_PROVEN, superseded_by="myjfs.later", went_back=True), "superseded"),
         (Observed(), replace(ALL_PROVEN, went_back=True, unproven=MISSING), "rolled back"),
-        (ON_NEW, replace(ALL_PROVEN, went_back=True), "half rolled back"),
+        (replace(ON_NEW, on_new=False), replace(ALL_PROVEN, went_back=True), "half rolled back"),
+        # The old store does not serve: the rollback did not begin.
+        (ON_NEW, replace(ALL_PROVEN, went_back=True, unproven_back=MISSING), "held"),
         (Observed(), replace(ALL_PROVEN, went_back=True, unproven_back=MISSING), "half rolled back"),
         (Observed(unreadable="no answer"), replace(ALL_PROVEN, went_back=True), "half rolled back"),
         (Observed(unreadable="no answer"), ALL_PROVEN, "unknown"),
