@@ -40,7 +40,7 @@ _TRIED_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PLAIN = re.compile(r"[A-Za-z0-9/_.~-]*").fullmatch
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _KEYS = "correct the keys of {origin}, or their policy on this bucket"
-_REGION = "correct extra.region_name or extra.endpoint_url of {origin}"
+_REGION = "correct extra.region_name or extra.endpoint_url of {connection}"
 _RENEW = "renew the keys and the session token of {origin}, then clear this task"
 #: Answers that concern every request to a bucket, with what to do about each.
 _REMEDIES = {
@@ -50,7 +50,7 @@ _REMEDIES = {
     "SignatureDoesNotMatch": "correct the secret key (password) of {origin}",
     "ExpiredToken": _RENEW,
     "TokenRefreshRequired": _RENEW,
-    "InvalidToken": "correct extra.aws_session_token of {origin}",
+    "InvalidToken": "correct extra.aws_session_token of {connection}",
     "AccessDenied": _KEYS,
     "AllAccessDisabled": _KEYS,
     "AccountProblem": _KEYS,
@@ -249,8 +249,8 @@ class S3Client:
         if type(error).__name__ == "SSLCertVerificationError":
             raise PermanentError(
                 f"{self.store.name}: its certificate is not trusted ({getattr(error, 'verify_message', '')}).",
-                next_step=f"set extra.verify of {self.store.origin} to the file of its CA, or trust that CA on the "
-                "Airflow workers. A setting has no extra.verify: give the run a connection for that store",
+                next_step=f"set extra.verify of {self.store.connection} to the file of its CA, or trust that CA on the "
+                "Airflow workers",
             ) from None
         if getattr(error, "reason", "") in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}:
             raise PermanentError(
@@ -309,7 +309,7 @@ class S3Client:
         kind = TransientError if status >= 500 or status == 409 else PermanentError
         return kind(
             f"{action} in {self.store.name}: the store answered {found}.",
-            next_step=step.format(origin=self.store.origin),
+            next_step=step.format(origin=self.store.origin, connection=self.store.connection),
         )
 
     def copy_source(self, key: str) -> str:

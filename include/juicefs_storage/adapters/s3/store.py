@@ -65,6 +65,11 @@ class S3Store:
         """Bucket, prefix and endpoint, for messages."""
         return f"{self.bucket}/{self.prefix} at {self.endpoint}"
 
+    @property
+    def connection(self) -> str:
+        """What has fields of its own for region, addressing and TLS: a setting has none."""
+        return self.origin if "connection" in self.origin else "a connection that is given to the run for this store"
+
     @classmethod
     def from_connection(cls, conn_id: str, bucket: str, prefix: str = "", limits: Limits | None = None) -> S3Store:
         """Read an Airflow connection of type `aws`, as the Amazon provider's hooks read it.
