@@ -5,15 +5,22 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "include/juicefs_storage"
 PAGE = (ROOT / "docs/architecture.md").read_text()
 
 
+def contracts() -> list[dict[str, Any]]:
+    linter: list[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    return linter
+
+
 def layers() -> list[str]:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (stack,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    (stack,) = (contract["layers"] for contract in contracts() if contract["type"] == "layers")
     return [str(layer) for layer in stack]
 
 
@@ -32,6 +39,12 @@ def test_every_package_is_described_in_the_order_of_the_layers() -> None:
     described = re.findall(r"^\| `(\w+)` \| .+ \| .+ \|$", PAGE, re.MULTILINE)
     assert described == [name for layer in layers() for name in layer.split(" | ")]
     assert set(described) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_what_reaches_nothing_is_what_the_linter_keeps_pure() -> None:
+    pure = next(contract["source_modules"] for contract in contracts() if "pure" in contract["name"])
+    described = re.findall(r"^\| `(\w+)` \| .+ \| nothing \|$", PAGE, re.MULTILINE)
+    assert {f"include.juicefs_storage.{name}" for name in described} == set(pure)
 
 
 def test_the_modules_beside_the_layers_are_named() -> None:
