@@ -29,12 +29,13 @@ import select
 import socket
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from email.utils import formatdate
 from urllib.parse import unquote_to_bytes
 
 from benchmarks.population import KIB, MAX_BYTES, TAIL_BYTES, Population, etag, pattern
-from lab.s3_wire import contents, list_page, unframed
+from benchmarks.stub_bucket import MODIFIED, Bucket, Stored
+from lab.s3_wire import unframed
 
 #: Bodies up to here are received and compared in full.
 _SMALL = 128 * KIB
@@ -44,79 +45,17 @@ _HEAD = 4 * KIB
 _END = 512
 
 _DATE = formatdate(usegmt=True)
-_ISO_DATE = "2026-01-01T00:00:00.000Z"
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d*)-(\d*)")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 _DECODED_LENGTH = re.compile(rb"\r\nx-amz-decoded-content-length: *(\d+)")
 _MD5 = re.compile(rb"\r\ncontent-md5: *(\S+)", re.IGNORECASE)
 _COPY_SOURCE = re.compile(rb"\r\nx-amz-copy-source: *(\S+)", re.IGNORECASE)
 _IF_MATCH = re.compile(rb'\r\nif-match: *"?([^"\r]*)')
-_SAFE_KEY = re.compile(r"[\w./-]+", re.ASCII)
 
 _EMPTY_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nServer: stub\r\n\r\n"
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\nServer: stub\r\n\r\n"
 
 Sendable = bytes | memoryview | tuple[int, int]
-
-
-@dataclasses.dataclass(slots=True)
-class Stored:
-    """An object. `body` is None where pattern and tail are the content."""
-
-    key: str
-    size: int
-    etag: str
-    tail: bytes
-    body: bytes | None = None
-    listed: str = ""  # its part of a listing, made once
-
-    def entry(self, *, encoded: bool) -> str:
-        """Its part of a listing."""
-        if self.listed:
-            return self.listed
-        safe = _SAFE_KEY.fullmatch(self.key) is not None
-        entry = contents(self.key, self.size, self.etag, _ISO_DATE, encoded=encoded)
-        if safe:
-            self.listed = entry
-        return entry
-
-
-class Bucket:
-    """Objects by key, and their order."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, Stored] = {}
-        self.requests: Counter[str] = Counter()
-        self._keys: list[str] = []
-        self._changed = False
-        self.pages: dict[str, bytes] = {}
-
-    def put(self, stored: Stored) -> None:
-        """Add or replace an object."""
-        if stored.key not in self.objects:
-            self._keys.append(stored.key)
-            self._changed = True
-        self.objects[stored.key] = stored
-        self.pages.clear()
-
-    def delete(self, key: str) -> None:
-        """Forget an object, if it is there."""
-        if self.objects.pop(key, None):
-            self._keys.remove(key)
-            self.pages.clear()
-
-    def page(self, query: str) -> str:
-        """The answer to ListObjectsV2."""
-        objects = self.objects
-        return list_page(self.keys, query, lambda key, encoded: objects[key].entry(encoded=encoded))
-
-    @property
-    def keys(self) -> list[str]:
-        """All keys in order."""
-        if self._changed:
-            self._keys.sort()
-            self._changed = False
-        return self._keys
 
 
 class Connection:
@@ -427,7 +366,7 @@ class StubStore:
             self._error(connection, 404, "NoSuchKey")
             return
         bucket.put(Stored(key, stored.size, stored.etag, stored.tail, stored.body))
-        result = f"<CopyObjectResult><ETag>&#34;{stored.etag}&#34;</ETag><LastModified>{_ISO_DATE}</LastModified>"
+        result = f"<CopyObjectResult><ETag>&#34;{stored.etag}&#34;</ETag><LastModified>{MODIFIED}</LastModified>"
         self._answer(connection, self._xml(result + "</CopyObjectResult>"))
 
     def _body(self, connection: Connection, upload: Upload, data: bytes) -> bytes:
