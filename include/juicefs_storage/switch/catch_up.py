@@ -16,6 +16,7 @@ from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.comparison import batches
 from include.juicefs_storage.volume.difference import Difference, missing_blocks, volume_pages
 from include.juicefs_storage.volume.setting import Setting
+from include.juicefs_storage.volume.slice_batches import SliceBatches
 
 _COPY_PASSES = 5
 #: Keys that are compared before the missing ones are copied; bytes that the engine gets between two looks at the clock.
@@ -36,8 +37,10 @@ class CatchUp:
         confirm_lease: Called before each write; raises where this run must not write any more.
         clock: A monotonic clock.
         timeout_s: The limit of one pass, in seconds.
+        remember: Remember in `compared` what the last pass compared, for a follower: one more pass over the slices.
         copied: Blocks copied so far.
         copied_bytes: Of these blocks.
+        compared: The slices that were committed when the last pass began; None where they are not remembered.
     """
 
     metadata: MetadataStore
@@ -48,8 +51,10 @@ class CatchUp:
     confirm_lease: Callable[[], None]
     clock: Callable[[], float]
     timeout_s: float
+    remember: bool = False
     copied: int = 0
     copied_bytes: int = 0
+    compared: SliceBatches | None = None
     _failed: list[str] = field(default_factory=list)
 
     def run(self) -> Difference:
@@ -77,6 +82,9 @@ class CatchUp:
         """Compare both listings, and copy what the target lacks."""
         deadline, totals, status = self.clock() + self.timeout_s, Totals(), Status("Blocks")
         status.update(totals, "listing")
+        if self.remember:
+            # Before the listings: the blocks of these slices are in them.
+            self.compared = SliceBatches.of(self.metadata.slices())
         stretches = beside(*(volume_pages(store, self.setting) for store in (self.source, self.target)))
         # By size: blocks are never rewritten, and what the target has is never overwritten here.
         for batch in batches(stretches, lambda: Classifier(by_size=True), batch_keys=_BATCH_KEYS):

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from typing import TypeVar
 
 from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError
@@ -24,6 +24,7 @@ from include.juicefs_storage.switch.step import LeaseCheck
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import watermark
 from include.juicefs_storage.volume.setting import Setting
+from include.juicefs_storage.volume.slice_batches import SliceBatches, batch_of
 
 #: How many blocks one look treats at most, the newest first: the next look must not wait for a long past.
 _AT_ONCE = 2_000
@@ -57,6 +58,8 @@ class Follower:
         copy: Copies objects; overwrites none.
         confirm_lease: Called before each copy.
         clock: A monotonic clock.
+        compared: What the copy before has compared. What was committed since is copied too. None: not known, all that
+            the first look finds below its watermark counts as compared.
         copied: Blocks.
         copied_bytes: Of these blocks.
         slowest_s: The longest time between the look that saw a block's slice and the end of its copy, in seconds.
@@ -71,6 +74,7 @@ class Follower:
     copy: Copy
     confirm_lease: LeaseCheck
     clock: Callable[[], float]
+    compared: SliceBatches | None = None
     copied: int = 0
     copied_bytes: int = 0
     slowest_s: float = 0.0
@@ -80,6 +84,8 @@ class Follower:
     _old_ids: array[int] = field(init=False, default_factory=lambda: array("Q"))
     _old_rows: Iterator[tuple[int, int]] = field(init=False, default=iter(()))
     _first_pass_done: bool = field(init=False, default=False)
+    _batch: list[tuple[int, int]] = field(init=False, default_factory=list)
+    _read_to: int = field(init=False, default=0)
     _settled: set[int] = field(init=False, default_factory=set)
     _waiting: dict[int, tuple[float, list[str]]] = field(init=False, default_factory=dict)
 
@@ -91,7 +97,7 @@ class Follower:
         *,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Look every second, whatever fails; for the last time after it is over, unless it is called off.
+        """Poll every second, ignoring transient errors; poll once more at the end unless cancelled.
 
         Args:
             over: Asked before each look.
@@ -132,14 +138,16 @@ class Follower:
         if self._first_id is None:
             self._first_id = watermark(self.metadata)
             self._old_rows = self.metadata.slices(0, self._first_id)
-            self._go_through_old(_FIRST_PASS_S)
-        committed = dict(self.metadata.slices(self._first_id)) | self._go_through_old(_PASS_S)
+            since = self._go_through_old(_FIRST_PASS_S)
+        else:
+            since = self._go_through_old(_PASS_S)
+        committed = dict(self.metadata.slices(self._first_id)) | since
         for slice_id in committed.keys() - self._settled - self._waiting.keys():
             keys = [key for key, _ in block_objects(self.setting, slice_id, committed[slice_id])]
             self._waiting[slice_id] = (seen_at, keys)
-        for slice_id in self._waiting.keys() - committed.keys():
-            if slice_id >= self._first_id or not any(self.metadata.slices(slice_id, slice_id + 1)):
-                del self._waiting[slice_id]  # deleted, or compacted, meanwhile
+        unseen = self._waiting.keys() - committed.keys()
+        for slice_id in unseen - self.metadata.still_needed(unseen):
+            del self._waiting[slice_id]  # deleted, or compacted, meanwhile
         chosen, count = [], 0
         for slice_id in sorted(self._waiting, reverse=True):
             chosen.append(slice_id)
@@ -152,23 +160,39 @@ class Follower:
             self.waiting = sum(len(keys) for _, keys in self._waiting.values())
 
     def _go_through_old(self, for_s: float) -> dict[int, int]:
-        """Go on through the slices with lower ids; those that the first pass had not found, id to size."""
+        """Continue through the slices with lower ids; those that the copy before has not compared, id to size."""
         new: dict[int, int] = {}
         until = self.clock() + for_s
         while self.clock() < until and len(self._old_ids) < _MOST_OLD_IDS:
             try:
                 rows = list(islice(self._old_rows, _OLD_ROWS))
             except StorageSwitchError:
-                read = self._old_ids[-1] + 1 if self._old_ids and not self._first_pass_done else 0
-                self._old_rows = self.metadata.slices(read, self._first_id)
+                self._batch = []
+                self._old_rows = self.metadata.slices(0 if self._first_pass_done else self._read_to, self._first_id)
                 raise
+            last = len(rows) < _OLD_ROWS
             if not self._first_pass_done:
-                self._old_ids.extend(slice_id for slice_id, _ in rows)
+                new |= self._take_for_old(rows, last=last)
             else:
                 new |= {slice_id: size for slice_id, size in rows if not self._is_old(slice_id)}
-            if len(rows) < _OLD_ROWS:
+            if last:
                 self._first_pass_done, self._old_rows = True, self.metadata.slices(0, self._first_id)
                 break
+        return new
+
+    def _take_for_old(self, rows: list[tuple[int, int]], *, last: bool) -> dict[int, int]:
+        """Take the slices for old whose batch has not changed since the copy before; return the others, id to size."""
+        new: dict[int, int] = {}
+        batches = [list(group) for _, group in groupby([*self._batch, *rows], key=lambda row: batch_of(row[0]))]
+        # The rest of the last batch may be in the next rows.
+        self._batch = [] if last or not batches else batches.pop()
+        for batch in batches:
+            ids = [slice_id for slice_id, _ in batch]
+            if self.compared is None or self.compared.unchanged(batch_of(ids[0]), ids):
+                self._old_ids.extend(ids)
+            else:
+                new |= dict(batch)
+            self._read_to = ids[-1] + 1
         return new
 
     def _is_old(self, slice_id: int) -> bool:

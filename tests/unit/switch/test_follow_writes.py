@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import pytest
@@ -12,9 +12,11 @@ import pytest
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.objects.model import Copied, Listed, ObjectOutcome
 from include.juicefs_storage.ports import Session
+from include.juicefs_storage.switch import follow_writes
 from include.juicefs_storage.switch.follow_writes import Follower
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import ID_BATCH
+from include.juicefs_storage.volume.slice_batches import SliceBatches
 from tests.support.fakes import FakeMetadata, FakeStore, setting
 
 ROW = setting()
@@ -186,3 +188,42 @@ def test_a_store_that_fails_is_not_asked_for_every_block(monkeypatch: pytest.Mon
     with pytest.raises(TransientError):
         world.look()
     assert 1 <= len(asked) < 30
+
+
+def test_what_was_committed_since_the_copy_before_is_copied_too() -> None:
+    """With ids of old batches, before the follower has looked for the first time."""
+    world = World(last_id=10 * ID_BATCH)
+    for slice_id in (ID_BATCH + 1, 2 * ID_BATCH, 3 * ID_BATCH + 5):
+        world.commit(slice_id, on=[world.source, world.target])
+    untouched = world.commit(4 * ID_BATCH, on=[world.source])
+    world.follower.compared = SliceBatches.from_text(SliceBatches.of(world.metadata.slices()).to_text())
+    late = [key for slice_id in (ID_BATCH + 9, 3 * ID_BATCH) for key in world.commit(slice_id, on=[world.source])]
+    empty = world.commit(7 * ID_BATCH + 1, on=[world.source])
+    assert world.look() == 0
+    assert {*late, *empty} <= world.target.objects.keys()
+    assert untouched[0] not in world.target.objects, "the copy before has seen it"
+    assert world.follower.copied == 3
+    for _ in range(2):
+        world.look()
+    assert world.follower.copied == 3
+
+
+def test_a_first_pass_that_was_broken_off_continues_at_a_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow_writes, "_OLD_ROWS", 3)
+    world = World(last_id=10 * ID_BATCH)
+    for slice_id in range(ID_BATCH, ID_BATCH + 8):
+        world.commit(slice_id, on=[world.source])
+    world.follower.compared = SliceBatches.of(world.metadata.slices())
+    read, broken = world.metadata.slices, iter([True])
+
+    def slices(first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
+        for number, row in enumerate(read(first_id, end_id)):
+            if number == 4 and next(broken, False):
+                raise TransientError("away")
+            yield row
+
+    monkeypatch.setattr(world.metadata, "slices", slices)
+    with pytest.raises(TransientError):
+        world.follower.look()
+    assert world.look() == 0
+    assert world.follower.copied == 0, "no batch has changed"

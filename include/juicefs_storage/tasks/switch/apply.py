@@ -120,7 +120,7 @@ def copy_ahead() -> dict[str, Any]:
     run = admission.forward(take_lease=False)
     if not run.runtime.params.catch_up:
         return {"copied": 0}
-    return copies.copy(run, run.old, run.new, timeout_s=_COPY_AHEAD_TIMEOUT_S)
+    return copies.copy(run, run.old, run.new, timeout_s=_COPY_AHEAD_TIMEOUT_S, before_follower=True)
 
 
 @runbook_task
@@ -134,7 +134,9 @@ def follow_writes() -> dict[str, Any]:
     run = admission.forward(take_lease=False)
     if not run.runtime.params.catch_up:
         return {"copied": 0}
-    result = copies.follow(run, run.old, run.new, moving=_MOVING, on_poll=write_fence.watch(run))
+    result = copies.follow(
+        run, run.old, run.new, moving=_MOVING, compared_by="copy_ahead", on_poll=write_fence.watch(run)
+    )
     if task_states(_MOVING[-1])[_MOVING[-1]] != "success":
         # Some client may not have moved, and from here on nobody takes the fence down in time.
         write_fence.take_down(run)

@@ -17,17 +17,22 @@ from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.context import ENDED, log, pull, push, task_states
 from include.juicefs_storage.tasks.switch import proofs
 from include.juicefs_storage.tasks.switch.run import SwitchRun
+from include.juicefs_storage.volume.slice_batches import SliceBatches
 
 #: Clients wait for these copies: what they wrote elsewhere in some seconds is copied in minutes, or something is wrong.
 CATCH_UP_TIMEOUT_S = 600
 #: The XCom that a follower pushes when it has begun, and how long its start may take, in seconds.
 _FOLLOWING = "following"
 _START_S, _START_POLL_S = 60, 0.3
+#: The XCom of a copy that says which slices it has compared.
+_COMPARED = "compared"
 #: After how many seconds without progress of the run a follower frees its worker slot: the next task may wait for it.
 _GIVE_WAY_S = 300
 
 
-def copy(run: SwitchRun, source: Location, target: Location, *, timeout_s: float) -> dict[str, Any]:
+def copy(
+    run: SwitchRun, source: Location, target: Location, *, timeout_s: float, before_follower: bool = False
+) -> dict[str, Any]:
     """Copy the blocks that only the source has, until the metadata misses none on the target.
 
     Args:
@@ -35,6 +40,7 @@ def copy(run: SwitchRun, source: Location, target: Location, *, timeout_s: float
         source: Where the blocks are.
         target: Where they must be. Nothing is overwritten or deleted there.
         timeout_s: The limit of one pass, in seconds.
+        before_follower: Record which slices were compared, for the follower that comes next.
     """
     with run.lease.kept_renewed(), closing(run.engine(source, target)) as engine:
         work = CatchUp(
@@ -47,8 +53,11 @@ def copy(run: SwitchRun, source: Location, target: Location, *, timeout_s: float
             run.lease.refuse_if_held,
             time.monotonic,
             timeout_s,
+            remember=before_follower,
         )
         difference = work.run()
+    if work.compared:
+        push(_COMPARED, work.compared.to_text())
     return {"copied": work.copied, "copied_bytes": work.copied_bytes, "still_missing": difference.missing}
 
 
@@ -80,6 +89,7 @@ def follow(
     target: Location,
     *,
     moving: Sequence[str],
+    compared_by: str,
     on_poll: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Copy what clients still write to the location that they leave, within two seconds, while other tasks move them.
@@ -92,6 +102,7 @@ def follow(
         source: The location that the clients leave.
         target: Where they go.
         moving: The tasks that move them; the follower ends with the last of these.
+        compared_by: The copy before: what was committed since it compared is copied too.
         on_poll: Called before each poll.
 
     Raises:
@@ -105,7 +116,14 @@ def follow(
 
     with run.lease.kept_renewed(), closing(run.engine(source, target, fail_fast=True)) as engine:
         follower = Follower(
-            run.runtime.metadata, run.before, source.store, target.store, engine.copy, run.confirm_lease, time.monotonic
+            run.runtime.metadata,
+            run.before,
+            source.store,
+            target.store,
+            engine.copy,
+            run.confirm_lease,
+            time.monotonic,
+            compared=SliceBatches.from_text(compared) if (compared := pull(compared_by, _COMPARED)) else None,
         )
         follower.follow(ended, lambda: push(_FOLLOWING, True), time.sleep, cancelled=tasks.failed)
     return {

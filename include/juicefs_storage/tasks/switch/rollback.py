@@ -228,7 +228,7 @@ def copy_back(run: SwitchRun) -> dict[str, Any]:
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes, with Downstream.
     """
-    return copies.copy(run, run.new, run.old, timeout_s=copies.CATCH_UP_TIMEOUT_S)
+    return copies.copy(run, run.new, run.old, timeout_s=copies.CATCH_UP_TIMEOUT_S, before_follower=True)
 
 
 @undo_task
@@ -238,7 +238,7 @@ def follow_writes_back(run: SwitchRun) -> dict[str, Any]:
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes; it ends with
     prove_clients_on_old.
     """
-    return copies.follow(run, run.new, run.old, moving=_MOVING)
+    return copies.follow(run, run.new, run.old, moving=_MOVING, compared_by="copy_back")
 
 
 @undo_task
