@@ -92,7 +92,7 @@ def work(name: str, metaurl: str, endpoint: str, slices: int) -> int:
     """One of our programs; returns how many blocks it counted."""
     # The plots of the benchmarks bring numpy along, and pyarrow would load it: in requirements.txt there is none.
     sys.modules["numpy"] = None  # type: ignore[assignment]
-    metadata = MySqlMetadata(Hook(metaurl))  # type: ignore[arg-type]
+    metadata = MySqlMetadata(Hook(metaurl))
     setting = metadata.read_setting()
     if name == "needed-hashed":
         setting = Setting(json.dumps(json.loads(setting.raw) | {"HashPrefix": True}).encode())

@@ -59,6 +59,11 @@ def connections(lab: Lab) -> dict[str, str]:
     return {f"AIRFLOW_CONN_{name}": json.dumps(value) for name, value in found.items()}
 
 
+def backup_key() -> str:
+    """The key of the runs' backups, base64."""
+    return _KEY
+
+
 def vault(lab: Lab) -> FileVault:
     """The backups of the runs."""
     from airflow.sdk import ObjectStoragePath

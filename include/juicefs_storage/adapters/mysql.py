@@ -1,15 +1,16 @@
-"""The metadata database of a JuiceFS volume, through Airflow's MySqlHook."""
+"""The metadata database of a JuiceFS volume: by its metaurl, or through Airflow's MySqlHook."""
 
 from __future__ import annotations
 
 import json
 import ssl
 import struct
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from include.juicefs_storage.errors import PermanentError, StillAwayError, TransientError
 from include.juicefs_storage.ports import Session
@@ -45,6 +46,26 @@ _TLS: dict[str, dict[str, Any]] = {
 _PERMANENT_CODES = frozenset({1044, 1045, 1049, 1054, 1142, 1146, 1698})
 
 
+class _Connects(Protocol):
+    """What opens a connection: Airflow's MySqlHook is one."""
+
+    def get_conn(self) -> Any:
+        """Open a connection."""
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A server by the options of the client, without Airflow."""
+
+    options: Mapping[str, Any] = field(repr=False)
+
+    def get_conn(self) -> Any:
+        """Open a connection."""
+        import MySQLdb
+
+        return MySQLdb.connect(**self.options)
+
+
 class MySqlMetadata:
     """`ports.MetadataStore` on MySQL or MariaDB. Every call opens and closes a connection of its own.
 
@@ -57,7 +78,7 @@ class MySqlMetadata:
 
     def __init__(
         self,
-        hook: MySqlHook,
+        hook: _Connects,
         waited_for: Callable[[], bool] = lambda: False,
         *,
         table_prefix: str = "jfs_",
@@ -92,25 +113,23 @@ class MySqlMetadata:
         Raises:
             PermanentError: It names a Unix socket, which is in the mount pods.
         """
-        from airflow.sdk import Connection
-
         if metaurl.socket:
             raise PermanentError(
                 "The Secret's metaurl names a Unix socket, which cannot be reached from Airflow.",
                 next_step="make an Airflow connection of type MySQL to the metadata and name it in `meta_conn_id`",
             )
-        connection = Connection(
-            conn_id="metaurl",
-            conn_type="mysql",
-            host=metaurl.host,
-            port=metaurl.port,
-            login=metaurl.user,
-            password=metaurl.password.get_secret_value(),
-            schema=metaurl.database,
-            extra=json.dumps(_TLS[metaurl.tls]),
-        )
         return cls(
-            _hook(connection=connection),
+            _Server(
+                {
+                    "host": metaurl.host,
+                    "port": metaurl.port,
+                    "user": metaurl.user,
+                    "passwd": metaurl.password.get_secret_value(),
+                    "db": metaurl.database,
+                    **_TIMEOUTS,
+                    **_TLS[metaurl.tls],
+                }
+            ),
             waited_for,
             table_prefix=metaurl.table_prefix,
             require_tls=metaurl.tls in {"true", "skip-verify"},

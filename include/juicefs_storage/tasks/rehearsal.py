@@ -11,10 +11,11 @@ from airflow.sdk import Asset, TriggerRule, get_current_context
 from include.juicefs_storage import names
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.backup import Backup
-from include.juicefs_storage.switch.checks import refusal
+from include.juicefs_storage.switch.checks import ok, refusal
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.switch.params import RehearsalParams, resolve_params
 from include.juicefs_storage.switch.readiness import Readiness, judge, rehearse_restore
+from include.juicefs_storage.switch.way_back import WayBack
 from include.juicefs_storage.tasks.context import log, push
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
@@ -87,6 +88,8 @@ def rehearse_volume(volume: str, registry: dict[str, dict[str, Any]], earlier: S
         kept: list[Backup | None] = []
         findings += _attempt("backup", lambda: _restored(runtime, kept))
         backup = kept[0] if kept else None
+        if backup:
+            findings += _attempt("way back", lambda: _way_back(runtime, backup))
         if not any(finding.level == "refusal" for finding in findings):
             findings += _attempt("plan", lambda: list(make_plan(runtime, [], None).refusals))
     return judge(volume, findings, backup, before=earlier, now=datetime.now(UTC))
@@ -96,6 +99,16 @@ def _restored(runtime: Runtime, kept: list[Backup | None]) -> list[Finding]:
     findings, newest = rehearse_restore(runtime.vault, runtime.setting())
     kept.append(newest)
     return findings
+
+
+def _way_back(runtime: Runtime, backup: Backup) -> list[Finding]:
+    """Make the plan that break-glass would carry out with the newest backup, without carrying it out."""
+    plan = WayBack(backup, runtime.cluster, runtime.metadata, runtime.params.secret_name).plan()
+    changes = [f"{len(plan.secrets)} Secrets", *(["the setting"] if plan.setting else [])]
+    message = (
+        f"break-glass with {backup.backup_id} would write {', '.join(changes)} and move {len(plan.clients)} clients"
+    )
+    return [ok("way back", message)]
 
 
 def _attempt(name: str, check: Any) -> list[Finding]:

@@ -64,6 +64,36 @@ class KubernetesCluster:
             load_incluster_config(client_configuration=configuration)
         return cls(api_client, namespace)
 
+    @classmethod
+    def from_kubeconfig(cls, kubeconfig: str | None, context: str | None, namespace: str) -> KubernetesCluster:
+        """Use a kubeconfig, without Airflow.
+
+        Args:
+            kubeconfig: Its file; None: $KUBECONFIG or ~/.kube/config, and in a pod its service account.
+            context: Its context; None: the current one.
+            namespace: The CSI driver's.
+
+        Raises:
+            PermanentError: There is none, or it cannot be used.
+        """
+        from kubernetes.client import ApiClient, Configuration
+        from kubernetes.config import ConfigException, load_incluster_config, new_client_from_config
+
+        try:
+            api_client = new_client_from_config(config_file=kubeconfig, context=context)
+        except ConfigException as error:
+            try:
+                if kubeconfig or context:
+                    raise error from None
+                configuration = Configuration()
+                load_incluster_config(client_configuration=configuration)
+                api_client = ApiClient(configuration)
+            except ConfigException as last:
+                raise PermanentError(
+                    f"No kubeconfig can be used: {last}", next_step="give one with --kubeconfig"
+                ) from None
+        return cls(api_client, namespace)
+
     def allows(self, right: Right) -> bool:
         """SelfSubjectAccessReview."""
         attributes = {

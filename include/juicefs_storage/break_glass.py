@@ -1,0 +1,296 @@
+"""Go back to a backup when Airflow is gone: `python -m include.juicefs_storage.break_glass BACKUP`.
+
+Needs the backup's file, its key, the Kubernetes API and the metadata database. Airflow is neither imported nor asked.
+docs/break-glass.md says when and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from include.juicefs_storage.adapters.vault import Keyring, read_key
+from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.ports import SecretObject
+from include.juicefs_storage.switch.backup import Backup
+from include.juicefs_storage.switch.catch_up import CatchUp
+from include.juicefs_storage.switch.lease import VolumeLease, lease_name
+from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.switch.probe_location import find_problem
+from include.juicefs_storage.switch.way_back import WayBack, WayBackPlan
+from include.juicefs_storage.volume.difference import missing_blocks
+from include.juicefs_storage.volume.metaurl import Metaurl
+from include.juicefs_storage.volume.secret import metaurl_of
+
+if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+    from include.juicefs_storage.adapters.mysql import MySqlMetadata
+    from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+_SUFFIX = ".backup"
+_COPY_TIMEOUT_S = 6 * 3600
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m include.juicefs_storage.break_glass",
+        description="Open a backup, verify it, and print the way back; with --apply carry it out.",
+    )
+    parser.add_argument("backup", type=Path, help="the file <volume>.<run id>.backup; its name must be kept")
+    parser.add_argument("--key-file", type=Path, help="file with the key; without it the key is read from stdin")
+    parser.add_argument("--kubeconfig", help="default: $KUBECONFIG, ~/.kube/config, or the pod's service account")
+    parser.add_argument("--context", help="context of the kubeconfig")
+    parser.add_argument("--namespace", help="of the CSI driver; default: as in the backup")
+    parser.add_argument("--secret-name", help="the volume's Secret; default: as in the backup")
+    parser.add_argument("--metaurl-file", type=Path, help="file with the metaurl; default: the Secret's")
+    parser.add_argument("--offline", action="store_true", help="only open and verify the backup")
+    parser.add_argument("--print-secrets", action="store_true", help="print the Secrets as manifests")
+    parser.add_argument("--apply", action="store_true", help="carry the way back out")
+    parser.add_argument("--take-lease", action="store_true", help="take the Lease of a run that is dead")
+    parser.add_argument("--anyway", action="store_true", help="go back although the plan names a problem")
+    parser.add_argument("--no-copy", action="store_true", help="copy no blocks back before and after")
+    parser.add_argument("--no-restart", action="store_true", help="do not restart the CSI components")
+    parser.add_argument("--wait-s", type=float, default=180, help="how long the clients may take, in seconds")
+    return parser.parse_args(words)
+
+
+def open_backup(file: Path, key_text: str) -> Backup:
+    """Decrypt and verify a backup's file.
+
+    Args:
+        file: Its name is part of what is verified.
+        key_text: The key, or several: one a line, or with commas between them.
+
+    Raises:
+        PermanentError: There is no such file, no key, or the file does not open with it.
+    """
+    keys = [read_key(word) for word in key_text.replace(",", " ").split()]
+    good = [key for key in keys if key]
+    if not good or len(good) != len(keys):
+        raise PermanentError(
+            "Expected base64 of 32 bytes as key.", next_step="give the password of connection juicefs_backup"
+        )
+    name = file.name.removesuffix(_SUFFIX)
+    try:
+        sealed = file.read_bytes()
+    except OSError as error:
+        raise PermanentError(f"{file} cannot be read: {error.strerror}.", next_step="fetch the file first") from None
+    backup = Backup.from_bytes(Keyring(good[0], tuple(good[1:])).open(name, sealed), name)
+    backup.setting.config  # noqa: B018  raises where the keys in it cannot be decrypted
+    return backup.model_copy(update={"backup_id": name})
+
+
+class Glass:
+    """The way back of one backup, by the plain clients.
+
+    Args:
+        backup: The backup.
+        options: The command's.
+    """
+
+    def __init__(self, backup: Backup, options: argparse.Namespace) -> None:
+        from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+
+        self.backup, self.options = backup, options
+        params = backup.params
+        namespace = options.namespace or backup.namespace or params.get("namespace")
+        self.secret_name = options.secret_name or params.get("secret_name") or next(iter(backup.secrets), "")
+        if not namespace or not self.secret_name:
+            raise PermanentError(
+                "The backup does not say where the volume's Secret is.", next_step="give --namespace and --secret-name"
+            )
+        self.cluster: KubernetesCluster = KubernetesCluster.from_kubeconfig(
+            options.kubeconfig, options.context, str(namespace)
+        )
+        self.metaurl = self._metaurl(str(namespace))
+        self.metadata = self._metadata()
+        holder = f"break-glass/{getpass.getuser()}@{socket.gethostname()}"
+        name = lease_name(backup.setting.uuid)
+        self.lease = VolumeLease(self.cluster, name, holder, now=lambda: datetime.now(UTC))
+        confirm = self.lease.confirm if options.apply else self.lease.refuse_if_held
+        self.way = WayBack(backup, self.cluster, self.metadata, self.secret_name, confirm)
+
+    def _metaurl(self, namespace: str) -> Metaurl:
+        if file := self.options.metaurl_file:
+            password = os.environ.get("META_PASSWORD", "")
+            return Metaurl.parse(file.read_text().strip(), {"META_PASSWORD": password} if password else {})
+        try:
+            return metaurl_of(self.cluster.secret(self.secret_name))
+        except StorageSwitchError:
+            kept = self.backup.secrets.get(self.secret_name, {})
+            if "metaurl" not in kept:
+                raise
+            return metaurl_of(SecretObject(namespace, self.secret_name, "", data=kept))
+
+    def _metadata(self) -> MySqlMetadata:
+        from include.juicefs_storage.adapters.mysql import MySqlMetadata
+
+        return MySqlMetadata.from_metaurl(self.metaurl)
+
+    def buckets(self) -> tuple[S3Bucket, S3Bucket]:
+        """The bucket where the volume is now, and the backup's, with the clients' own keys."""
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+        now, recorded = self.way.observe().config, self.backup.setting.config
+        return S3Bucket.from_storage(now), S3Bucket.from_storage(recorded)
+
+    def problem(self) -> str:
+        """Why the backup's storage would not serve the clients; empty where it would."""
+        from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+
+        juicefs = in_controller_pod(self.cluster, self.metaurl)
+        location = Location(self.backup.setting.config, self.buckets()[1])
+        pods = [mount.name for mount in self.way.clients()]
+        return find_problem(
+            self.cluster, juicefs, self.metadata, self.backup.setting, location, pods, write=self.options.apply
+        )
+
+    def missing(self) -> str:
+        """How many blocks that files refer to are missing on the backup's storage; empty where none is."""
+        try:
+            found = missing_blocks(self.metadata, self.backup.setting, self.buckets()[1])
+        except StorageSwitchError as error:
+            return f"not known how many: {error.problem}"
+        return f"{found.missing} of {found.expected}" if found.missing else ""
+
+    def copy(self, source: S3Bucket, target: S3Bucket) -> str:
+        """Copy blocks that only the source has. Nothing is overwritten or deleted."""
+        from include.juicefs_storage.adapters.s3.engine import NativeEngine
+
+        with closing(NativeEngine(source.store, target.store)) as engine:
+            confirm, clock = self.lease.confirm, time.monotonic
+            work = CatchUp(self.metadata, self.backup.setting, source, target, engine, confirm, clock, _COPY_TIMEOUT_S)
+            work.run()
+        return f"copied {work.copied} blocks to {self.backup.setting.bucket}"
+
+    def take_lease(self) -> None:
+        """Hold the volume, so that no run moves it meanwhile."""
+        other = self.lease.other_holder()
+        if other and self.options.take_lease:
+            self.cluster.write_lease(replace(other, holder=""))
+        self.lease.acquire()
+
+
+def _refuse(plan: WayBackPlan, problem: str) -> None:
+    found = [problem] if problem else []
+    if plan.unexpected:
+        found.append("the setting names neither the backup's storage nor where its run moved to")
+    if found:
+        raise NeedsHumanError(
+            f"Not gone back: {'; '.join(found)}.",
+            state="nothing was changed",
+            next_step="repair it; or, if you are sure, add --anyway",
+        )
+
+
+def _go_back(glass: Glass) -> int:
+    """Carry the way back out; the exit code."""
+    options, bucket = glass.options, glass.backup.setting.bucket
+    glass.take_lease()
+    try:
+        plan = glass.way.plan()
+        if plan.setting and not options.anyway:
+            _refuse(plan, glass.problem())
+        # Read before the setting goes back: it tells where the blocks are that clients have written until then.
+        source, target = glass.buckets()
+        copies = plan.setting and not options.no_copy
+        if copies:
+            print(glass.copy(source, target))
+        stamp = f"break-glass {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        for line in glass.way.apply(restart=not options.no_restart, stamp=stamp):
+            print(line)
+        behind = glass.way.await_clients(timeout_s=options.wait_s, clock=time.monotonic, sleep=time.sleep)
+        for line in glass.way.plan().clients:
+            print(f"client {line}")
+        if copies:
+            print(glass.copy(source, target))
+        missing = glass.missing()
+    finally:
+        glass.lease.release()
+    if missing:
+        print(f"Blocks missing on {bucket}: {missing}")
+    if behind:
+        print(f"Clients that are not back after {options.wait_s:g} s: {', '.join(mount.name for mount in behind)}")
+    if missing or behind:
+        print("Not done: run the command again, or see docs/break-glass.md.")
+        return 1
+    print(f"Done: every client names {bucket}, and no block is missing there.")
+    return 0
+
+
+def _print_secrets(backup: Backup) -> int:
+    """Print the Secrets of a backup as manifests: for a pipe, not for eyes."""
+    if sys.stdout.isatty():
+        print("The manifests hold keys: pipe them to `kubectl apply -f -`.", file=sys.stderr)
+        return 2
+    manifests = [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, **({"namespace": backup.namespace} if backup.namespace else {})},
+            "stringData": values,
+        }
+        for name, values in backup.secrets.items()
+    ]
+    yaml.safe_dump_all(manifests, sys.stdout)
+    return 0
+
+
+def _key_text(file: Path | None) -> str:
+    if file:
+        return file.read_text()
+    return getpass.getpass("Key of the backups: ") if sys.stdin.isatty() else sys.stdin.read()
+
+
+def _run(options: argparse.Namespace) -> int:
+    backup = open_backup(options.backup, _key_text(options.key_file))
+    if options.print_secrets:
+        return _print_secrets(backup)
+    setting = backup.setting
+    print(f"Backup {backup.backup_id}, format {backup.format}, made {backup.created_at:%Y-%m-%d %H:%M} UTC: it opens.")
+    print(f"It holds the setting of volume {setting.name} ({setting.uuid}) on {setting.bucket}")
+    print(f"and the values of Secrets {', '.join(sorted(backup.secrets)) or '(none)'}.")
+    if options.offline:
+        return 0
+    glass = Glass(backup, options)
+    if options.apply:
+        return _go_back(glass)
+    plan = glass.way.plan()
+    print("\n".join(plan.lines))
+    other = glass.lease.other_holder()
+    if other:
+        print(f"The volume is held by {other.holder}. If that run is dead: --take-lease.")
+    problem = glass.problem() if plan.setting else ""
+    print(f"The backup's storage: {f'does not serve the clients: {problem}' if problem else 'serves the clients'}")
+    missing = glass.missing()
+    print(f"Blocks missing there: {missing or 'none'}{'; --apply copies them first' if missing else ''}")
+    print("Nothing was changed. To go back: the same command with --apply.")
+    return 0
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the command; 0: all is well, 1: it is not, 2: the command is wrong."""
+    options = _arguments(words)
+    try:
+        return _run(options)
+    except StorageSwitchError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{error.filename or 'A file'} cannot be read: {error.strerror}.", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""The command opens a backup with its key alone, and tells no secret."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from include.juicefs_storage.break_glass import main, open_backup
+from include.juicefs_storage.errors import PermanentError
+from tests.support.fakes import OLD, UUID
+
+BACKUPS = Path(__file__).parent / "switch" / "backups"
+NAME = "myjfs.manual__2026-01-31T09-00-00-00-00"
+KEY, OTHER = (base64.b64encode(letter * 32).decode() for letter in (b"k", b"o"))
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("format_", [1, 2])
+@pytest.mark.parametrize("key", [KEY, f"{KEY}\n", f"{OTHER},{KEY}", f"{OTHER}\n{KEY}\n"])
+def test_a_file_of_every_format_opens_with_its_key(format_: int, key: str) -> None:
+    backup = open_backup(BACKUPS / f"format-{format_}" / f"{NAME}.backup", key)
+    assert (backup.backup_id, backup.setting.uuid, backup.setting.config) == (NAME, UUID, OLD)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "words"),
+    [
+        (f"{NAME}.backup", OTHER, "sealed with key"),
+        (f"{NAME}.backup", "", "Expected base64 of 32 bytes"),
+        (f"{NAME}.backup", f"{KEY},short", "Expected base64 of 32 bytes"),
+        ("none.backup", KEY, "cannot be read"),
+        (f"{NAME}.switched.backup", KEY, "is not a backup"),
+    ],
+)
+def test_what_does_not_open_is_refused_without_its_key(name: str, key: str, words: str) -> None:
+    with pytest.raises(PermanentError, match=words) as refused:
+        open_backup(BACKUPS / "format-2" / name, key)
+    assert not [secret for secret in (KEY, OTHER, "short") if secret in str(refused.value)]
+
+
+def test_a_renamed_file_does_not_open(tmp_path: Path) -> None:
+    renamed = tmp_path / "myjfs.other.backup"
+    renamed.write_bytes((BACKUPS / "format-2" / f"{NAME}.backup").read_bytes())
+    with pytest.raises(PermanentError, match="damaged, renamed"):
+        open_backup(renamed, KEY)
+
+
+def without_airflow(tmp_path: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """The command in a process in which Airflow cannot be imported."""
+    (tmp_path / "airflow.py").write_text("raise ImportError('Airflow is gone')")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", "include.juicefs_storage.break_glass", *words]
+    return subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_it_verifies_a_backup_without_airflow_and_shows_no_key(by_file: bool, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    options = ["--key-file", str(tmp_path / "key")] if by_file else []
+    file = BACKUPS / "format-2" / f"{NAME}.backup"
+    done = without_airflow(tmp_path, str(file), "--offline", *options, stdin="" if by_file else KEY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"volume myjfs ({UUID}) on {OLD.bucket}" in done.stdout
+    assert "juicefs-sc-secret" in done.stdout
+    assert not [secret for secret in ("OLDKEY", "old-secret-value", "meta-pw", KEY) if secret in done.stdout]
+
+
+def test_the_whole_secrets_are_printed_into_a_pipe_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text(KEY)
+    words = [str(BACKUPS / "format-2" / f"{NAME}.backup"), "--key-file", str(tmp_path / "key"), "--print-secrets"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "secret-key: old-secret-value" in printed
+    assert "metaurl: mysql://" in printed
+    assert "namespace: juicefs" in printed
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(words) == 2
+    assert "old-secret-value" not in capsys.readouterr().out
+
+
+def test_a_key_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(BACKUPS / "format-2" / f"{NAME}.backup"), "--key-file", str(tmp_path / "none")]
+    assert main(words) == 1
+    assert "none cannot be read" in capsys.readouterr().err
