@@ -1,4 +1,4 @@
-"""What a person needs to find out why a switch failed, as it was before anything was undone, without a secret in it."""
+"""What explains a failed switch, collected before anything is undone, without a secret in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _LOG_LINES, _MOST_PODS, _MOST_EVENTS = 300, 60, 500
 _SECTION_CHARACTERS, _ALL_CHARACTERS = 200_000, 4_000_000
 _SENSITIVE = re.compile(r"(?i)pass|secret|token|credential|private|(access|secret|api|encrypt)[-_]?key|^(ak|sk)$")
-#: What looks like a secret wherever it stands: the password of a URL, the value of an option or of a variable.
+#: What looks like a secret anywhere in a text: the password of a URL, the value of an option or of a variable.
 _PATTERNS = (
     re.compile(r"(?P<kept>://[^\s:/@]*:)[^\s@]+(?=@)"),
     re.compile(
@@ -48,7 +48,7 @@ _NODES: tuple[tuple[str, DumpKind], ...] = (
 
 
 def secret_values(data: Mapping[str, str]) -> Iterator[str]:
-    """The values of one Secret that nobody may read, also those inside JSON, and the lines of longer texts."""
+    """Find the secret values of one Secret, also those inside JSON, and the lines of longer texts."""
     for key, value in data.items():
         if key in _OPEN_KEYS:
             continue
@@ -63,7 +63,7 @@ def secret_values(data: Mapping[str, str]) -> Iterator[str]:
 
 
 class Masker:
-    """Takes secrets out of a text: the values that are known, in every form, and what looks like one."""
+    """Mask secrets in a text: known values in every form, and what looks like one."""
 
     def __init__(self, values: Iterable[str]) -> None:
         forms = set()
@@ -75,7 +75,7 @@ class Masker:
         self._forms = sorted(forms, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
-        """The text without them."""
+        """Mask a text."""
         for form in self._forms:
             text = text.replace(form, _MASK)
         for pattern in _PATTERNS:
@@ -85,7 +85,7 @@ class Masker:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What was collected: masked text, and what could not be had."""
+    """What was collected: masked text, and the parts that could not be read."""
 
     text: str
     sections: int
@@ -95,14 +95,14 @@ class Diagnostics:
 def collect(
     cluster: Cluster, juicefs: JuiceFS, masker: Masker, *, clock: Callable[[], float], timeout_s: float
 ) -> Diagnostics:
-    """Collect what the runbook asks for. A part that cannot be had is named and left out.
+    """Collect what the runbook asks for. A part that cannot be read is named and left out.
 
     Args:
         cluster: Pods, events, claims, volumes, drivers, workloads and logs come from there.
         juicefs: For `juicefs status`.
-        masker: Goes over every part before it is kept.
+        masker: Masks every part before it is kept.
         clock: A monotonic clock.
-        timeout_s: After so many seconds no further part is begun; one that was begun has a time limit of its own.
+        timeout_s: No part is started after so many seconds; each has a time limit of its own.
     """
     deadline = clock() + timeout_s
     parts: list[str] = []
@@ -129,7 +129,7 @@ def collect(
 
 
 def _sections(cluster: Cluster, juicefs: JuiceFS, problems: list[str]) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Title and reader of each part, what tells most first."""
+    """Title and reader of each part, the most useful first."""
     yield "juicefs status", lambda: json.dumps(juicefs.status(), indent=1)
     yield "Events of the driver's namespace", lambda: _events(cluster)
     for title, kind in _NODES:
@@ -174,7 +174,7 @@ def _event(event: Mapping[str, Any]) -> str:
 
 
 def _without_noise(value: Any) -> Any:
-    """An object without what no person reads, and without the values of variables that are named as secrets are."""
+    """Drop what no person reads, and the values of variables that are named like secrets."""
     if isinstance(value, list):
         return [_without_noise(item) for item in value]
     if not isinstance(value, dict):

@@ -40,7 +40,7 @@ def approve() -> ApprovalOperator:
         defaults="Reject",
         fail_on_reject=True,
         response_timeout=timedelta(hours=24),
-        notifiers=[Notify("waits for approval", told_by="plan")],
+        notifiers=[Notify("waits for approval", source="plan")],
         doc_md="Wait for a human who has read the plan. A rejection, or no answer within 24 hours, ends the run "
         "failed. **Changes** nothing. **Safe to clear**: yes, it asks again.",
     )

@@ -1,4 +1,4 @@
-"""Tell people: through whatever Airflow notifier the connection `juicefs_notify` names."""
+"""Notify people, with the Airflow notifier that connection `juicefs_notify` names."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ NOTIFY_CONN_ID = "juicefs_notify"
 
 
 class Notify(BaseNotifier):
-    """Tell that something happened to a run. Never the reason why a run fails: what goes wrong here is logged.
+    """Notify that something happened to a run. It never fails a run: errors are logged.
 
     Templates find `news.subject` (a line), `news.text` (the plan or the report, in Markdown), `news.url` (the task in
-    the UI), and everything else that a task's context has. Without the connection nothing happens.
+    the UI), and everything else that a task's context has. Without the connection nothing is sent.
 
     Args:
         event: What happened, where the report of the run does not say it.
-        told_by: The task whose Markdown tells more.
+        source: The task whose report and Markdown are sent.
     """
 
-    def __init__(self, event: str, told_by: str = "finalize") -> None:
+    def __init__(self, event: str, source: str = "finalize") -> None:
         super().__init__()
-        self.event, self.told_by = event, told_by
+        self.event, self.source = event, source
 
     def notify(self, context: Any) -> None:
         """Hand the news to the notifier that the connection names."""
@@ -39,16 +39,16 @@ class Notify(BaseNotifier):
                 return
             make_notifier(extra)({**context, "news": self.news(context)})
         except Exception:  # noqa: BLE001  a notifier of any kind, with errors of any kind
-            log.exception("Nobody was told that %s.", self.event)
+            log.exception("No notification was sent: %s.", self.event)
 
     def news(self, context: Any) -> dict[str, str]:
         """What happened: a line, a text, an address."""
         ti = context["ti"]
-        report = ti.xcom_pull(task_ids=self.told_by, key="report") or {}
+        report = ti.xcom_pull(task_ids=self.source, key="report") or {}
         plan = ti.xcom_pull(task_ids="plan", key="return_value") or {}
         volume = f"volume {plan['volume']}: " if "volume" in plan else ""
         subject = f"{ti.dag_id}: {volume}{report.get('outcome') or self.event}"
-        text = ti.xcom_pull(task_ids=self.told_by, key="markdown")
+        text = ti.xcom_pull(task_ids=self.source, key="markdown")
         return {"subject": subject, "text": text or subject, "url": str(getattr(ti, "log_url", "") or "")}
 
 

@@ -130,8 +130,7 @@ def _attempt(name: str, check: Any) -> list[Finding]:
 def finalize(volumes: list[str] | None, rehearsed: Sequence[dict[str, Any] | None] | None) -> dict[str, Any]:
     """Write the report; fail unless every volume was rehearsed and is ready.
 
-    **Changes** nothing. **Safe to clear**: yes. The report stands in XCom `report`, as Markdown in `markdown`,
-    in a line in `note`.
+    **Changes** nothing. **Safe to clear**: yes. The report is XCom `report`, as Markdown `markdown`, as a line `note`.
     """
     if volumes is None:
         raise PermanentError("The volumes to rehearse are not known.", next_step="see the log of list_volumes")

@@ -99,11 +99,11 @@ def choose_backup() -> HITLOperator:
     """The backup to go back to: the param, or a human's choice among those that are there."""
     return ChooseBackup(
         task_id="choose_backup",
-        subject="Which backup shall the volume go back to?",
+        subject="Which backup should the volume go back to?",
         options=["(the backups that are there)"],
         response_timeout=timedelta(hours=24),
         execution_timeout=None,
-        notifiers=[Notify("asks which backup to go back to", told_by="choose_backup")],
+        notifiers=[Notify("asks which backup to go back to", source="choose_backup")],
         doc_md="Where the param `backup_id` is empty: offer the known backups, the newest first, and wait up to 24 "
         "hours. **Changes** nothing. **Safe to clear**: yes, with Downstream; it asks again.",
     )

@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
         # Backups lie beside them and hold keys: this prints diagnostics and nothing else.
         print(f"usage: show_diagnostics <backup id>{_SUFFIX}", file=sys.stderr)
         return 2
-    # Outside of a task Airflow looks into its own database for connections only where it is told so.
+    # Outside of a task Airflow reads connections from its database only with this set.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
     from include.juicefs_storage.tasks.runbook import missing_connections_explained
     from include.juicefs_storage.tasks.runtime import open_vault

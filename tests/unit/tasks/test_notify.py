@@ -50,7 +50,7 @@ def connect(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]) -> None:
             ["juicefs_storage_switch: volume myjfs: rolled back", "## Rolled back", "http://airflow/run"],
         ),
         (
-            Notify("waits for approval", told_by="plan"),
+            Notify("waits for approval", source="plan"),
             ["juicefs_storage_switch: volume myjfs: waits for approval", "## Switch", "http://airflow/run"],
         ),
     ],
@@ -76,7 +76,7 @@ def test_without_the_connection_nothing_happens(
     monkeypatch.delenv("AIRFLOW_CONN_JUICEFS_NOTIFY", raising=False)
     Notify("ended")(context)
     assert posted == []
-    assert "Nobody was told" not in caplog.text
+    assert "No notification was sent" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_a_notification_that_cannot_be_sent_is_logged_and_fails_nothing(
 ) -> None:
     connect(monkeypatch, extra)
     Notify("ended")(context)
-    assert "Nobody was told that ended" in caplog.text
+    assert "No notification was sent: ended" in caplog.text

@@ -128,7 +128,7 @@ def approve_rest() -> PlanApproval:
         defaults="Reject",
         fail_on_reject=True,
         response_timeout=timedelta(hours=24),
-        notifiers=[Notify("waits for approval after the canary", told_by="watch_canary")],
+        notifiers=[Notify("waits for approval after the canary", source="watch_canary")],
         doc_md="After the canary: wait for a human, unless `approve_after_canary` is off. A rejection, or no answer "
         "within 24 hours, ends the run failed; the canary stays moved. **Changes** nothing. **Safe to clear**: yes.",
     )

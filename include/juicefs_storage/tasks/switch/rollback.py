@@ -134,9 +134,9 @@ def recorded_run() -> SwitchRun | None:
 
 
 def _await_juicefs_config(run: SwitchRun) -> None:
-    """Wait for a `juicefs config` whose caller was killed: it goes on where it runs, and may write yet.
+    """Wait for a `juicefs config` whose caller was killed: it runs on in its pod, and may still write.
 
-    Where that cannot be seen the way back begins all the same; settle_again, which ends it, insists.
+    Where that cannot be read the rollback starts all the same; settle_again, which ends it, insists.
     """
     try:
         run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
@@ -162,9 +162,9 @@ def undo_task(function: Callable[[SwitchRun], Any], /) -> Any: ...
 @overload
 def undo_task(**options: Any) -> Callable[[Callable[[SwitchRun], Any]], Any]: ...
 def undo_task(function: Callable[[SwitchRun], Any] | None = None, /, **options: Any) -> Any:
-    """A task of the rollback: goes on after an undo that failed, is skipped with the group, and runs by decision only.
+    """A task of the rollback. It runs after a failed undo too, is skipped with its group, and runs by decision only.
 
-    From its first change on, the run's steps forward refuse to run.
+    Once it has started, the run's steps forward refuse to run.
     """
     if function is None:
         return functools.partial(undo_task, **options)
@@ -192,7 +192,7 @@ def collect_diagnostics(run: SwitchRun) -> dict[str, Any]:
     """Keep what tells why the switch failed, as it is before anything is undone; secrets are masked.
 
     `juicefs status`, events, pods, workloads, claims, volumes, CSIDrivers, CSINodes, logs of the CSI and mount pods.
-    They lie encrypted beside the backup; `docs/rollback.md` says how to read them. The rollback goes on without them.
+    They lie encrypted beside the backup; `docs/rollback.md` says how to read them. The rollback continues without them.
     **Changes** nothing in the volume. **Safe to clear**: yes; what was kept of the first failure stays.
     """
     runtime, name = run.runtime, f"{run.backup_id}.diagnostics"
@@ -254,7 +254,7 @@ def restore_secret(run: SwitchRun) -> dict[str, Any]:
 def _require_downstream() -> None:
     """Refuse to move clients, or to say that they moved, after the last blocks were copied back.
 
-    What they wrote to the new store in between would be missing on the old one, and nobody would look again.
+    What they wrote to the new store in between would be missing on the old one, and no task would look again.
     """
     if task_states("copy_back_again")["copy_back_again"] == "success":
         raise NeedsHumanError(
