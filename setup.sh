@@ -88,7 +88,7 @@ UV
     die "uv could not install the lock files (see above)"
 }
 
-# No error where it cannot be had: it is one engine of several, and its tests skip.
+# No error where it cannot be had: it is one engine of several, and its tests skip, except with CI set.
 mc() {
   local name
   for name in minio-client mcli mc .venv/mc/usr/bin/minio-client; do
