@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from include.juicefs_storage.tasks.switch.apply import APPLY
-from include.juicefs_storage.tasks.switch.rollback import ROLLBACK
+from include.juicefs_storage.tasks.switch.judgement import ROLLBACK
 from lab.environment import Lab
 from lab.keys import random_part
 from lab.writer import Writer

@@ -12,7 +12,7 @@ from kubernetes import config
 
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
 from include.juicefs_storage.switch.lease import VolumeLease, lease_name
-from include.juicefs_storage.tasks.switch.rollback import ROLLBACK
+from include.juicefs_storage.tasks.switch.judgement import ROLLBACK
 from lab.environment import Lab
 from lab.writer import Writer
 from tests.support.harness import Start, Tell

@@ -134,6 +134,10 @@ class Run:
                 self.tries.pop(task_id, None)
                 self.errors.pop(task_id, None)
 
+    def mark(self, task_id: str, state: str) -> None:
+        """What the UI's Mark Success and Mark Failed do: the state is set, the XComs stay."""
+        self.states[task_id] = state
+
     def xcom(self, task_id: str, key: str = "return_value") -> Any:
         """Read an XCom; None where there is none."""
         file = self.folder / "xcom" / f"{task_id}.{key}.json"

@@ -8,7 +8,7 @@ from typing import Literal
 from include.juicefs_storage.markdown import table
 from include.juicefs_storage.names import SWITCH, run_url
 from include.juicefs_storage.records import Record
-from include.juicefs_storage.switch.report import MEANING as RUN_MEANING
+from include.juicefs_storage.switch.outcome import MEANING as RUN_MEANING
 
 FleetOutcome = Literal["moved", "planned", "refused", "rejected", "stopped", "incomplete"]
 
@@ -40,16 +40,9 @@ class VolumeEnd(Record):
     run_id: str | None = None
 
 
-def fleet_markdown(title: str, meaning: str, ends: Sequence[VolumeEnd], failed: Sequence[str] = ()) -> str:
-    """The table of the volumes and their states; no table where there are none.
-
-    Args:
-        title: How the fleet ended, in a line.
-        meaning: What that means.
-        ends: Of each volume.
-        failed: The task that failed first, as lines of Markdown.
-    """
-    lines = [f"## {title}", *failed, meaning]
+def fleet_markdown(title: str, meaning: str, ends: Sequence[VolumeEnd]) -> str:
+    """The table of the volumes and their states; no table where there are none."""
+    lines = [f"## {title}", meaning]
     if ends:
         lines += ["", *table(["wave", "volume", "state", "", "run"], map(_row, ends))]
     return "\n".join(lines)

@@ -56,6 +56,11 @@ class Plan(Record):
     blocks_s: float | None = None
 
     @property
+    def identity(self) -> str:
+        """The same for every plan that moves this volume to this storage with these keys."""
+        return f"{self.uuid}/{self.target_fingerprint}"
+
+    @property
     def title(self) -> str:
         """What is planned, in a line."""
         return (

@@ -28,6 +28,7 @@ class ClientProof(Record):
     """One mount pod that was proven to use a storage."""
 
     pod: str
+    uid: str
     node: str
     after_s: float
     #: It followed only when the setting was written once more.
@@ -89,7 +90,11 @@ def prove_every_client(
                 stuck |= {pod.uid} if state.stuck else set()
             else:
                 proven[pod.uid] = ClientProof(
-                    pod=pod.name, node=pod.node, after_s=round(clock() - start, 1), was_stuck=pod.uid in unstuck
+                    pod=pod.name,
+                    uid=pod.uid,
+                    node=pod.node,
+                    after_s=round(clock() - start, 1),
+                    was_stuck=pod.uid in unstuck,
                 )
         if not waiting:
             return sorted(proven.values(), key=lambda proof: proof.pod)

@@ -3,56 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
+from include.juicefs_storage.switch.outcome import RunOutcome
 from include.juicefs_storage.switch.plan import StorageView
 
-RunOutcome = Literal[
-    "switched",
-    "reverted",
-    "planned",
-    "refused",
-    "rejected",
-    "failed",
-    "held",
-    "rolled back",
-    "half rolled back",
-    "moved on",
-]
 
-#: What each outcome means for the person who reads it.
-MEANING: Mapping[RunOutcome, str] = {
-    "switched": "Every client is proven on the new store and no block is missing there.",
-    "reverted": "The volume is on the store of the backup: every client is proven there and no block is missing.",
-    "planned": "Dry run: nothing was changed. Trigger again with dry_run=false to carry the plan out.",
-    "refused": "Nothing was changed. Remove what was refused, then trigger again.",
-    "rejected": "The plan was not approved. Nothing was changed.",
-    "failed": "The run stopped before the setting was written: the volume is where it was.",
-    "held": "A step failed after the setting was written, and things were left as they are: on_failure=hold, this run "
-    "had switched the volume before, or the rollback could not begin. Clear the failed task with Downstream to go on, "
-    "or `decide` with Downstream to have it judged again.",
-    "rolled back": "A step failed; the volume is back on the old store, every client proven there.",
-    "half rolled back": "A step failed and the rollback did not finish. A person must look: see the failed tasks.",
-    "moved on": "Every step passed, but now the setting or a Secret does not name the new store: somebody changed it "
-    "since. A person must look.",
-}
+class Failure(Record):
+    """The task that failed first, and why.
 
+    Attributes:
+        task: Its id.
+        problem: What was expected and what was found; empty where it left no error, as when it was killed.
+        state: What state things were in then.
+        next_step: What to do next.
+        page: Of the task in Airflow, relative to the root of the UI.
+    """
 
-#: Follows the reason why a run that failed did not go back.
-LEFT = (
-    "So the run did not go back: the volume is on the new store. Clear the failed task with Downstream to go on there; "
-    "once the old store serves again, clear `decide` with Downstream to go back."
-)
+    task: str
+    problem: str = ""
+    state: str = ""
+    next_step: str = ""
+    page: str = ""
+
+    def to_text(self) -> list[str]:
+        """For a log: the task, its error, the next command."""
+        lines = [f"First failed: {self.task}. {self.problem or 'It left no error: see its log.'}"]
+        lines += [f"State at that time: {self.state}"] if self.state else []
+        return [*lines, *([f"Next: {self.next_step}"] if self.next_step else [])]
+
+    def to_markdown(self) -> list[str]:
+        """For a page: the task, its error, the next command."""
+        lines = [f"**[`{self.task}`]({self.page}) failed.** {self.problem or 'It left no error: see its log.'}", ""]
+        lines += [f"State at that time: {self.state}.", ""] if self.state else []
+        return [*lines, *([f"Next: {self.next_step}.", ""] if self.next_step else [])]
 
 
 class Report(Record):
-    """What happened in a run, in the order in which a person asks."""
+    """What happened in a run, in the order in which a person asks.
+
+    Attributes:
+        failure: The task that failed first; None where none did.
+        missing: What the run did not prove, one line each.
+        approval: Who approved or rejected the plan.
+    """
 
     outcome: RunOutcome
     meaning: str
+    failure: Failure | None = None
+    missing: tuple[str, ...] = ()
     run_id: str
     volume: str | None
     before: StorageView | None
@@ -60,6 +62,7 @@ class Report(Record):
     setting_now: str | None
     backup_id: str | None
     approved_by: str | None
+    approval: str
     findings: tuple[Finding, ...]
     states: dict[str, str]
     took_s: dict[str, float]
@@ -72,12 +75,25 @@ class Report(Record):
         if self.before and self.after:
             what.append(f"from `{self.before.bucket}` to `{self.after.bucket}`")
         refused = sum(finding.level == "refusal" for finding in self.findings)
-        more = [f"Refusals: {refused}." if refused else "", f"Backup: `{self.backup_id}`." if self.backup_id else ""]
+        failure = self.failure if self.failure and self.failure.problem else None
+        why = f"`{failure.task}`: {failure.problem.splitlines()[0]}" if failure else ""
+        refusals = f"Refusals: {refused}." if refused else ""
+        more = [why, refusals, f"Backup: `{self.backup_id}`." if self.backup_id else ""]
         return " ".join(filter(None, [f"{', '.join(filter(None, what))}.", *more]))
+
+    def to_error(self) -> str:
+        """Why the run is red: what failed first, what that means, what is missing."""
+        lines = [f"{self.outcome}: {self.meaning}"]
+        if self.failure:
+            lines += [line for line in self.failure.to_text() if line]
+        return "\n".join([*lines, *(f"- not proven: {line}" for line in self.missing)])
 
     def to_markdown(self) -> str:
         """The report for a person."""
-        lines = [f"## {self.outcome.capitalize()}: volume `{self.volume or '?'}`", self.meaning, ""]
+        lines = [f"## {self.outcome.capitalize()}: volume `{self.volume or '?'}`"]
+        lines += self.failure.to_markdown() if self.failure else []
+        lines += [self.meaning, ""]
+        lines += ["Not proven:", *bullets(list(self.missing)), ""] if self.missing else []
         if self.before and self.after:
             lines += [
                 "| | storage | bucket | access key |",
@@ -88,7 +104,7 @@ class Report(Record):
                 f"The setting now names `{self.setting_now}`.",
                 "",
             ]
-        lines += [f"Backup: `{self.backup_id or 'none'}`. Approved by: {self.approved_by or 'nobody was asked'}.", ""]
+        lines += [f"Backup: `{self.backup_id or 'none'}`. {self.approval}.", ""]
         if self.backup_id and self.outcome in {"switched", "reverted"}:
             lines += [f"To undo it, at any time: `juicefs_storage_revert` with `backup_id` = `{self.backup_id}`.", ""]
         lines += ["### Proofs", *bullets(list(self.proofs)), ""]
@@ -116,6 +132,7 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if task in results:
             lines.append(text.format(**results[task]))
     lines += _written_lines(results.get("write_setting", {}))
+    lines += _pod_lines(results.get("prove_no_restarts", {}))
     for task, side in (("follow_writes", "old"), ("follow_writes_back", "new")):
         lines += _follow_lines(results.get(task, {}), side)
     for task in ("prove_no_restarts", "prove_blocks_on_old"):
@@ -139,6 +156,18 @@ def _written_lines(result: Mapping[str, Any]) -> list[str]:
             "set it again with `juicefs config`"
         )
     return lines
+
+
+def _pod_lines(result: Mapping[str, Any]) -> list[str]:
+    """What became of the pods that must not restart."""
+    if not result:
+        return []
+    pods = f"{result['mount_pods']} mount pods and {result['business_pods']} business pods"
+    if not (restarted := result["restarted"]):
+        return [f"{pods}: same UIDs, 0 restarts"]
+    listed = "; ".join(restarted)
+    named = f"of {pods} these restarted or were replaced while the volume moved, which this run does to none: {listed}"
+    return [f"{named}. Every client that is there now, and all {result['blocks']} blocks, were proven after that"]
 
 
 def _follow_lines(result: Mapping[str, Any], side: str) -> list[str]:
@@ -199,7 +228,6 @@ _SENTENCES: Mapping[str, str] = {
     "catch_up": "{copied} more blocks that clients wrote to the old store while they moved were copied to the new one",
     "prove_blocks": "all {blocks} blocks that files refer to are on the new store",
     "prove_fresh_mount": "a fresh mount with an empty cache read, wrote and listed on the new store",
-    "prove_no_restarts": "{mount_pods} mount pods and {business_pods} business pods: same UIDs, {restarts} restarts",
     "collect_diagnostics": "diagnostics of the failure are kept as `{diagnostics_id}`, "
     "see docs/rollback.md for how to read them",
     "copy_back": "{copied} blocks were copied back before the setting was restored",

@@ -10,11 +10,31 @@ from functools import cached_property
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Vault
-from include.juicefs_storage.switch.backup import Backup, backup_id, foreign_to
+from include.juicefs_storage.switch.backup import Backup, backup_id, backup_ids, foreign_to, read_backup
 from include.juicefs_storage.switch.marks import End, Mark, Supersession, mark_id, read_mark, superseded_by
 from include.juicefs_storage.switch.plan import Plan
 
 log = logging.getLogger(__name__)
+
+
+def backup_of_run(vault: Vault, run_id: str, triggered_at: datetime | None) -> Backup | None:
+    """The backup of a run whose plan has gone with its XComs, as after a clear; None where it has none.
+
+    Args:
+        vault: The folder of backups.
+        run_id: Its id in Airflow.
+        triggered_at: When it was triggered; without that no backup can be told to be its own.
+
+    Raises:
+        StorageSwitchError: The folder, or a backup under this id, cannot be read.
+    """
+    ends = tuple(backup_id("", name) for name in (run_id, f"revert-{run_id}"))
+    for name in backup_ids(vault):
+        if name.endswith(ends):
+            found = read_backup(vault, name)
+            if found.run_id == run_id and triggered_at and found.triggered_at == triggered_at:
+                return found
+    return None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.tasks.notify import Notify
 
+#: The XCom of task `approve` that says who answered.
+ANSWER = "answer"
+
 
 class PlanApproval(ApprovalOperator):
     """Approval in which a rejection is final while everything else may be tried again.
@@ -24,7 +27,9 @@ class PlanApproval(ApprovalOperator):
     rejected = "The plan was rejected: nothing was changed."
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Take the answer."""
+        """Take the answer, and keep who gave it: a rejection leaves no result."""
+        answer = {"by": event.get("responded_by_user"), "timed_out": bool(event.get("timedout"))}
+        context["ti"].xcom_push(ANSWER, answer)
         try:
             return super().execute_complete(context, event)
         except HITLRejectException as error:

@@ -10,12 +10,11 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, overload
 
-from airflow.sdk import task
-from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+from airflow.sdk import PokeReturnValue, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
 
 from include.juicefs_storage.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
-from include.juicefs_storage.failures import ERROR, error_record
-from include.juicefs_storage.tasks.context import log, note_metadata_away, push
+from include.juicefs_storage.tasks.context import log, note_metadata_away, pull, push
 
 #: Of every task, where the task does not say otherwise.
 TASK_DEFAULTS: dict[str, Any] = {
@@ -24,6 +23,8 @@ TASK_DEFAULTS: dict[str, Any] = {
     "retry_delay": timedelta(seconds=5),
     "execution_timeout": timedelta(hours=8),
 }
+#: The XCom of task `plan` that identifies the plan, and the XCom of any task that says why it failed.
+IDENTITY, ERROR = "identity", "error"
 
 
 @overload
@@ -33,19 +34,23 @@ def runbook_task(**options: Any) -> Callable[[Callable[..., Any]], Any]: ...
 def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """`@task` for a step of the runbook.
 
-    The docstring becomes `doc_md`. XCom `timing` gets `applied_at` (UTC) and `took_s` (seconds).
-    A permanent error of ours fails the task at once; Airflow retries the others.
+    The docstring becomes `doc_md`. XCom `timing` is the evidence that the task ran to its end: `began_at` and
+    `applied_at` (UTC), `took_s` (seconds), and `plan`, which identifies the plan that it carried out.
+    A permanent error of ours fails the task at once; Airflow retries the others. XCom `error` says why it failed.
     """
     if function is None:
         return functools.partial(runbook_task, **options)
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        start = monotonic()
+        start, began_at = monotonic(), datetime.now(UTC)
         with errors_for_airflow():
             result = function(*args, **kwargs)
-        push("timing", {"applied_at": datetime.now(UTC).isoformat(), "took_s": round(monotonic() - start, 1)})
-        log.info("Done: %s", result)
+        if isinstance(result, PokeReturnValue) and not result.is_done:
+            return result
+        timing = {"began_at": began_at.isoformat(), "applied_at": datetime.now(UTC).isoformat()}
+        push("timing", {**timing, "took_s": round(monotonic() - start, 1), "plan": pull("plan", IDENTITY)})
+        log.info("Done: %s", result.xcom_value if isinstance(result, PokeReturnValue) else result)
         return result
 
     kind = options.pop("kind", None)
@@ -55,17 +60,32 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
 
 @contextmanager
 def errors_for_airflow() -> Iterator[None]:
-    """A permanent error of ours fails the task at once; Airflow retries the others. XCom `error` gets what it says."""
+    """A permanent error of ours fails the task at once; Airflow retries the others."""
     try:
-        with missing_connections_explained():
+        with _failure_recorded(), missing_connections_explained():
             yield
-    except StorageSwitchError as error:
-        push(ERROR, error_record(error))
-        if isinstance(error, StillAwayError):
-            note_metadata_away()
-        elif isinstance(error, TransientError):
-            raise
+    except StillAwayError as error:
+        note_metadata_away()
         raise AirflowFailException(str(error)) from error
+    except TransientError:
+        raise
+    except StorageSwitchError as error:
+        raise AirflowFailException(str(error)) from error
+
+
+@contextmanager
+def _failure_recorded() -> Iterator[None]:
+    """Push why the task failed. Our own errors hold no secret; of others only the kind is kept."""
+    try:
+        yield
+    except StorageSwitchError as error:
+        push(ERROR, {"problem": error.problem, "state": error.state, "next_step": error.next_step})
+        raise
+    except AirflowException:
+        raise
+    except Exception as error:
+        push(ERROR, {"problem": f"{type(error).__name__}, see the log", "state": "", "next_step": ""})
+        raise
 
 
 @contextmanager

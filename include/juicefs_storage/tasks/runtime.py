@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.names import BACKUP_CONN_ID
@@ -37,8 +37,12 @@ class Runtime:
             raise PermanentError(
                 "The params of this run were not validated.", next_step="clear resolve_params with Downstream"
             )
-        model = RevertParams if "backup_id" in params else SwitchParams
-        return cls(model.model_validate(params))
+        return cls.of_params(params)
+
+    @classmethod
+    def of_params(cls, params: dict[str, Any]) -> Runtime:
+        """The runtime of a run with these params, as its first task resolved them."""
+        return cls((RevertParams if "backup_id" in params else SwitchParams).model_validate(params))
 
     @cached_property
     def cluster(self) -> KubernetesCluster:

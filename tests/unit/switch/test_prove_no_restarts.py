@@ -10,7 +10,7 @@ import pytest
 from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.ports import PersistentVolume, Pod
 from include.juicefs_storage.switch.plan import Plan
-from include.juicefs_storage.switch.prove_no_restarts import compare_pods
+from include.juicefs_storage.switch.prove_no_restarts import PodChanges, compare_pods
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, VolumePods
 from include.juicefs_storage.volume.users import PodIdentity
 from tests.support.fakes import METAURL, MOUNT, FakeCluster, plan, setting
@@ -43,7 +43,7 @@ class Pods(FakeCluster):
         return [VOLUME]
 
 
-def compared(cluster: Pods, before: Plan) -> list[str]:
+def compared(cluster: Pods, before: Plan) -> PodChanges:
     cluster.add("juicefs-sc-secret", name="myjfs", metaurl=METAURL)
     return compare_pods(VolumePods(cluster, setting(), "juicefs-sc-secret"), before)
 
@@ -54,7 +54,7 @@ def before() -> Plan:
 
 
 def test_the_same_pods_are_a_proof(before: Plan) -> None:
-    assert compared(Pods(), before) == []
+    assert compared(Pods(), before) == PodChanges([], [])
 
 
 @pytest.mark.parametrize(
@@ -69,16 +69,20 @@ def test_the_same_pods_are_a_proof(before: Plan) -> None:
     ids=["mount restarted", "mount replaced", "mount gone under its users", "app restarted", "app replaced"],
 )
 def test_a_pod_that_restarted_is_named(now: Pods, said: str, before: Plan) -> None:
+    changes = compared(now, before)
+    assert changes.restarted == [said]
     with pytest.raises(NeedsHumanError) as refused:
-        compared(now, before)
+        changes.require_no_restarts()
     assert said in str(refused.value)
 
 
 def test_pods_that_left_are_reported_and_refuse_nothing(before: Plan) -> None:
     gone = ["mount pod juicefs-node-1-pvc-1-abcdef is gone", "pod apps/app-1 is gone"]
-    assert compared(Pods(mounts=[], apps=[]), before) == gone
+    changes = compared(Pods(mounts=[], apps=[]), before)
+    assert changes == PodChanges(gone, [])
+    changes.require_no_restarts()
 
 
 def test_pods_that_came_meanwhile_are_no_concern(before: Plan) -> None:
     more = Pods(mounts=[MOUNT_NOW, pod("juicefs", "another", "7", 5)], apps=[APP_NOW, pod("apps", "app-2", "8", 9)])
-    assert compared(more, before) == []
+    assert compared(more, before) == PodChanges([], [])

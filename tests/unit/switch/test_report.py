@@ -12,7 +12,7 @@ def test_the_report_tells_what_the_window_cost() -> None:
             "write_setting": {"written": True, "put_right": ["TrashDays"], "lost": ["Capacity"]},
             "follow_writes": {"copied": 7, "slowest_s": 0.4, "problem": "the store is down."},
             "prove_no_restarts": {
-                "mount_pods": 2, "business_pods": 1, "restarts": 0, "failed_requests": 3, "failed_in": {"a": 3},
+                "mount_pods": 2, "business_pods": 1, "restarted": [], "failed_requests": 3, "failed_in": {"a": 3},
             },
             "catch_up_late": {"waited_s": 360, "copied": 1, "blocks": 99},
         }
@@ -30,3 +30,10 @@ def test_the_report_tells_what_the_window_cost() -> None:
     assert proof_lines({"catch_up_late": {"copied": 0, "waited_s": 0}}) == [
         "late commits were not waited for: late_commit_s=0"
     ]
+
+
+def test_the_report_names_pods_that_restarted_for_other_reasons() -> None:
+    result = {"mount_pods": 2, "business_pods": 1, "restarted": ["mount pod a: UID 1 → 2"], "blocks": 9}
+    (line,) = proof_lines({"prove_no_restarts": result})
+    assert "which this run does to none: mount pod a: UID 1 → 2." in line
+    assert "all 9 blocks" in line

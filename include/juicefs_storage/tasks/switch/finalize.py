@@ -2,50 +2,131 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import TriggerRule
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.switch.evidence import Evidence
+from include.juicefs_storage.switch.marks import End
+from include.juicefs_storage.switch.outcome import (
+    GREEN,
+    LEFT,
+    MEANING,
+    Observed,
+    Progress,
+    RunOutcome,
+    failed_first,
+    judge,
+)
 from include.juicefs_storage.switch.plan import Plan
-from include.juicefs_storage.switch.report import LEFT, MEANING, Report, RunOutcome, proof_lines
-from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
-from include.juicefs_storage.tasks.runbook import runbook_task
+from include.juicefs_storage.switch.report import Failure, Report, proof_lines
+from include.juicefs_storage.tasks.approval import ANSWER
+from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_page, task_states
+from include.juicefs_storage.tasks.runbook import ERROR, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.check import CHECKS, all_findings
-from include.juicefs_storage.tasks.switch.rollback import DIAGNOSTICS, HELD_BECAUSE, ROLLBACK, recorded_run, touched
+from include.juicefs_storage.tasks.switch.judgement import (
+    DIAGNOSTICS,
+    HELD_BECAUSE,
+    ROLLBACK,
+    Judgement,
+    left_evidence,
+    progress_without_backup,
+)
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.mount_pods import mount_pods_naming
-from include.juicefs_storage.volume.setting import Setting
+
+_STEPS = (*APPLY, DIAGNOSTICS, *ROLLBACK)
+#: The tasks in the order of the runbook.
+_ORDER = (*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", DIAGNOSTICS, *ROLLBACK)
+#: How an outcome is marked beside the backup.
+_MARKS: Mapping[RunOutcome, End] = {
+    "switched": "switched",
+    "reverted": "switched",
+    "rolled back": "rolled-back",
+    "half rolled back": "rolled-back",
+}
 
 
-def _outcome(states: dict[str, str], run: SwitchRun | None, *, dry_run: bool) -> RunOutcome:
-    def all_are(state: str, tasks: tuple[str, ...]) -> bool:
-        return all(states[task] == state for task in tasks)
+@runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
+def finalize() -> dict[str, Any]:
+    """Write the report and tell the truth: the run is green only when every proof was made and is still true.
 
-    # What the run changed and did not put back, whatever became of the tasks' states since.
-    left = run is not None and not run.record.superseded().backup_id and touched(run)
-    if states["copy_back"] not in {"skipped", "none"} and pull("decide", "chosen") == DIAGNOSTICS:
-        if run and left and not _moved_back(run):
-            return "held"
-        return "rolled back" if all_are("success", ROLLBACK) and not left else "half rolled back"
-    if left or all_are("success", APPLY):
-        return "switched" if all_are("success", APPLY) else "held"
-    if states["plan"] != "success":
-        return "refused"
-    if dry_run:
-        return "planned"
-    return "rejected" if states["approve"] in {"failed", "upstream_failed"} else "failed"
+    The outcome follows from the volume as it is now and from the evidence that each task left. Task states count for
+    nothing, since they can be set by hand. Clients and blocks whose proof is out of date are proven once more.
+    **Changes** nothing; a small file may be written through each mount and removed. Releases the volume's Lease, and
+    takes the write fence on the old store down where no mount pod carries its values any more. **Safe to clear**: yes.
+    The report stands in XCom `report`, as Markdown in `markdown`, in a line in `note`.
+    """
+    states, evidence = task_states(*_ORDER), left_evidence(_STEPS)
+    made_again: list[str] = []
+    run, unreadable = _recorded()
+    if run:
+        judgement = Judgement(run, evidence, made_again)
+        observed, progress = judgement.look()
+    else:
+        observed = Observed(unreadable=unreadable)
+        progress = progress_without_backup(states, may_have_changed=bool(unreadable and evidence))
+    outcome, missing = judge(observed, progress)
+    lines = [*made_again, *(_fence(run, outcome) if run else [])]
+    if run and (how := _MARKS.get(outcome)) and (unrecorded := run.record.mark(how)):
+        lines.append(f"how this run ended is not recorded beside its backup: {unrecorded}")
+    report = _report(run, outcome, missing, states, evidence, progress, lines)
+    push("report", report.model_dump(mode="json"))
+    push("markdown", report.to_markdown())
+    push("note", report.to_note())
+    _release_lease(run)
+    if outcome not in GREEN:
+        raise PermanentError(report.to_error())
+    return {"outcome": outcome}
 
 
-def _moved_back(run: SwitchRun) -> bool:
-    """Whether the rollback has begun to move the volume: the setting or a Secret is not the new store's any more."""
-    try:
-        return not run.runtime.setting().uses(run.new.config) or bool(run.patch_secret.plan())
-    except StorageSwitchError:
-        return True
+def _report(
+    run: SwitchRun | None,
+    outcome: RunOutcome,
+    missing: tuple[str, ...],
+    states: dict[str, str],
+    evidence: Mapping[str, Evidence],
+    progress: Progress,
+    lines: list[str],
+) -> Report:
+    """Put the report together.
+
+    Args:
+        run: None where nothing was changed, or where the backup cannot be read.
+        outcome: How the run ended.
+        missing: What it did not prove.
+        states: Of its tasks, in the order of the runbook.
+        evidence: What they left.
+        progress: How far it came.
+        lines: What `finalize` itself did.
+    """
+    # The plan that was carried out, where one was.
+    planned = run.carried_out if run else Plan.model_validate(pull("plan")) if pull("plan") else None
+    results = {task_id: dict(left.result) for task_id, left in evidence.items()}
+    approval, approver = _approval(states["approve"])
+    return Report(
+        outcome=outcome,
+        meaning=_meaning(outcome),
+        failure=None if outcome in GREEN else _failure(failed_first(_ORDER, states, progress.unproven or {})),
+        missing=missing,
+        run_id=run_id(),
+        volume=planned.volume if planned else None,
+        before=planned.before if planned else None,
+        after=planned.after if planned else None,
+        setting_now=_bucket_now(),
+        backup_id=run.backup_id if run else None,
+        approved_by=approver,
+        approval=approval,
+        findings=tuple(all_findings()),
+        states=states,
+        took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
+        proofs=(*proof_lines(results), *_window(evidence), *lines),
+        results=results,
+    )
 
 
 def _meaning(outcome: RunOutcome) -> str:
@@ -54,62 +135,39 @@ def _meaning(outcome: RunOutcome) -> str:
     return f"{reason.rstrip('.')}. {LEFT}" if reason else MEANING[outcome]
 
 
-@runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
-def finalize() -> dict[str, Any]:
-    """Write the report and tell the truth: the run is green only when every check was made and passed.
+def _recorded() -> tuple[SwitchRun | None, str]:
+    """This run with its backup, and why that cannot be read."""
+    try:
+        return SwitchRun.recorded(), ""
+    except StorageSwitchError as error:
+        log.exception("The backup of this run cannot be read.")
+        return None, error.problem
 
-    **Changes** nothing; gives the volume's Lease back, and takes the write fence on the old store down where no mount
-    pod carries its values any more. **Safe to clear**: yes.
-    The report stands in XCom `report`, as Markdown in `markdown`, in a line in `note`.
+
+def _failure(task_id: str) -> Failure | None:
+    """Why a task failed, as it left it; None for no task."""
+    if not task_id:
+        return None
+    return Failure(task=task_id, page=task_page(task_id), **(pull(task_id, ERROR) or {}))
+
+
+def _approval(state: str) -> tuple[str, str | None]:
+    """Who answered to the plan, in words, and the name of who approved it.
+
+    Args:
+        state: Of task `approve`.
     """
-    states = task_states(*CHECKS, "plan", "choose_path", "approve", *APPLY, "decide", DIAGNOSTICS, *ROLLBACK)
-    params = pull("resolve_params") or {}
-    runtime = Runtime.of_run() if params else None
-    run = _recorded_or_none()
-    outcome = _outcome(states, run, dry_run=bool(params.get("dry_run")))
-    # The plan that was carried out, where one was.
-    planned = run.carried_out if run else Plan.model_validate(pull("plan")) if pull("plan") else None
-    setting = _setting_or_none(runtime)
-    steps = (*APPLY, DIAGNOSTICS, *ROLLBACK)
-    results = {task_id: result for task_id in steps if isinstance(result := pull(task_id), dict)}
-    rolled_back = run is not None and pull("decide", "chosen") == DIAGNOSTICS
-    unrecorded = run.record.mark("rolled-back") if run and rolled_back else ""
-    if outcome == "switched":
-        if _switched_now():
-            unrecorded = SwitchRun.current().record.mark("switched")
-            outcome = "reverted" if "backup_id" in params else outcome
-        else:
-            outcome = "moved on"
-    report = Report(
-        outcome=outcome,
-        meaning=_meaning(outcome),
-        run_id=run_id(),
-        volume=planned.volume if planned else None,
-        before=planned.before if planned else None,
-        after=planned.after if planned else None,
-        setting_now=setting.bucket if setting else None,
-        backup_id=results.get("backup", {}).get("backup_id"),
-        approved_by=_approver(pull("approve")),
-        findings=tuple(all_findings()),
-        states=states,
-        took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
-        proofs=(
-            *proof_lines(results),
-            *_window(),
-            *(_fence(run, outcome) if run else []),
-            *([f"how this run ended is not recorded beside its backup: {unrecorded}"] if unrecorded else []),
-        ),
-        results=results,
-    )
-    push("report", report.model_dump(mode="json"))
-    push("markdown", report.to_markdown())
-    push("note", report.to_note())
-    if planned:
-        _release_lease()
-    if outcome not in {"switched", "reverted", "planned"}:
-        failed = ", ".join(task_id for task_id, state in states.items() if state == "failed") or "none"
-        raise PermanentError(f"{report.outcome}: {report.meaning}\nFailed tasks: {failed}.")
-    return {"outcome": outcome}
+    answer = pull("approve", ANSWER)
+    name = _name((answer or {}).get("by") or (pull("approve") or {}).get("responded_by_user"))
+    if answer and answer["timed_out"]:
+        return "Nobody answered in time, which rejects the plan", None
+    if state == "failed":
+        return f"Rejected by {name or 'a person'}" if answer else "Not approved: see the log of approve", None
+    return (f"Approved by {name}", name) if name else ("Nobody was asked to approve", None)
+
+
+def _name(user: Any) -> str | None:
+    return user.get("name") or user.get("id") if isinstance(user, dict) else user and str(user)
 
 
 def _fence(run: SwitchRun, outcome: str) -> list[str]:
@@ -134,43 +192,25 @@ def _fence(run: SwitchRun, outcome: str) -> list[str]:
     return ["the write fence on the old store was taken down: no mount pod carries its values"]
 
 
-def _window() -> list[str]:
-    """How long the clients took, to hold against the plan's forecast."""
-    written, proven = (pull(task, "timing") for task in ("write_setting", "prove_clients"))
+def _window(evidence: Mapping[str, Evidence]) -> list[str]:
+    """How long the clients took, to compare with the plan's forecast."""
+    written, proven = evidence.get("write_setting"), evidence.get("prove_clients")
     if not (written and proven):
         return []
-    took = datetime.fromisoformat(proven["applied_at"]) - datetime.fromisoformat(written["applied_at"])
-    return [f"the last client was proven {took.total_seconds():.0f} s after the setting was written"]
+    took_s = (proven.ended_at - written.ended_at).total_seconds()
+    return [f"the last client was proven {took_s:.0f} s after the setting was written"]
 
 
-def _release_lease() -> None:
+def _release_lease(run: SwitchRun | None) -> None:
     try:
-        SwitchRun.current().lease.release()
-    except StorageSwitchError:
-        log.exception("The volume's Lease was not given back: it expires by itself.")
+        (run or SwitchRun.current()).lease.release()
+    except StorageSwitchError as error:
+        log.warning("The volume's Lease was not released, it expires by itself: %s", error.problem)
 
 
-def _recorded_or_none() -> SwitchRun | None:
+def _bucket_now() -> str | None:
+    """The bucket that the setting names; None where it cannot be read."""
     try:
-        return recorded_run()
-    except StorageSwitchError:
-        log.exception("The backup of this run cannot be read.")
-        return None
-
-
-def _setting_or_none(runtime: Runtime | None) -> Setting | None:
-    try:
-        return runtime.setting() if runtime else None
+        return Runtime.of_run().setting().bucket
     except StorageSwitchError:
         return None
-
-
-def _switched_now() -> bool:
-    """The world as it is at the end: the setting and every Secret name the new store."""
-    run = SwitchRun.current()
-    return run.runtime.setting().uses(run.new.config) and not run.patch_secret.plan()
-
-
-def _approver(answer: dict[str, Any] | None) -> str | None:
-    user = (answer or {}).get("responded_by_user") or {}
-    return user.get("name") or user.get("id") if isinstance(user, dict) else str(user)

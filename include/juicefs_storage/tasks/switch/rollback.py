@@ -18,36 +18,28 @@ from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
 from include.juicefs_storage.tasks.switch.apply import APPLY
+from include.juicefs_storage.tasks.switch.judgement import DIAGNOSTICS, HELD_BECAUSE, missing_proofs, touched
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
 from include.juicefs_storage.volume.secret import metaurl_secrets
 
-ROLLBACK = (
-    "copy_back", "follow_writes_back", "restore_secret", "restore_setting", "settle_again", "restart_csi_again",
-    "wait_for_rollouts_again", "prove_clients_on_old", "copy_back_again", "prove_blocks_on_old", "copy_back_late",
-)  # fmt: skip
 #: Tasks during which clients may be on either store.
 _MOVING = (
     "restore_secret", "restore_setting", "settle_again", "restart_csi_again", "wait_for_rollouts_again",
     "prove_clients_on_old",
 )  # fmt: skip
-#: What the rollback begins with. It is no part of ROLLBACK: a rollback without diagnostics is a whole one.
-DIAGNOSTICS = "collect_diagnostics"
-#: The XCom of decide that says why a run that failed does not go back.
-HELD_BECAUSE = "held_because"
 _DIAGNOSTICS_TIMEOUT_S = 120
 
 
 @runbook_task(kind="branch", trigger_rule=TriggerRule.ALL_DONE)
 def decide() -> str:
-    """Roll back when a step failed after the setting was touched, or when a rollback had begun before; else finish.
+    """Roll back when a step is not proven after the setting was touched, or when a rollback had begun before.
 
+    A step is proven by the evidence that it left, never by its state alone: a state can be set by hand.
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    states = set(task_states(*APPLY).values())
-    failed = bool(states & {"failed", "upstream_failed"})
-    run = recorded_run() if states - {"skipped"} else None
-    chosen = DIAGNOSTICS if run and _goes_back(run, failed=failed) else "finalize"
+    run = SwitchRun.recorded()
+    chosen = DIAGNOSTICS if run and _goes_back(run, failed=bool(missing_proofs(run, APPLY))) else "finalize"
     push("chosen", chosen)
     return chosen
 
@@ -123,16 +115,6 @@ def _require_way_back(run: SwitchRun) -> None:
         )
 
 
-def recorded_run() -> SwitchRun | None:
-    """The run that is running; None where the run ended before its backup was made, and so before it changed anything.
-
-    Raises:
-        StorageSwitchError: There is a backup and it cannot be read.
-    """
-    run = SwitchRun.current() if pull("resolve_params") and pull("plan") else None
-    return run if run and run.record.find() is not None else None
-
-
 def _await_juicefs_config(run: SwitchRun) -> None:
     """Wait for a `juicefs config` whose caller was killed: it runs on in its pod, and may still write.
 
@@ -142,19 +124,6 @@ def _await_juicefs_config(run: SwitchRun) -> None:
         run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
     except StorageSwitchError as error:
         log.warning("Whether a juicefs config still runs is not known: %s", error.problem)
-
-
-def touched(run: SwitchRun) -> bool:
-    """Whether the setting or a Secret differs from the backup, or the old store refuses the clients' writes.
-
-    The world decides, not what the run remembers.
-    """
-    try:
-        moved = not run.runtime.setting().uses(run.before.config) or bool(run.restore_secret.plan())
-        return moved or bool(run.write_fence and run.write_fence.is_up())
-    except StorageSwitchError:
-        log.exception("What was touched cannot be seen; rolling back will look again.")
-        return True
 
 
 @overload

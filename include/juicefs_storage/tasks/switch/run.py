@@ -16,10 +16,10 @@ from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan
 from include.juicefs_storage.switch.restart_csi import RestartCsi
-from include.juicefs_storage.switch.run_record import RunRecord
+from include.juicefs_storage.switch.run_record import RunRecord, backup_of_run
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks.context import mask_keys, pull, run_id, triggered_at
-from include.juicefs_storage.tasks.runtime import Runtime
+from include.juicefs_storage.tasks.runtime import Runtime, open_vault
 from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.secret import written_by_format
 from include.juicefs_storage.volume.setting import Setting
@@ -50,6 +50,25 @@ class SwitchRun:
     def __init__(self, runtime: Runtime, *, forward: bool = False) -> None:
         self.runtime = runtime
         self.forward = forward
+
+    @classmethod
+    def recorded(cls) -> SwitchRun | None:
+        """The run that is running; None where it ended before its backup was made, and so before it changed anything.
+
+        Its backup knows it even where the XComs of its plan and its params have gone, as after a clear.
+
+        Raises:
+            StorageSwitchError: There is a backup and it cannot be read.
+        """
+        if pull("resolve_params") and pull("plan"):
+            run = cls.current()
+            return run if run.record.find() else None
+        backup = backup_of_run(open_vault(), run_id(), triggered_at())
+        if backup is None or backup.plan is None:
+            return None
+        run = cls(Runtime.of_params(pull("resolve_params") or backup.params))
+        run.plan = backup.plan
+        return run
 
     @classmethod
     def current(cls, *, forward: bool = False) -> SwitchRun:
