@@ -3,7 +3,8 @@
 Both are the Markdown that the tasks leave in XCom `markdown`, also where they then fail. A fleet has a third: where
 each of its volumes stands now. One page more, in the navigation, tells of each registered volume whether it is ready
 to be switched: the last event of the rehearsal.
-How a run ended stands in its note, with the link to its report.
+How a run ended is in its note, with the task that failed first and the link to its report; also where a person marked
+the run, and no task could write a report.
 """
 
 import html
@@ -18,6 +19,7 @@ from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.types import TaskInstanceKey
 
+from include.juicefs_storage.failures import ERROR, LAST, Failure, first_failure, unreported_end
 from include.juicefs_storage.markdown import one_line, table
 from include.juicefs_storage.names import (
     DAG_PREFIX,
@@ -48,6 +50,10 @@ TEMPLATE = Path(__file__).with_name("juicefs_storage_page.html")
 
 #: How the outcome begins in a run's note, a line of its own; as many characters as Airflow's table takes.
 OUTCOME, NOTE_LENGTH = "**[Outcome](", 1000
+#: Of a failure's line this much is kept, or nothing: the link to the task, and the beginning of its error.
+LEAST_OF_A_FAILURE = 250
+#: The lines that the listener writes into a note.
+OURS = re.compile(r"^\*\*\[(?:Outcome\]\([^)]*\)|\w+\]\([^)]*\) failed)\*\*: .*$", re.MULTILINE)
 
 #: The tasks that write each page; a DAG has one of them.
 WRITERS: dict[Page, tuple[str, ...]] = {"plan": ("plan", "plan_partitions"), "report": ("finalize",)}
@@ -196,14 +202,24 @@ def _minute(moment: object) -> str:
     return f"{str(moment)[:16].replace('T', ' ')} UTC"
 
 
-def add_outcome(note: str, outcome: str, report: str) -> str:
-    """A run's note with its outcome, which links to its report: in place of an earlier one, else below the rest.
+def add_outcome(note: str, outcome: str, report: str, failure: str = "") -> str:
+    """A run's note with how it ended, in place of an earlier end, else below the rest.
 
-    What a person wrote is never cut: where both are too long for Airflow's table, the note stays as it is.
+    What a person wrote is never cut: where all together is too long for Airflow's table, the failure is cut, and where
+    that does not suffice the note stays as it is.
+
+    Args:
+        note: As it is.
+        outcome: How the run ended, in a line.
+        report: The URL of its report.
+        failure: The task that failed first, with its error and next command, in a line.
     """
+    others = OURS.sub("", note).strip()
     line = f"{OUTCOME}{report})**: {one_line(outcome)}"
-    others = re.sub(rf"^{re.escape(OUTCOME)}.*$", "", note, flags=re.MULTILINE).strip()
-    added = f"{others}\n\n{line}" if others else line
+    room = NOTE_LENGTH - len(others) - len(line) - len("\n\n\n\n")
+    if len(failure) > room:
+        failure = f"{failure[: room - 1]}…" if room > LEAST_OF_A_FAILURE else ""
+    added = "\n\n".join(part for part in (others, failure, line) if part)
     return added if len(added) <= NOTE_LENGTH else note
 
 
@@ -217,28 +233,48 @@ class RunNote:
     @hookimpl
     def on_dag_run_success(self, dag_run: "DagRun") -> None:
         """See above."""
-        _note_outcome(dag_run)
+        _note_end(dag_run, "success")
 
     @hookimpl
     def on_dag_run_failed(self, dag_run: "DagRun") -> None:
         """See above."""
-        _note_outcome(dag_run)
+        _note_end(dag_run, "failed")
 
 
-def _note_outcome(dag_run: "DagRun") -> None:
+def _note_end(dag_run: "DagRun", how: str) -> None:
     if not dag_run.dag_id.startswith(DAG_PREFIX):
         return
+    from airflow.models.taskinstance import TaskInstance
     from airflow.models.xcom import XComModel
+    from sqlalchemy import select
     from sqlalchemy.orm import object_session
 
-    session = object_session(dag_run)
-    query = XComModel.get_many(
-        run_id=dag_run.run_id, dag_ids=dag_run.dag_id, task_ids=WRITERS["report"], key="note", limit=1
-    )
-    if session is None or (found := session.scalars(query).first()) is None:
+    if (session := object_session(dag_run)) is None:
         return
-    report = page_url("report", dag_run.dag_id, dag_run.run_id)
-    dag_run.note = add_outcome(dag_run.note or "", str(XComModel.deserialize_value(found)), report)
+    dag_id, run_id = dag_run.dag_id, dag_run.run_id
+    of_this_run = (TaskInstance.dag_id == dag_id, TaskInstance.run_id == run_id)
+    instances = session.scalars(select(TaskInstance).where(*of_this_run).order_by(TaskInstance.end_date)).all()
+
+    def xcoms(key: str, *task_ids: str) -> dict[tuple[str, int], Any]:
+        query = XComModel.get_many(run_id=run_id, dag_ids=dag_id, task_ids=task_ids or None, key=key)
+        rows: Sequence[Any] = session.scalars(query).all()
+        return {(row.task_id, row.map_index): XComModel.deserialize_value(row) for row in rows}
+
+    states = {instance.task_id: str(instance.state or "none") for instance in instances}
+    said = xcoms("note", LAST).get((LAST, -1))
+    reported = said is not None and states.get(LAST) in {"success", "failed"}
+    if not reported:
+        results = {task_id: value for (task_id, _), value in xcoms("return_value", "plan", "resolve_params").items()}
+        said = unreported_end(dag_id, how, states, results, results.get("resolve_params") or {})
+    errors = xcoms(ERROR)
+    failed = [
+        Failure(instance.task_id, instance.map_index, errors.get((instance.task_id, instance.map_index), {}))
+        for instance in instances
+        if str(instance.state) == "failed"
+    ]
+    first = first_failure(failed, [instance.task_id for instance in instances]) if how == "failed" else None
+    failure = first.to_markdown(dag_id, run_id) if first else ""
+    dag_run.note = add_outcome(dag_run.note or "", str(said), page_url("report", dag_id, run_id), failure)
 
 
 def make_app() -> "FastAPI":

@@ -43,3 +43,9 @@ def fleet_url(run_id: str) -> str:
 def volume_run_id(fleet_run_id: str, key: str, *, dry_run: bool = False) -> str:
     """The id of the run that moves a volume of a fleet, or rehearses that. A cleared task finds its run by it."""
     return f"{fleet_run_id}.{key}{'.plan' if dry_run else ''}"
+
+
+def task_url(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
+    """A task instance in Airflow's UI, relative to the root of the UI."""
+    mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
+    return f"{run_url(dag_id, run_id)}/tasks/{quote(task_id, safe='')}{mapped}"

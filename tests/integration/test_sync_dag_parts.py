@@ -48,7 +48,7 @@ def start(stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch) -> Any:
             "target_conn_id": "new", "target_bucket": target.bucket, "target_prefix": PREFIX,
         }  # fmt: skip
         airflow = SyncRun(run_id, {**given, **params})
-        current = {"params": airflow.params, "run_id": run_id, "ti": airflow}
+        current = {"params": airflow.params, "run_id": run_id, "ti": airflow, "dag": airflow}
         for module in (context, sync.plan):
             monkeypatch.setattr(module, "get_current_context", lambda: current)
         return airflow

@@ -82,7 +82,7 @@ class TaskInstance:
         self._job = job
         self.task_id, self.dag_id, self.run_id, self.try_number = job.task_id, job.dag_id, job.run_id, job.try_number
 
-    def xcom_pull(self, task_ids: str, key: str = "return_value") -> Any:
+    def xcom_pull(self, task_ids: str, key: str = "return_value", map_indexes: int = -1) -> Any:
         file = self._job.xcom(task_ids, key)
         return json.loads(file.read_text()) if file.exists() else None
 

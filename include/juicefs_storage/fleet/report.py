@@ -40,9 +40,16 @@ class VolumeEnd(Record):
     run_id: str | None = None
 
 
-def fleet_markdown(title: str, meaning: str, ends: Sequence[VolumeEnd]) -> str:
-    """The table of the volumes and their states; no table where there are none."""
-    lines = [f"## {title}", meaning]
+def fleet_markdown(title: str, meaning: str, ends: Sequence[VolumeEnd], failed: Sequence[str] = ()) -> str:
+    """The table of the volumes and their states; no table where there are none.
+
+    Args:
+        title: How the fleet ended, in a line.
+        meaning: What that means.
+        ends: Of each volume.
+        failed: The task that failed first, as lines of Markdown.
+    """
+    lines = [f"## {title}", *failed, meaning]
     if ends:
         lines += ["", *table(["wave", "volume", "state", "", "run"], map(_row, ends))]
     return "\n".join(lines)

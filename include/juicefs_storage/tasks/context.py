@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from airflow.sdk import get_current_context
 
+from include.juicefs_storage.failures import ERROR, Failure, first_failure
 from include.juicefs_storage.names import run_url
 from include.juicefs_storage.volume.setting import StorageConfig
 
@@ -53,6 +54,23 @@ def task_states(*task_ids: str) -> dict[str, str]:
     states = context["ti"].get_task_states(dag_id=context["dag"].dag_id, task_ids=list(task_ids), run_ids=[run_id()])
     found = states.get(run_id(), {})
     return {task_id: str(found.get(task_id) or "none") for task_id in task_ids}
+
+
+def why_it_failed() -> list[str]:
+    """The task of this run that failed first, with its error and next command: one line of Markdown, or none."""
+    context: Any = get_current_context()
+    ti, dag = context["ti"], context["dag"]
+    found = ti.get_task_states(dag_id=dag.dag_id, task_ids=list(dag.task_ids), run_ids=[run_id()]).get(run_id(), {})
+    failures = []
+    for name, state in found.items():
+        if str(state) != "failed":
+            continue
+        # Airflow names the instances of a mapped task `<task id>_<index>`.
+        task_id, _, index = (name, "", "-1") if name in dag.task_ids else name.rpartition("_")
+        error = ti.xcom_pull(task_ids=task_id, key=ERROR, map_indexes=int(index)) or {}
+        failures.append(Failure(task_id, int(index), error))
+    first = first_failure(failures, dag.task_ids)
+    return [first.to_markdown(dag.dag_id, run_id()), ""] if first else []
 
 
 def mask_keys(config: StorageConfig) -> None:

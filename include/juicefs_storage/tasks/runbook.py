@@ -14,6 +14,7 @@ from airflow.sdk import PokeReturnValue, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
 
 from include.juicefs_storage.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
+from include.juicefs_storage.failures import ERROR, error_record
 from include.juicefs_storage.tasks.context import log, note_metadata_away, pull, push
 
 #: Of every task, where the task does not say otherwise.
@@ -23,8 +24,8 @@ TASK_DEFAULTS: dict[str, Any] = {
     "retry_delay": timedelta(seconds=5),
     "execution_timeout": timedelta(hours=8),
 }
-#: The XCom of task `plan` that identifies the plan, and the XCom of any task that says why it failed.
-IDENTITY, ERROR = "identity", "error"
+#: The XCom of task `plan` that identifies the plan.
+IDENTITY = "identity"
 
 
 @overload
@@ -79,7 +80,7 @@ def _failure_recorded() -> Iterator[None]:
     try:
         yield
     except StorageSwitchError as error:
-        push(ERROR, {"problem": error.problem, "state": error.state, "next_step": error.next_step})
+        push(ERROR, error_record(error))
         raise
     except AirflowException:
         raise

@@ -23,7 +23,7 @@ from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.switch.restart_csi import RestartCsi
 from include.juicefs_storage.tasks.approval import PlanApproval
-from include.juicefs_storage.tasks.context import log, push, run_id, task_states
+from include.juicefs_storage.tasks.context import log, push, run_id, task_states, why_it_failed
 from include.juicefs_storage.tasks.fleet.runs import (
     ACTIVE,
     LONGEST_WAIT_S,
@@ -288,7 +288,8 @@ def finalize() -> dict[str, Any]:
             "Nothing was changed. See the log of the task that failed first.",
         )
     push("report", {"outcome": outcome, "volumes": {end.key: end.state for end in ends}})
-    push("markdown", fleet_markdown(title, meaning, ends))
+    failed = why_it_failed() if outcome not in {"moved", "planned"} else []
+    push("markdown", fleet_markdown(title, meaning, ends, failed))
     push("note", f"{title[0].lower()}{title[1:]}.")
     if outcome not in {"moved", "planned"}:
         lines = "\n".join(f"- {end.key}: {end.state}. {end.detail}" for end in ends)

@@ -20,8 +20,9 @@ from include.juicefs_storage.switch.lease import check_lease
 from include.juicefs_storage.switch.params import resolve_params as validate_params
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, fingerprint
+from include.juicefs_storage.switch.run_record import RunRecord
 from include.juicefs_storage.switch.write_setting import WriteSetting
-from include.juicefs_storage.tasks.context import pull, push, task_states
+from include.juicefs_storage.tasks.context import pull, push, run_id, task_states, triggered_at
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import IDENTITY, missing_connections_explained, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
@@ -224,11 +225,32 @@ def plan() -> dict[str, Any]:
         push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
         raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
     missing, blocks_s = (pull("check_consistency", key) for key in ("missing_objects", "blocks_s"))
-    planned = make_plan(Runtime.of_run(), findings, missing, blocks_s)
+    runtime = Runtime.of_run()
+    planned = make_plan(runtime, findings, missing, blocks_s)
+    _require_a_move(runtime, planned)
     push(IDENTITY, planned.identity)
     push("markdown", planned.to_markdown())
     push("subject", f"{planned.title}?")
     return planned.model_dump(mode="json")
+
+
+def _require_a_move(runtime: Runtime, planned: Plan) -> None:
+    """Refuse a switch to the storage where the volume is. A run that moved it there itself may be planned again.
+
+    Raises:
+        PermanentError: There is nothing to switch.
+    """
+    setting = runtime.setting()
+    if not setting.uses(runtime.target(setting)):
+        return
+    if RunRecord(runtime.vault, runtime.vault.keys, planned, run_id(), triggered_at()).find() is None:
+        problem = f"Volume {setting.name} is on {setting.bucket} already, with these keys: nothing to switch."
+        push("markdown", f"## Refused\n{problem}")
+        raise PermanentError(
+            problem,
+            state="nothing was changed",
+            next_step="correct `target_conn_id` and `target_bucket`, or leave the volume where it is",
+        )
 
 
 def make_plan(

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import TriggerRule
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.failures import ERROR
 from include.juicefs_storage.switch.evidence import Evidence
 from include.juicefs_storage.switch.marks import End
 from include.juicefs_storage.switch.outcome import (
@@ -24,7 +25,7 @@ from include.juicefs_storage.switch.plan import Plan
 from include.juicefs_storage.switch.report import Failure, Report, proof_lines
 from include.juicefs_storage.tasks.approval import ANSWER
 from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_page, task_states
-from include.juicefs_storage.tasks.runbook import ERROR, runbook_task
+from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.check import CHECKS, all_findings

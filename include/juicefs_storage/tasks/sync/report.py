@@ -12,7 +12,7 @@ from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.copy.reconcile import MEANING, SyncReport
 from include.juicefs_storage.copy.reconcile import reconcile as join
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.tasks.context import pull, push, run_id
+from include.juicefs_storage.tasks.context import pull, push, run_id, why_it_failed
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.sync.folder import manifests_folder, plan_of_run
@@ -96,15 +96,17 @@ def finalize() -> dict[str, Any]:
     """
     found = pull("reconcile")
     if not found:
-        push("markdown", f"## Failed\n{MEANING['failed']}")
+        push("markdown", "\n".join(["## Failed", *why_it_failed(), MEANING["failed"]]))
         push("report", {"outcome": "failed", "meaning": MEANING["failed"]})
         push("note", f"failed: {MEANING['failed']}")
         raise PermanentError(f"failed: {MEANING['failed']}", next_step="see the log of the task that failed")
     report = SyncReport.model_validate(found)
     push("report", found)
-    push("markdown", report.to_markdown())
+    title, _, rest = report.to_markdown().partition("\n")
+    green = report.outcome in {"proven", "planned"}
+    push("markdown", "\n".join([title, *([] if green else why_it_failed()), rest]))
     push("note", report.headline)
-    if report.outcome not in {"proven", "planned"}:
+    if not green:
         lines = "\n".join(f"- {problem}" for problem in report.problems)
         raise PermanentError(f"{report.outcome}: {report.meaning}\n{lines}")
     return {"outcome": report.outcome}

@@ -26,6 +26,17 @@ from tests.support.fakes import FakeVault
 
 RUN = "manual__2026-11-23T12:00:00+00:00"
 KEYS = ("a", "b", "c", "d")
+TASKS = (
+    "plan",
+    "approve",
+    "start_canary",
+    "watch_canary",
+    "start",
+    "watch",
+    "restart_csi",
+    "wait_for_rollouts",
+    "finalize",
+)
 
 
 class TaskInstance:
@@ -40,8 +51,12 @@ class TaskInstance:
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[RUN, "self", key] = value
 
-    def xcom_pull(self, *, task_ids: str, key: str = "return_value", run_id: str = RUN, dag_id: str = "") -> Any:
+    def xcom_pull(
+        self, *, task_ids: str, key: str = "return_value", run_id: str = RUN, dag_id: str = "", map_indexes: int = -1
+    ) -> Any:
         assert (run_id == RUN) == (not dag_id)
+        if map_indexes >= 0:
+            return self.xcoms.get((run_id, f"{task_ids}_{map_indexes}", key))
         return self.xcoms.get((run_id, task_ids, key))
 
     def get_task_states(self, *, task_ids: list[str], run_ids: list[str], dag_id: str) -> dict[str, dict[str, str]]:
@@ -76,7 +91,12 @@ def ti(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskInstan
     monkeypatch.setattr(fleet, "_is_on_target", lambda member: True)
     instance = TaskInstance()
     planned(instance)
-    context: Any = {"ti": instance, "dag": SimpleNamespace(dag_id="juicefs_storage_fleet"), "run_id": RUN, "params": {}}
+    context: Any = {
+        "ti": instance,
+        "dag": SimpleNamespace(dag_id="juicefs_storage_fleet", task_ids=TASKS),
+        "run_id": RUN,
+        "params": {},
+    }
     with set_current_context(context):
         yield instance
 
@@ -259,6 +279,19 @@ def test_a_fleet_that_stopped_reports_where_each_volume_is(ti: TaskInstance) -> 
     # Moved by its run, and then something was wrong.
     ended(ti, "b", "success", "switched", "failed")
     assert end(ti)["volumes"]["b"] == "not well"
+
+
+def test_a_report_that_is_not_green_begins_with_the_task_that_failed_first(ti: TaskInstance) -> None:
+    moved(ti, "a", "c")
+    ended(ti, "b", "failed", "rolled back", "failed")
+    ti.tasks |= {"wait_for_rollouts": "failed"}
+    error = {"problem": "Volume b was not moved.", "state": "", "next_step": "see that run"}
+    ti.xcoms[RUN, "watch_0", "error"] = error
+    end(ti)
+    title, first = ti.xcoms[RUN, "self", "markdown"].splitlines()[:2]
+    assert title.startswith("## Stopped")
+    run = "dags/juicefs_storage_fleet/runs/manual__2026-11-23T12%3A00%3A00%2B00%3A00"
+    assert first == f"**[watch]({run}/tasks/watch/mapped/0) failed**: Volume b was not moved. **Next**: see that run."
 
 
 def test_a_canary_that_failed_leaves_all_others_alone(ti: TaskInstance) -> None:

@@ -1,0 +1,103 @@
+"""What a task that failed says about it: first in every report and note of a run that is not green.
+
+Tasks leave it in XCom; the plugin reads it for runs whose last task never ran. Imports nothing heavy for that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.markdown import one_line
+from include.juicefs_storage.names import FLEET, REHEARSAL, REVERT, SWITCH, task_url
+
+#: The XCom of a task that failed: `problem`, `state`, `next_step`.
+ERROR = "error"
+#: The task that writes the report of a run. It fails whenever another one did.
+LAST = "finalize"
+#: The states of a task that were not reached by the task itself.
+_NOT_RUN = {"none", "skipped", "upstream_failed", "removed", "scheduled", "queued"}
+_LEASE = "this volume's Lease, which expires within an hour of the last task's end"
+
+
+def error_record(error: StorageSwitchError) -> dict[str, str]:
+    """What a task leaves in XCom `error`."""
+    return {"problem": error.problem, "state": error.state, "next_step": error.next_step}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task instance that failed.
+
+    Attributes:
+        map_index: -1 where the task is not mapped.
+        error: Its XCom `error`; empty where it left none, as after a kill.
+    """
+
+    task_id: str
+    map_index: int
+    error: Mapping[str, str]
+
+    def to_markdown(self, dag_id: str, run_id: str) -> str:
+        """The task with a link to it, its error and its next command, on one line."""
+        url = task_url(dag_id, run_id, self.task_id, self.map_index)
+        problem = self.error.get("problem") or "No error was recorded: it was killed, marked as failed, or timed out."
+        next_step = self.error.get("next_step") or "see its log"
+        return f"**[{self.task_id}]({url}) failed**: {one_line(problem)} **Next**: {one_line(next_step)}."
+
+
+def first_failure(failures: Iterable[Failure], order: Iterable[str]) -> Failure | None:
+    """The failure that caused the others: the first in the order of the graph; the last task only where it is alone."""
+    rank = {task_id: number for number, task_id in enumerate(task for task in order if task != LAST)}
+    found = sorted(failures, key=lambda failure: (rank.get(failure.task_id, len(rank)), failure.map_index))
+    return found[0] if found else None
+
+
+def unreported_end(
+    dag_id: str, how: str, states: Mapping[str, str], results: Mapping[str, Any], params: Mapping[str, Any]
+) -> str:
+    """Say how a run ended whose last task did not run: a person marked it, or its timeout ended it.
+
+    Args:
+        dag_id: The DAG.
+        how: `failed` or `success`, as Airflow has it.
+        states: Task id -> state.
+        results: Task id -> return value; what is left of them.
+        params: Of the run, as resolve_params validated them.
+
+    Returns:
+        A line for the run's note: where things are, what is still held, and what to clear.
+    """
+    ended = f"marked {how}, or timed out: nothing is proven and there is no report."
+    if dag_id in {SWITCH, REVERT}:
+        return " ".join([ended, *_volume_now(states, results, params)])
+    if dag_id == FLEET:
+        return f"{ended} Runs of volumes that were started continue. Clear the tasks that did not end, with Downstream."
+    if dag_id == REHEARSAL:
+        return f"{ended} Nothing was changed. Trigger it again."
+    return f"{ended} What was copied stays. Clear the tasks that did not end, with Downstream."
+
+
+def _volume_now(states: Mapping[str, str], results: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    plan = results.get("plan") or {}
+    volume = f"Volume `{plan['volume']}`" if plan.get("volume") else "The volume"
+    if _did_not_run(states, "write_setting"):
+        held = f" Still held: {_LEASE}." if not _did_not_run(states, "backup") else ""
+        return [f"{volume} is where it was.{held} Trigger a new run."]
+    old, new = (f"`{(plan.get(side) or {}).get('bucket', '?')}`" for side in ("before", "after"))
+    where = f"{volume} was moved from {old} to {new}."
+    if states["write_setting"] != "success":
+        where = f"{volume} was being moved from {old} to {new}: the setting may name either."
+    if states.get("restore_setting") == "success":
+        where = f"{volume} was moved from {old} to {new} and its setting is back; its clients may be on either."
+    elif not _did_not_run(states, "restore_setting"):
+        where = f"{volume} was being moved back from {new} to {old}: the setting may name either."
+    fence = " and the write fence on the store that it left" if params.get("fence_conn_id") else ""
+    judge = "clear `decide` with Downstream: it rolls back where `on_failure` says so, else it says what is there."
+    return [f"{where} Still held: {_LEASE}{fence}.", f"**Next**: {judge}"]
+
+
+def _did_not_run(states: Mapping[str, str], task_id: str) -> bool:
+    return states.get(task_id, "none") in _NOT_RUN
