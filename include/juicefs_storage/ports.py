@@ -319,8 +319,13 @@ class JuiceFS(Protocol):
     def status(self) -> Mapping[str, Any]:
         """`juicefs status`."""
 
-    def mount_fresh(self, canary: str) -> Sequence[str]:
-        """Mount with an empty cache, read, write a file `canary` and list; the object keys of what was written."""
+    def mount_fresh(self, canary: str, lost_files: Sequence[str] = ()) -> Sequence[str]:
+        """Mount with an empty cache, read, write a file `canary` and list; the object keys of what was written.
+
+        Args:
+            canary: The name of the file that is written.
+            lost_files: Paths inside of the volume that are not read: their blocks were lost before.
+        """
 
     def unmount_fresh(self, canary: str) -> None:
         """Remove that file and the mount."""

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from include.juicefs_storage.adapters.compressed_blocks import CompressedBlocks
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
-from include.juicefs_storage.volume.difference import Difference, compare_needed, missing_blocks
+from include.juicefs_storage.volume.difference import Difference, compare_blocks, missing_blocks
 from include.juicefs_storage.volume.layout import slice_of
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.needed import needed_objects
@@ -74,7 +74,7 @@ class World:
 
     def compared(self) -> Difference:
         """The volume's own store against itself: what is lost is all there is to find."""
-        return compare_needed(self.metadata, self.metadata.read_setting(), self.bucket, self.bucket)
+        return compare_blocks(self.metadata, self.metadata.read_setting(), self.bucket, self.bucket)
 
     def needed(self) -> dict[str, int]:
         return dict(needed_objects(self.metadata, self.metadata.read_setting()))

@@ -107,7 +107,7 @@ class BareJuiceFS(JuiceFS):
     def status(self) -> Mapping[str, Any]:
         unexpected("status")
 
-    def mount_fresh(self, canary: str) -> Sequence[str]:
+    def mount_fresh(self, canary: str, lost_files: Sequence[str] = ()) -> Sequence[str]:
         unexpected("mount_fresh")
 
     def unmount_fresh(self, canary: str) -> None:

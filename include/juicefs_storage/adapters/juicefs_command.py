@@ -80,8 +80,10 @@ work="/tmp/storage-switch.$3" mnt="/tmp/storage-switch.$3/mnt"
 set -e
 mkdir -p "$mnt"
 rm -rf "$work/cache"
+while IFS= read -r lost && [ -n "$lost" ]; do printf '%s\n' "$mnt$lost"; done >"$work/lost"
 "$1" mount -d --no-usage-report --cache-dir "$work/cache" --log "$work/log" "$2" "$mnt" >&2
-timeout 20 find "$mnt" -type f -size +0 ! -name '.*' 2>/dev/null | head -n 5 | while IFS= read -r old; do
+timeout 20 find "$mnt" -type f -size +0 ! -name '.*' 2>/dev/null |
+  grep -vxFf "$work/lost" | head -n 5 | while IFS= read -r old; do
   timeout 20 head -c 4194304 "$old" >/dev/null || { echo "cannot read $old" >&2; exit 65; }
 done
 dd if=/dev/urandom of="$mnt/$3" bs=65536 count=1 conv=fsync 2>/dev/null
@@ -255,13 +257,19 @@ class JuiceFSCommand:
         status: dict[str, Any] = json.loads(result.stdout[start:])
         return status
 
-    def mount_fresh(self, canary: str) -> Sequence[str]:
+    def mount_fresh(self, canary: str, lost_files: Sequence[str] = ()) -> Sequence[str]:
         """Mount with an empty cache, read the first 4 MiB of up to five files, write one, read it back and list.
+
+        Args:
+            canary: The name of the file that is written.
+            lost_files: Paths inside of the volume that are not read: their blocks were lost before.
 
         Returns:
             The keys of the objects that hold what was written; the mount stays until `unmount_fresh`.
         """
-        result = self._on_metadata(_MOUNT_FRESH, canary, timeout_s=_MOUNT_TIMEOUT_S)
+        # One path a line: what a line cannot hold is read, and fails.
+        paths = [path for path in lost_files if path.startswith("/") and "\n" not in path]
+        result = self._on_metadata(_MOUNT_FRESH, canary, stdin=[*paths, ""], timeout_s=_MOUNT_TIMEOUT_S)
         keys: list[str] = OBJECT_KEY.findall(result.stdout)
         if result.returncode != 0 or not keys:
             raise TransientError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from include.juicefs_storage.errors import TransientError
@@ -37,6 +37,7 @@ class CatchUp:
         confirm_lease: Called before each write; raises where this run must not write any more.
         clock: A monotonic clock.
         timeout_s: The limit of one pass, in seconds.
+        lost_before: Keys of blocks that no store has, which nobody waits for.
         remember: Remember in `compared` what the last pass compared, for a follower: one more pass over the slices.
         copied: Blocks copied so far.
         copied_bytes: Of these blocks.
@@ -51,6 +52,7 @@ class CatchUp:
     confirm_lease: Callable[[], None]
     clock: Callable[[], float]
     timeout_s: float
+    lost_before: Collection[str] = frozenset()
     remember: bool = False
     copied: int = 0
     copied_bytes: int = 0
@@ -73,7 +75,7 @@ class CatchUp:
         for _ in range(_COPY_PASSES):
             before = self.copied
             self._pass()
-            difference = missing_blocks(self.metadata, self.setting, self.target)
+            difference = missing_blocks(self.metadata, self.setting, self.target, self.lost_before)
             if self.copied == before and not difference.missing:
                 break
         return difference

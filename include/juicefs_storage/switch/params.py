@@ -31,6 +31,15 @@ class MoveParams(Params):
         "[What each costs](refusals.md#the-blocks-check_consistency).",
         "listing",
     )
+    accept_lost_blocks: int = param(
+        "Safety",
+        "Accept lost blocks",
+        "How many blocks that files refer to may be [lost on the old store](refusals.md#lost-blocks) already, for each "
+        "volume. More are refused.",
+        0,
+        ge=0,
+        le=10_000,
+    )
     catch_up: bool = param(
         "Safety", "Catch up", "Copy what clients write to the old store until they have moved.", True
     )

@@ -54,6 +54,8 @@ class Plan(Record):
     backup_id: str | None = None
     #: Blocks a second, as Airflow read the old store; None: not measured.
     blocks_s: float | None = None
+    #: Keys of the blocks that were lost on the old store when the plan was made, and that were accepted as lost.
+    lost_blocks: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:

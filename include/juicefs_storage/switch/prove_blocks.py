@@ -7,6 +7,13 @@ from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.difference import Difference, files_of_examples
 
 
+def blocks_there(present: int, lost_before: int) -> str:
+    """Say how many blocks are there, and how many were lost before the volume was moved."""
+    if not lost_before:
+        return f"all {present} blocks"
+    return f"{present} blocks (all but {lost_before} that were lost before the run and accepted as lost)"
+
+
 def require_all_blocks(difference: Difference, bucket: str, metadata: MetadataStore) -> None:
     """Refuse to call anything done while a block that some file refers to is missing or cut.
 

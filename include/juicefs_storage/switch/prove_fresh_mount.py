@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import JuiceFS
@@ -22,8 +24,17 @@ def prove_status(juicefs: JuiceFS, setting: Setting, config: StorageConfig) -> N
         )
 
 
-def use_fresh_mount(juicefs: JuiceFS, store: Bucket, config: StorageConfig, canary: str) -> int:
-    """A new mount with an empty cache reads and writes, and what it writes lands on the storage.
+def use_fresh_mount(
+    juicefs: JuiceFS, store: Bucket, config: StorageConfig, canary: str, lost_files: Sequence[str] = ()
+) -> int:
+    """Read and write through a new mount with an empty cache; what it writes must land on the storage.
+
+    Args:
+        juicefs: Makes the mount.
+        store: Where the written objects are looked for.
+        config: The storage, for messages.
+        canary: The name of the file that is written.
+        lost_files: Files that are not read: their blocks were lost before the run.
 
     Returns:
         The number of objects found on the storage.
@@ -32,7 +43,7 @@ def use_fresh_mount(juicefs: JuiceFS, store: Bucket, config: StorageConfig, cana
         TransientError: An object that was written is not there.
     """
     try:
-        keys = juicefs.mount_fresh(canary)
+        keys = juicefs.mount_fresh(canary, lost_files)
         if missing := [key for key in keys if not store.exists(key)]:
             raise TransientError(
                 f"A fresh mount wrote {missing[0]}, which is not in {config.bucket}.", next_step="the task tries again"

@@ -10,6 +10,7 @@ from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.outcome import RunOutcome
 from include.juicefs_storage.switch.plan import StorageView
+from include.juicefs_storage.switch.prove_blocks import blocks_there
 
 
 class Failure(Record):
@@ -130,7 +131,7 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ]
     for task, text in _SENTENCES.items():
         if task in results:
-            lines.append(text.format(**results[task]))
+            lines.append(text.format(**results[task], there=_blocks(results[task])))
     lines += _written_lines(results.get("write_setting", {}))
     lines += _pod_lines(results.get("prove_no_restarts", {}))
     for task, side in (("follow_writes", "old"), ("follow_writes_back", "new")):
@@ -195,6 +196,11 @@ def _failed_lines(result: Mapping[str, Any]) -> list[str]:
     return [f"{result['failed_requests']} object requests failed in the clients while they moved{where}"]
 
 
+def _blocks(result: Mapping[str, Any]) -> str:
+    """The blocks that a task proved, where it proved some."""
+    return blocks_there(result.get("blocks", 0), result.get("lost_before", 0))
+
+
 def _late_lines(result: Mapping[str, Any]) -> list[str]:
     """What was committed minutes after it was written."""
     if not result:
@@ -204,7 +210,7 @@ def _late_lines(result: Mapping[str, Any]) -> list[str]:
     found = (
         f"{result['waited_s']} s after the last client had moved {result['copied']} more blocks were found and copied"
     )
-    return [f"{found}; all {result['blocks']} blocks that files then referred to were there"]
+    return [f"{found}; {_blocks(result)} that files then referred to were there"]
 
 
 def _settle_lines(result: Mapping[str, Any]) -> list[str]:
@@ -226,11 +232,11 @@ _WAS_STUCK = ", when the setting had been written once more: it could not use it
 _SENTENCES: Mapping[str, str] = {
     "copy_ahead": "{copied} blocks were copied before the setting was written",
     "catch_up": "{copied} more blocks that clients wrote to the old store while they moved were copied to the new one",
-    "prove_blocks": "all {blocks} blocks that files refer to are on the new store",
+    "prove_blocks": "{there} that files refer to are on the new store",
     "prove_fresh_mount": "a fresh mount with an empty cache read, wrote and listed on the new store",
     "collect_diagnostics": "diagnostics of the failure are kept as `{diagnostics_id}`, "
     "see docs/rollback.md for how to read them",
     "copy_back": "{copied} blocks were copied back before the setting was restored",
     "copy_back_again": "{copied} blocks were copied back after the clients had returned",
-    "prove_blocks_on_old": "all {blocks} blocks that files refer to are on the old store",
+    "prove_blocks_on_old": "{there} that files refer to are on the old store",
 }

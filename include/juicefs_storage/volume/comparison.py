@@ -39,6 +39,7 @@ class NeededBlocks:
         problems: Reads blocks of the source, given by key and length, and says what is wrong with each: for those whose
             size does not tell. None: the contents are not read.
         delta: Whether these are the blocks of new slices alone: then only their surroundings are listed.
+        others: Whether blocks that no file needs are compared as well; else they are SKIPPED.
     """
 
     chunks: str
@@ -47,15 +48,17 @@ class NeededBlocks:
     still: Callable[[Collection[str]], Collection[str]]
     problems: Callable[[Sequence[tuple[str, int]]], Sequence[str]] | None = None
     delta: bool = False
+    others: bool = False
 
     @classmethod
-    def of(cls, metadata: MetadataStore, setting: Setting) -> NeededBlocks:
+    def of(cls, metadata: MetadataStore, setting: Setting, *, others: bool = False) -> NeededBlocks:
         """Read them from the metadata; keys begin with the volume's name."""
         return cls(
             chunks=f"{setting.name}/chunks/",
             sizes=ObjectSizes.of(setting),
             pages=lambda keys: to_pages(needed_objects(metadata, setting), keys=keys),
             still=still_needed(metadata),
+            others=others,
         )
 
     def listing(self, side: Lister, keys: KeyRange) -> Iterator[Page]:
@@ -140,7 +143,7 @@ def classify(batch: Classifier, needed: NeededBlocks, wanted: Page, source: Page
         """None: as without metadata."""
         length = lengths.get(key)
         if length is None:
-            return ObjectOutcome.SKIPPED if key.startswith(needed.chunks) else None
+            return ObjectOutcome.SKIPPED if key.startswith(needed.chunks) and not needed.others else None
         if key in ours:
             return None if fit(length, ours[key]) else ObjectOutcome.DAMAGED
         if key in theirs:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket, StoredObject
-from include.juicefs_storage.objects.comparison import OUTCOME_CODES, OUTCOMES, Classifier
+from include.juicefs_storage.objects.comparison import COMPARISONS, OUTCOME_CODES, OUTCOMES, Classifier
 from include.juicefs_storage.objects.merge import beside
 from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page
 from include.juicefs_storage.ports import MetadataStore
@@ -27,12 +27,8 @@ _PARALLEL_READS = 8
 _PAGE_KEYS = 1_000
 _Outcome = ObjectOutcome
 
-#: How outcomes count: two listings beside each other.
-_OF_LISTINGS: dict[ObjectOutcome, Count] = {
-    _Outcome.SAME: "present", _Outcome.MISSING: "missing", _Outcome.DIFFERENT: "different", _Outcome.EXTRA: "extra",
-}  # fmt: skip
-#: Two stores beside the metadata.
-_OF_NEEDED: dict[ObjectOutcome, Count] = {
+#: How outcomes count: two stores beside the metadata.
+_OF_TWO_STORES: dict[ObjectOutcome, Count] = {
     _Outcome.SAME: "present", _Outcome.EXTRA: "present", _Outcome.MISSING: "missing", _Outcome.DIFFERENT: "different",
     _Outcome.LOST: "lost", _Outcome.DAMAGED: "lost",
 }  # fmt: skip
@@ -49,7 +45,9 @@ class Difference:
     Attributes:
         extra: Objects that are only in the other set.
         newest_extra: The one of them whose slice has the highest id.
-        lost: Objects that files refer to and no set has whole; only where the metadata was asked.
+        lost: Blocks that files refer to and the old store does not hold whole. Of one store alone: those that were lost
+            before, and are neither `missing` nor `different`.
+        lost_keys: The keys of those, `keep_lost` at most.
         examples: `missing: …`, `different: …` and `lost: …`, a few of each.
     """
 
@@ -60,6 +58,8 @@ class Difference:
     extra: int = 0
     newest_extra: tuple[int, str] = (-1, "")
     lost: int = 0
+    lost_keys: list[str] = field(default_factory=list)
+    keep_lost: int = EXAMPLES
     examples: list[str] = field(default_factory=list)
 
     def examples_of(self, kind: Kind) -> list[str]:
@@ -71,12 +71,15 @@ class Difference:
         if len(self.examples_of(kind)) < EXAMPLES:
             self.examples.append(f"{kind}: {text}")
 
-    def add(self, batch: Classifier, counts: Mapping[ObjectOutcome, Count]) -> None:
+    def add(
+        self, batch: Classifier, counts: Mapping[ObjectOutcome, Count], lost_before: Collection[str] = frozenset()
+    ) -> None:
         """Count the rows of a batch.
 
         Args:
             batch: Compared in full.
             counts: What each outcome counts as; others are left out.
+            lost_before: Keys of blocks that count as `lost` where they are missing or different.
         """
         rows = batch.rows
         same = rows.outcomes.count(OUTCOME_CODES[ObjectOutcome.SAME])
@@ -87,18 +90,24 @@ class Difference:
         for row, code in enumerate(rows.outcomes):
             outcome, key = OUTCOMES[code], rows.keys[row]
             count = counts.get(outcome)
-            if outcome is ObjectOutcome.SAME or count is None:
+            if count is None or outcome is ObjectOutcome.SAME:
                 continue
             if count == "extra":
                 self.add_extra(key)
                 continue
+            if outcome is ObjectOutcome.EXTRA and COMPARISONS[rows.comparisons[row]] is Comparison.NONE:
+                continue  # no file needs it
+            detail = rows.details.get(row, "")
+            if count == "different" and outcome is ObjectOutcome.DAMAGED:
+                detail = f"{rows.sizes[row]} bytes instead of {length_of(key)}"
+            if count in {"missing", "different"} and key in lost_before:
+                count = "lost"
             self.expected += 1
             setattr(self, count, getattr(self, count) + 1)
             if count != "present":
-                detail = rows.details.get(row, "")
-                if counts is _OF_ONE_STORE and count == "different":
-                    detail = f"{rows.sizes[row]} bytes instead of {length_of(key)}"
                 self.note(count, f"{key} ({detail})" if detail else key)
+            if count == "lost" and len(self.lost_keys) < self.keep_lost:
+                self.lost_keys.append(key)
 
     def add_extra(self, key: str) -> None:
         """Count an object that is only in the other set."""
@@ -106,20 +115,40 @@ class Difference:
         self.newest_extra = max(self.newest_extra, (slice_of(key), key))
 
 
-def compare_listings(source: Bucket, target: Bucket, setting: Setting, *, contents: bool = False) -> Difference:
-    """Compare all blocks of a volume on two stores by key and size.
+def compare_blocks(
+    metadata: MetadataStore,
+    setting: Setting,
+    source: Bucket,
+    target: Bucket,
+    *,
+    others: bool = False,
+    contents: bool = False,
+    keep_lost: int = EXAMPLES,
+) -> Difference:
+    """Compare the blocks of a volume on two stores by key and size, and both with the metadata.
 
     Args:
-        source: What must be there.
-        target: What is there.
+        metadata: Which blocks files refer to.
         setting: The volume's setting.
+        source: The old store.
+        target: The new store.
+        others: Whether blocks that no file refers to are compared as well.
         contents: Whether blocks of one size are read on both sides and compared.
+        keep_lost: How many keys of lost blocks are kept.
+
+    Returns:
+        `missing` and `different`: what the target lacks of the source's. `lost`: the blocks that files refer to and the
+        source does not hold whole; what the target alone holds whole is present.
     """
-    result = Difference()
+    needed, result = NeededBlocks.of(metadata, setting, others=others), Difference(keep_lost=keep_lost)
     listings = (volume_pages(store, setting) for store in (source, target))
-    for batch in batches(beside(*listings), lambda: Classifier(by_size=not contents)):
-        _compare_contents(batch, source, target)
-        result.add(batch, _OF_LISTINGS)
+    for wanted, left, right in beside(needed.pages(KeyRange()), *listings):
+        for batch in batches(iter([(wanted, left, right)]), lambda: Classifier(by_size=not contents), needed):
+            settle_lost(batch, needed, _StoreLister(source), _StoreLister(target))
+            _compare_contents(batch, source, target)
+            result.add(batch, _OF_TWO_STORES)
+        for key in sorted(set(right.keys).difference(left.keys, wanted.keys)):
+            result.add_extra(key)
     return result
 
 
@@ -181,30 +210,9 @@ def compare_sample(
     return result
 
 
-def compare_needed(metadata: MetadataStore, setting: Setting, source: Bucket, target: Bucket) -> Difference:
-    """Compare the blocks that files refer to on two stores by key and size.
-
-    Args:
-        metadata: Which blocks files refer to.
-        setting: The volume's setting.
-        source: The old store.
-        target: The new store.
-
-    Returns:
-        `missing` and `different` as the target has them; `lost`: the blocks that the source does not hold whole.
-    """
-    needed, result = NeededBlocks.of(metadata, setting), Difference()
-    listings = (volume_pages(store, setting) for store in (source, target))
-    for wanted, left, right in beside(needed.pages(KeyRange()), *listings):
-        for batch in batches(iter([(wanted, left, right)]), _by_size, needed):
-            settle_lost(batch, needed, _StoreLister(source), _StoreLister(target))
-            result.add(batch, _OF_NEEDED)
-        for key in sorted(set(right.keys).difference(left.keys, wanted.keys)):
-            result.add_extra(key)
-    return result
-
-
-def missing_blocks(metadata: MetadataStore, setting: Setting, store: Bucket) -> Difference:
+def missing_blocks(
+    metadata: MetadataStore, setting: Setting, store: Bucket, lost_before: Collection[str] = frozenset()
+) -> Difference:
     """Find the blocks that some file refers to (`jfs_chunk_ref`) and a store lacks or holds with another length.
 
     A block that seems to be missing is looked up once more: it may be written, or its file deleted, meanwhile.
@@ -213,20 +221,17 @@ def missing_blocks(metadata: MetadataStore, setting: Setting, store: Bucket) -> 
         metadata: Which blocks files refer to.
         setting: The volume's setting.
         store: The store.
+        lost_before: Keys of blocks that were lost before the volume was moved: they count as `lost` alone.
     """
     needed, result, lister = NeededBlocks.of(metadata, setting), Difference(), _StoreLister(store)
     # The store is both sides: what one side lacks the other cannot have.
     stretches = (
         (wanted, found, found) for wanted, found in beside(needed.pages(KeyRange()), volume_pages(store, setting))
     )
-    for batch in batches(stretches, _by_size, needed):
+    for batch in batches(stretches, lambda: Classifier(by_size=True), needed):
         settle_lost(batch, needed, lister, lister)
-        result.add(batch, _OF_ONE_STORE)
+        result.add(batch, _OF_ONE_STORE, lost_before)
     return result
-
-
-def _by_size() -> Classifier:
-    return Classifier(by_size=True)
 
 
 def files_of(keys: Collection[str], metadata: MetadataStore) -> list[str]:

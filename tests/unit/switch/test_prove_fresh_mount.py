@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ class Mounts(BareJuiceFS):
     def status(self) -> dict[str, Any]:
         return self.shown
 
-    def mount_fresh(self, canary: str) -> list[str]:
+    def mount_fresh(self, canary: str, lost_files: Sequence[str] = ()) -> list[str]:
         self.mounted.append(canary)
         if self.fails:
             raise TransientError("not mounted")

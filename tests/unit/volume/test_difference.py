@@ -10,7 +10,7 @@ import pytest
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.objects.bucket import StoredObject
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
-from include.juicefs_storage.volume.difference import compare_listings, compare_needed, compare_sample, missing_blocks
+from include.juicefs_storage.volume.difference import compare_blocks, compare_sample, missing_blocks
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.setting import Setting
 from tests.support.fakes import FakeMetadata, FakeStore, setting
@@ -18,6 +18,10 @@ from tests.support.fakes import FakeMetadata, FakeStore, setting
 MIB = 1 << 20
 ROW = setting()
 METADATA = FakeMetadata(ROW, [(number, 100) for number in range(1, 11)])
+
+
+def key_of(slice_id: int) -> str:
+    return f"myjfs/chunks/0/0/{slice_id}_0_100"
 
 
 def stores() -> tuple[FakeStore, FakeStore]:
@@ -30,7 +34,7 @@ def test_listings_are_compared_in_the_order_of_s3() -> None:
     place = "myjfs/chunks"
     source = FakeStore({f"{place}/{k}": v for k, v in {"10": 1, "1/x": 2, "z": 3, "é": 4, "cut": 5}.items()})
     target = FakeStore({f"{place}/{k}": v for k, v in {"10": 1, "z": 3, "é": 4, "cut": 4, "extra": 9}.items()})
-    difference = compare_listings(source, target, ROW)
+    difference = compare_blocks(FakeMetadata(ROW), ROW, source, target, others=True)
     assert (difference.expected, difference.present, difference.missing, difference.different) == (5, 3, 1, 1)
     assert sorted(difference.examples) == [
         f"different: {place}/cut (5 bytes on the source, 4 on the target)",
@@ -108,7 +112,7 @@ def test_a_block_uploaded_or_deleted_while_the_stores_are_compared_is_not_lost()
     del source.objects["myjfs/chunks/0/0/3_0_100"], target.objects["myjfs/chunks/0/0/3_0_100"]
     metadata = FakeMetadata(ROW, list(METADATA.rows))
     source = Late(source.objects, then=lambda: metadata.rows.remove((3, 100)))
-    difference = compare_needed(metadata, ROW, source, target)
+    difference = compare_blocks(metadata, ROW, source, target)
     assert (difference.expected, difference.present, difference.lost) == (9, 9, 0)
 
 
@@ -125,9 +129,48 @@ def test_a_sample_holds_no_more_than_was_asked_for_and_sees_contents() -> None:
 
 def test_contents_are_compared_for_every_block_of_the_same_length() -> None:
     row, slices = setting(), [(number, 100) for number in range(1, 201)]
-    source, target = _store_of(slices, row), _store_of(slices, row)
+    metadata, source, target = FakeMetadata(row, slices), _store_of(slices, row), _store_of(slices, row)
     (key, _), *_ = block_objects(row, 77, 100)
     target.contents[key] = "something else"
-    found = compare_listings(source, target, row, contents=True)
+    found = compare_blocks(metadata, row, source, target, others=True, contents=True)
     assert (found.expected, found.present, found.different) == (200, 199, 1)
     assert found.examples == [f"different: {key} (content)"]
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_blocks_that_no_file_needs_count_where_that_is_wanted(others: bool) -> None:
+    source, target = stores()
+    source.objects["myjfs/chunks/0/0/99_0_5"] = 5
+    target.objects["myjfs/chunks/0/0/98_0_5"] = 5
+    found = compare_blocks(METADATA, ROW, source, target, others=others)
+    assert (found.present, found.missing, found.extra) == (10, int(others), 1)
+    assert found.newest_extra == (98, "myjfs/chunks/0/0/98_0_5")
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_what_the_old_store_has_not_whole_is_lost_unless_the_new_one_has_it(others: bool) -> None:
+    source, target = stores()
+    for number in (2, 3):
+        del source.objects[key_of(number)]
+    del target.objects[key_of(3)]
+    source.objects[key_of(4)] = 7
+    found = compare_blocks(METADATA, ROW, source, target, others=others)
+    assert (found.expected, found.present, found.lost) == (10, 8, 2)
+    assert found.lost_keys == [key_of(3), key_of(4)]
+    assert found.examples_of("lost")[0] == f"lost: {key_of(3)}"
+
+
+def test_as_many_lost_blocks_are_kept_as_are_asked_for() -> None:
+    found = compare_blocks(METADATA, ROW, FakeStore(), FakeStore(), keep_lost=7)
+    assert (found.lost, len(found.lost_keys), len(found.examples)) == (10, 7, 5)
+
+
+def test_what_was_lost_before_is_counted_apart_and_nothing_else_is() -> None:
+    _, store = stores()
+    del store.objects[key_of(3)], store.objects[key_of(5)]
+    store.objects[key_of(4)] = 7
+    found = missing_blocks(METADATA, ROW, store, {key_of(3), key_of(4)})
+    assert (found.expected, found.present, found.missing, found.different, found.lost) == (10, 7, 1, 0, 2)
+    require_all_blocks(missing_blocks(METADATA, ROW, store, {key_of(3), key_of(4), key_of(5)}), "data", METADATA)
+    with pytest.raises(NeedsHumanError, match=f"1 of 10 blocks.*missing: {key_of(5)}"):
+        require_all_blocks(found, "data", METADATA)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.switch.params import Consistency
 from include.juicefs_storage.volume.difference import (
+    EXAMPLES,
     Difference,
     Kind,
-    compare_listings,
-    compare_needed,
+    compare_blocks,
     compare_sample,
-    files_of_examples,
+    files_of,
 )
 from include.juicefs_storage.volume.setting import Setting
 
 CHECK = "consistency"
+_NOT_COMPARED = warning(CHECK, "The stores were not compared.", "set consistency=listing")
 SAMPLE_BLOCKS = 200
 _HOW = {
     "sample": f"{SAMPLE_BLOCKS} blocks drawn at random, by content",
@@ -36,48 +38,69 @@ def check_consistency(
     *,
     mode: Consistency,
     catch_up: bool,
+    accept_lost: int = 0,
 ) -> tuple[list[Finding], Difference]:
-    """Compare the blocks on the new store with those on the old one.
+    """Compare the blocks on the new store with those on the old one, and the old store with the metadata.
 
     A volume in use is always ahead of its copy. With `catch_up` a copy that is behind is a warning, since the rest is
-    copied before the setting is written; a copy that was not made at all is a refusal.
+    copied before the setting is written; a copy that was not made at all is a refusal. In every mode a block that files
+    refer to and the old store does not hold whole is a refusal: the proofs after the cut-over would miss it.
 
     Args:
         source: The old bucket.
         target: The new bucket.
         setting: The volume's setting.
         metadata: Which blocks files refer to, and which slices the volume has given out.
-        mode: `sample`: some blocks, by content. `listing`: all, by key and size. `metadata`: those that files refer to,
-            by key and size; it sees what the old store has lost already. `content`: all, read on both sides.
+        mode: What is compared with the new store. `sample`: some blocks, by content. `listing`: all, by key and size.
+            `metadata`: those that files refer to, by key and size. `content`: all, read on both sides. `off`: none.
         catch_up: Whether what is missing will be copied.
+        accept_lost: How many lost blocks the operator accepts.
+
+    Returns:
+        The findings, and the difference; `lost_keys` holds every block that is lost where these are accepted.
     """
+    try:
+        compared = compare_blocks(
+            metadata, setting, source, target,
+            others=mode in {"listing", "content"}, contents=mode == "content", keep_lost=max(accept_lost, EXAMPLES),
+        )  # fmt: skip
+    except StorageSwitchError as error:
+        if mode != "off":
+            raise
+        problem = f"The old store was not compared with the metadata: {error.problem}"
+        return [_NOT_COMPARED, warning(CHECK, problem, error.next_step)], Difference()
+    lost = _lost(compared, metadata, accept_lost)
     if mode == "off":
-        return [warning(CHECK, "The stores were not compared.", "set consistency=listing")], Difference()
-    if mode == "sample":
-        difference = compare_sample(metadata, setting, source, target, SAMPLE_BLOCKS)
-    elif mode == "metadata":
-        difference = compare_needed(metadata, setting, source, target)
-    else:
-        difference = compare_listings(source, target, setting, contents=mode == "content")
+        return [_NOT_COMPARED, *lost], compared
+    sampled = mode == "sample"
+    difference = compare_sample(metadata, setting, source, target, SAMPLE_BLOCKS) if sampled else compared
     findings = [
-        *_lost(difference, metadata),
         *_different(difference),
         *_missing(difference, catch_up=catch_up),
         *_foreign(difference, metadata),
     ]
-    return findings or [ok(CHECK, f"{_HOW[mode]}: all {difference.expected} are the same on both stores")], difference
+    if not findings and not any(finding.level == "refusal" for finding in lost):
+        findings = [ok(CHECK, f"{_HOW[mode]}: all {difference.present} are the same on both stores")]
+    return [*lost, *findings], replace(difference, lost=compared.lost, lost_keys=compared.lost_keys)
 
 
-def _lost(difference: Difference, metadata: MetadataStore) -> list[Finding]:
+def _lost(difference: Difference, metadata: MetadataStore, accepted: int) -> list[Finding]:
     if not difference.lost:
         return []
-    files = files_of_examples(replace(difference, examples=difference.examples_of("lost")), metadata)
+    files = ", ".join(files_of(difference.lost_keys, metadata)[:EXAMPLES]) or "not known"
+    found = (
+        f"{difference.lost} blocks that files refer to are not whole on the old store, such as "
+        f"{_examples(difference, 'lost')}. Files of these: {files}."
+    )
+    if difference.lost <= accepted:
+        return [warning(CHECK, f"{found} accept_lost_blocks={accepted} accepts them.", "they stay lost: see the files")]
+    given = f"; accept_lost_blocks={accepted} accepts fewer" if accepted else ""
     return [
         refusal(
             CHECK,
-            f"{difference.lost} of {difference.expected} blocks that files refer to are not whole on the old store, "
-            f"such as {_examples(difference, 'lost')}. Files of these: {', '.join(files) or 'not known'}.",
-            "restore these files from elsewhere, or delete them; plan=metadata of juicefs_storage_sync names all",
+            f"{found[:-1]}{given}.",
+            "restore these files from elsewhere, or delete them; or accept the loss with "
+            f"accept_lost_blocks={difference.lost}; plan=metadata of juicefs_storage_sync names all",
         )
     ]
 

@@ -18,7 +18,7 @@ from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.names import volume_run_id
 from include.juicefs_storage.switch.params import SwitchParams
 from include.juicefs_storage.switch.plan import Plan, StorageView, fingerprint
-from include.juicefs_storage.switch.prove_blocks import require_all_blocks
+from include.juicefs_storage.switch.prove_blocks import blocks_there, require_all_blocks
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.switch.restart_csi import RestartCsi
@@ -190,7 +190,8 @@ def watch_volume(planned: FleetPlan, key: str) -> PokeReturnValue:
 
 def well(health: dict[str, Any]) -> str:
     """What was proven, in a line."""
-    return f"{health['clients']} clients proven, no restarts, all {health['blocks']} blocks there"
+    blocks = blocks_there(health["blocks"], health.get("lost_before", 0))
+    return f"{health['clients']} clients proven, no restarts, {blocks} there"
 
 
 def examine(member: Member, carried_out: Plan, salt: str, *, blocks: bool) -> dict[str, Any]:
@@ -223,9 +224,9 @@ def examine(member: Member, carried_out: Plan, salt: str, *, blocks: bool) -> di
     compare_pods(pods, carried_out).require_no_restarts()
     health: dict[str, Any] = {"clients": len(proofs)}
     if blocks:
-        difference = missing_blocks(runtime.metadata, setting, runtime.target_store)
+        difference = missing_blocks(runtime.metadata, setting, runtime.target_store, frozenset(carried_out.lost_blocks))
         require_all_blocks(difference, config.bucket, runtime.metadata)
-        health["blocks"] = difference.expected
+        health |= {"blocks": difference.present, "lost_before": difference.lost}
     return health
 
 

@@ -18,6 +18,7 @@ from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
+from include.juicefs_storage.volume.difference import files_of
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import StorageConfig
 
@@ -255,7 +256,8 @@ def prove_fresh_mount() -> dict[str, Any]:
     run = admission.forward(take_lease=False)
     juicefs, new = run.runtime.juicefs, run.new
     prove_status(juicefs, run.before, new.config)
-    return {"objects": use_fresh_mount(juicefs, new.store, new.config, run.canary)}
+    lost_files = files_of(run.lost_before, run.runtime.metadata) if run.lost_before else []
+    return {"objects": use_fresh_mount(juicefs, new.store, new.config, run.canary, lost_files)}
 
 
 @runbook_task

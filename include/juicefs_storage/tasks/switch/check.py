@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -185,7 +185,9 @@ def check_consistency(runtime: Runtime) -> list[Finding]:
         runtime.metadata,
         mode=runtime.params.consistency,
         catch_up=runtime.params.catch_up,
+        accept_lost=runtime.params.accept_lost_blocks,
     )
+    push("lost_blocks", difference.lost_keys)
     counted = runtime.params.consistency not in {"off", "sample"}
     push("missing_objects", difference.missing if counted else None)
     if counted and difference.missing and difference.present:
@@ -226,7 +228,7 @@ def plan() -> dict[str, Any]:
         raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
     missing, blocks_s = (pull("check_consistency", key) for key in ("missing_objects", "blocks_s"))
     runtime = Runtime.of_run()
-    planned = make_plan(runtime, findings, missing, blocks_s)
+    planned = make_plan(runtime, findings, missing, blocks_s, pull("check_consistency", "lost_blocks") or ())
     _require_a_move(runtime, planned)
     push(IDENTITY, planned.identity)
     push("markdown", planned.to_markdown())
@@ -254,9 +256,21 @@ def _require_a_move(runtime: Runtime, planned: Plan) -> None:
 
 
 def make_plan(
-    runtime: Runtime, findings: list[Finding], missing_objects: int | None, blocks_s: float | None = None
+    runtime: Runtime,
+    findings: list[Finding],
+    missing_objects: int | None,
+    blocks_s: float | None = None,
+    lost_blocks: Sequence[str] = (),
 ) -> Plan:
-    """Write down what a run with these params would change, and what must not change. Reads only."""
+    """Write down what a run with these params would change, and what must not change. Reads only.
+
+    Args:
+        runtime: Of the run.
+        findings: Of every check; none is a refusal.
+        missing_objects: What the new store lacks; None: not counted.
+        blocks_s: How many blocks Airflow reads a second; None: not measured.
+        lost_blocks: The blocks that are lost already, and accepted as lost.
+    """
     params, setting, recorded = runtime.params, runtime.setting(), runtime.recorded
     pods = runtime.volume_pods(setting)
     mounts = pods.mounts()
@@ -280,6 +294,7 @@ def make_plan(
         business_pods=tuple(business_pods(runtime.cluster, pods.volumes_of(mounts))),
         missing_objects=missing_objects,
         blocks_s=blocks_s,
+        lost_blocks=tuple(lost_blocks),
         steps=_steps(runtime, setting, after, workloads, [change.name for change in secrets]),
         findings=tuple(findings),
     )

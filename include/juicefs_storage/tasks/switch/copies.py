@@ -53,6 +53,7 @@ def copy(
             run.lease.refuse_if_held,
             time.monotonic,
             timeout_s,
+            run.lost_before,
             remember=before_follower,
         )
         difference = work.run()

@@ -59,7 +59,7 @@ def prove_blocks(run: SwitchRun, location: Location) -> dict[str, Any]:
 def find_missing(run: SwitchRun, location: Location) -> Difference:
     """Compare a location with the metadata."""
     with run.lease.kept_renewed():
-        return missing_blocks(run.runtime.metadata, run.before, location.store)
+        return missing_blocks(run.runtime.metadata, run.before, location.store, run.lost_before)
 
 
 def require_blocks(run: SwitchRun, location: Location, difference: Difference) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def require_blocks(run: SwitchRun, location: Location, difference: Difference) -
         NeedsHumanError: Blocks are missing or differ.
     """
     require_all_blocks(difference, location.config.bucket, run.runtime.metadata)
-    return {"blocks": difference.expected}
+    return {"blocks": difference.present, "lost_before": difference.lost}
 
 
 def count_failed_requests(run: SwitchRun) -> None:

@@ -105,6 +105,11 @@ class SwitchRun:
         return self.backup.plan or self.plan
 
     @property
+    def lost_before(self) -> frozenset[str]:
+        """The blocks that were lost before this run, which a person accepted: not lost by the move."""
+        return frozenset(self.carried_out.lost_blocks)
+
+    @property
     def before(self) -> Setting:
         """The setting as it was backed up."""
         return self.backup.setting

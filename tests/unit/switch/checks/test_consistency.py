@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.objects.bucket import StoredObject
 from include.juicefs_storage.switch.checks import check_consistency
+from include.juicefs_storage.switch.params import Consistency
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.setting import Setting
 from tests.support.fakes import FakeMetadata, FakeStore, setting
@@ -29,10 +34,10 @@ def _store_of(slices: list[tuple[int, int]], setting_row: Setting) -> FakeStore:
 def test_a_copy_that_is_behind_is_a_warning_and_one_that_was_not_made_a_refusal(
     on_target: int, catch_up: bool, level: str
 ) -> None:
-    row = setting()
+    row, metadata = setting(), FakeMetadata(ROW, [(number, 100) for number in range(10)])
     source = _store_of([(number, 100) for number in range(10)], row)
     target = _store_of([(number, 100) for number in range(on_target)], row)
-    findings, difference = check_consistency(source, target, row, METADATA, mode="listing", catch_up=catch_up)
+    findings, difference = check_consistency(source, target, row, metadata, mode="listing", catch_up=catch_up)
     assert [finding.level for finding in findings] == [level]
     assert difference.missing == 10 - on_target
 
@@ -41,7 +46,8 @@ def test_a_block_that_differs_is_refused() -> None:
     row = setting()
     source, target = _store_of([(1, 100)], row), _store_of([(1, 100)], row)
     target.objects["myjfs/chunks/0/0/1_0_100"] = 99
-    findings, _ = check_consistency(source, target, row, METADATA, mode="listing", catch_up=True)
+    metadata = FakeMetadata(row, [(1, 100)])
+    findings, _ = check_consistency(source, target, row, metadata, mode="listing", catch_up=True)
     assert [finding.level for finding in findings] == ["refusal"]
 
 
@@ -53,11 +59,9 @@ def test_the_switch_refuses_what_is_lost_already_and_names_the_files() -> None:
     (finding,), difference = check_consistency(source, target, ROW, METADATA, mode="metadata", catch_up=True)
     assert (difference.expected, difference.present, difference.lost) == (10, 8, 2)
     assert finding.level == "refusal"
-    assert "2 of 10 blocks" in finding.message
+    assert "2 blocks that files refer to are not whole" in finding.message
     assert "/file-3, /file-4" in finding.message
     assert "a block of 100 bytes, 3 bytes on the source" in finding.message
-    (blind,), _ = check_consistency(source, target, ROW, METADATA, mode="listing", catch_up=True)
-    assert blind.level == "ok", "a comparison of two listings cannot see it"
 
 
 def test_the_switch_does_not_care_for_what_no_file_needs() -> None:
@@ -72,3 +76,48 @@ def test_the_switch_does_not_care_for_what_no_file_needs() -> None:
     found, difference = check_consistency(source, target, ROW, METADATA, mode="metadata", catch_up=True)
     assert [finding.level for finding in found] == ["refusal", "warning"]
     assert (difference.missing, difference.different, difference.lost) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("mode", ["off", "sample", "listing", "metadata", "content"])
+def test_a_block_that_was_lost_long_ago_is_refused_whatever_is_compared(mode: Consistency) -> None:
+    source, target = stores()
+    for store in (source, target):
+        del store.objects["myjfs/chunks/0/0/3_0_100"]
+    found, difference = check_consistency(source, target, ROW, METADATA, mode=mode, catch_up=True)
+    (refused,) = (finding for finding in found if finding.level == "refusal")
+    assert "1 blocks that files refer to are not whole on the old store, such as myjfs/chunks/0/0/3_0_100" in (
+        refused.message
+    )
+    assert "/file-3" in refused.message
+    assert "accept_lost_blocks=1" in refused.remedy
+    assert difference.lost_keys == ["myjfs/chunks/0/0/3_0_100"]
+
+
+@pytest.mark.parametrize("mode", ["off", "sample", "listing", "metadata", "content"])
+def test_lost_blocks_are_accepted_by_their_number(mode: Consistency) -> None:
+    source, target = stores()
+    for number in range(1, 8):
+        del source.objects[f"myjfs/chunks/0/0/{number}_0_100"], target.objects[f"myjfs/chunks/0/0/{number}_0_100"]
+
+    def check(accepted: int) -> tuple[list[str], int]:
+        found, difference = check_consistency(
+            source, target, ROW, METADATA, mode=mode, catch_up=True, accept_lost=accepted
+        )
+        return sorted({finding.level for finding in found}), len(difference.lost_keys)
+
+    assert "refusal" in check(6)[0]
+    levels, kept = check(7)
+    assert (levels, kept) == (["warning"] if mode == "off" else ["ok", "warning"], 7)
+
+
+def test_an_old_store_that_does_not_answer_is_refused_unless_nothing_is_to_be_compared() -> None:
+    class Away(FakeStore):
+        def list(self, prefix: str) -> Iterator[StoredObject]:
+            raise TransientError("the old store does not answer", next_step="look at it")
+
+    _, target = stores()
+    found, _ = check_consistency(Away(), target, ROW, METADATA, mode="off", catch_up=False)
+    assert [finding.level for finding in found] == ["warning", "warning"]
+    assert "the old store does not answer" in found[1].message
+    with pytest.raises(TransientError):
+        check_consistency(Away(), target, ROW, METADATA, mode="listing", catch_up=False)
