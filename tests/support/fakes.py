@@ -62,6 +62,8 @@ class FakeMetadata(MetadataStore):
     live: list[Session] = field(default_factory=list)
     reads: int = 0
     time_s: float = 0.0
+    expired: list[Session] = field(default_factory=list)
+    refuses_writes: bool = False
 
     def read_setting(self) -> Setting:
         self.reads += 1
@@ -76,8 +78,15 @@ class FakeMetadata(MetadataStore):
         self.row = new
         return True
 
+    def confirm_writable(self) -> None:
+        if self.refuses_writes:
+            raise PermanentError("1142 UPDATE command denied.", next_step="grant it")
+
     def sessions(self) -> Sequence[Session]:
         return self.live
+
+    def expired_sessions(self, within_s: float) -> Sequence[Session]:
+        return self.expired
 
     def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
         rows = sorted(row for row in self.rows if row[0] >= first_id and (end_id is None or row[0] < end_id))

@@ -44,6 +44,9 @@ _TLS: dict[str, dict[str, Any]] = {
 }
 #: Errors of the MySQL client that do not go away by themselves: access denied, no such database, table or column.
 _PERMANENT_CODES = frozenset({1044, 1045, 1049, 1054, 1142, 1146, 1698})
+#: A right is missing for a column, the server or a transaction is read-only. In a failover that passes.
+_READ_ONLY_CODES = frozenset({1143, 1290, 1792, 1836})
+_SESSIONS = "SELECT sid, expire, info FROM jfs_session2 WHERE "
 
 
 class _Connects(Protocol):
@@ -136,7 +139,7 @@ class MySqlMetadata:
         )
 
     @contextmanager
-    def _cursor(self) -> Iterator[Any]:
+    def _cursor(self, *, permanent: Collection[int] = _PERMANENT_CODES) -> Iterator[Any]:
         import MySQLdb
 
         try:
@@ -147,7 +150,7 @@ class MySqlMetadata:
                 connection.commit()
         except MySQLdb.Error as error:
             code, *text = error.args or (0,)
-            kind = PermanentError if code in _PERMANENT_CODES else TransientError
+            kind = PermanentError if code in permanent else TransientError
             raise kind(
                 f"The metadata database answered: {code} {' '.join(str(part) for part in text)}",
                 next_step="test the metadata connection in Airflow (Admin → Connections)",
@@ -216,11 +219,37 @@ class MySqlMetadata:
                 cursor.execute(f"{update} AND UNIX_TIMESTAMP() <= %s", (new.raw.decode(), expected.raw, not_after))
             )
 
+    def confirm_writable(self) -> None:
+        """Run the UPDATE of `replace_setting` with the value that is there, in a transaction that is rolled back.
+
+        Raises:
+            PermanentError: The account lacks the right, or the server takes no writes.
+        """
+        try:
+            with self._cursor(permanent=_PERMANENT_CODES | _READ_ONLY_CODES) as cursor:
+                cursor.execute("SET SESSION innodb_lock_wait_timeout = 5")
+                cursor.execute("START TRANSACTION")
+                try:
+                    cursor.execute(self._sql("UPDATE jfs_setting SET value = value WHERE name = 'format'"))
+                finally:
+                    cursor.execute("ROLLBACK")
+        except PermanentError as error:
+            raise PermanentError(
+                f"The row `format` of jfs_setting cannot be updated, which a way back needs. {error.problem}",
+                next_step="grant the account UPDATE on jfs_setting, or name the primary server in the connection",
+            ) from None
+
     def sessions(self) -> Sequence[Session]:
         """The live sessions of `jfs_session2`; `expire` is in Unix seconds."""
-        rows = self._query("SELECT sid, expire, info FROM jfs_session2 WHERE expire > UNIX_TIMESTAMP()")
+        return self._sessions("expire > UNIX_TIMESTAMP()")
+
+    def expired_sessions(self, within_s: float) -> Sequence[Session]:
+        """The rows of `jfs_session2` that no client has removed yet: others do within a heartbeat or two."""
+        return self._sessions("expire <= UNIX_TIMESTAMP() AND expire > UNIX_TIMESTAMP() - %s", int(within_s))
+
+    def _sessions(self, condition: str, *args: object) -> list[Session]:
         found = []
-        for sid, expire, info in rows:
+        for sid, expire, info in self._query(_SESSIONS + condition, *args):
             fields = json.loads(info or b"{}")
             found.append(
                 Session(

@@ -26,9 +26,23 @@ set -e
 dd if=/dev/urandom of="$1/$2" bs=4096 count=1 conv=fsync 2>/dev/null
 /usr/local/bin/juicefs info "$1/$2"
 """
+#: Free blocks, their size in bytes, free inodes: JuiceFS answers by its quotas (StatFS of pkg/meta in JuiceFS 1.4).
+_ROOM = 'stat -f -c "%a %S %d" "$1"'
 _REMOVE_CANARY = 'rm -f "$1/$2"'
 _RELOAD_FAILURE = re.compile(r"<WARNING>: object storage: ([^\n]*)")
 _LOG_LINES = 300
+
+
+class Room(NamedTuple):
+    """What may still be written through a mount before a quota is met: the volume's or a directory's.
+
+    Attributes:
+        free_bytes: How many bytes.
+        free_files: How many files and directories.
+    """
+
+    free_bytes: int
+    free_files: int
 
 
 class ClientState(NamedTuple):
@@ -46,6 +60,28 @@ class ClientState(NamedTuple):
 def canary_name(salt: str) -> str:
     """How the names of the files begin that prove mounts: the same for the same salt, so that a repeat removes them."""
     return f".storage-switch-{hashlib.sha256(salt.encode()).hexdigest()[:12]}"
+
+
+def room_of(cluster: Cluster, pod: str, path: str) -> Room | None:
+    """Ask a mount how much may still be written through it.
+
+    Args:
+        cluster: Where the mount pod is.
+        pod: Its name.
+        path: Where it has the volume mounted.
+
+    Returns:
+        None where the pod's image cannot tell.
+
+    Raises:
+        TransientError: The pod cannot be asked.
+    """
+    result = run_in_mount(cluster, pod, _ROOM, path)
+    numbers = result.stdout.split()
+    if result.returncode != 0 or len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
+        return None
+    blocks, block_bytes, files = map(int, numbers)
+    return Room(blocks * block_bytes, files)
 
 
 def reload_warning(client_log: str) -> str:

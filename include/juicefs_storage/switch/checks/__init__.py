@@ -1,21 +1,32 @@
-"""The checks before a switch. All are read-only but for one probe object of our own, left out of a dry run."""
+"""The checks before a switch. All are read-only but for objects and files of our own, left out of a dry run."""
 
-from include.juicefs_storage.switch.checks.clients import check_fence, check_late_commits, check_runner, check_volume
+from include.juicefs_storage.switch.checks.clients import (
+    check_expired_sessions,
+    check_fence,
+    check_late_commits,
+    check_runner,
+    check_volume,
+)
 from include.juicefs_storage.switch.checks.cluster import check_csi, check_rights, needed_rights
 from include.juicefs_storage.switch.checks.consistency import check_consistency
+from include.juicefs_storage.switch.checks.proofs import check_canaries, check_metadata, check_room
 from include.juicefs_storage.switch.checks.secret import check_secrets
 from include.juicefs_storage.switch.checks.target import check_reach, check_target
 from include.juicefs_storage.switch.checks.vault import check_readable
 from include.juicefs_storage.switch.findings import gather, ok, refusal, warning
 
 __all__ = [
+    "check_canaries",
     "check_consistency",
     "check_csi",
+    "check_expired_sessions",
     "check_fence",
     "check_late_commits",
+    "check_metadata",
     "check_reach",
     "check_readable",
     "check_rights",
+    "check_room",
     "check_runner",
     "check_secrets",
     "check_target",

@@ -17,6 +17,10 @@ MINIMUM_VERSION = (1, 1)
 FLUSH_LIMIT_S = 300
 
 
+#: An expired session that is older, in seconds, is no news.
+EXPIRED_LATELY_S = 86_400
+
+
 def _follows(version: str) -> bool:
     return _version(version)[:2] >= MINIMUM_VERSION
 
@@ -136,6 +140,27 @@ def _too_old(sessions: Sequence[Session], mounts: Sequence[MountPod]) -> Iterato
                 "needs 1.1.",
                 "upgrade the client",
             )
+
+
+def check_expired_sessions(metadata: MetadataStore, mounts: Sequence[MountPod]) -> list[Finding]:
+    """Clients that were here until lately: one that is suspended, or whose clock is behind, may write again.
+
+    Its session is gone by the server's clock. When it wakes it writes what it holds to the store that it knew.
+
+    Args:
+        metadata: Where the sessions are listed. Other clients remove expired ones within a heartbeat or two.
+        mounts: The volume's mount pods: theirs are accounted for.
+    """
+    expired = unknown_sessions(metadata.expired_sessions(EXPIRED_LATELY_S), [mount.mount_path for mount in mounts])
+    return [
+        warning(
+            "expired sessions",
+            f"Session {session.sid} on {session.host} at {session.mount_point} was here until "
+            f"{session.expires:%Y-%m-%d %H:%M:%S} UTC: a suspended client that wakes writes to the old store.",
+            "make sure that it has ended, or withdraw the old key when the run is done",
+        )
+        for session in expired
+    ]
 
 
 def check_late_commits(late_commit_s: int) -> list[Finding]:

@@ -27,7 +27,9 @@ from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import IDENTITY, missing_connections_explained, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.run import volume_lease
+from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
+from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 from include.juicefs_storage.volume.users import business_pods
@@ -100,8 +102,10 @@ def check_csi(runtime: Runtime) -> list[Finding]:
 def check_volume(runtime: Runtime) -> list[Finding]:
     """Every client of the volume can follow a change of the setting, and can be proven.
 
-    Reads the setting, the sessions, and `.config` of every mount pod.
-    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    Reads the setting, the sessions, `.config` and the free room of every mount pod; runs `juicefs status` where juicefs
+    will run; tries the update of the setting in a transaction that is rolled back.
+    **Changes** nothing in a dry run; else a small file is written through each mount and removed.
+    **Safe to clear**: yes, with Downstream.
     """
     setting, volumes = runtime.setting(), runtime.cluster.persistent_volumes()
     pods, timeout_s = runtime.volume_pods(setting), runtime.params.client_timeout_s
@@ -109,6 +113,10 @@ def check_volume(runtime: Runtime) -> list[Finding]:
     return checks.gather(
         "volume",
         lambda: checks.check_volume(setting, mounts, volumes, runtime.metadata, timeout_s, leaving=pods.leaving()),
+        lambda: checks.check_expired_sessions(runtime.metadata, mounts),
+        lambda: checks.check_metadata(runtime.metadata, runtime.juicefs, setting),
+        lambda: checks.check_room(runtime.cluster, mounts),
+        lambda: _canaries(runtime, pods, mounts),
         lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
         lambda: checks.check_late_commits(runtime.params.late_commit_s),
         # A run that has switched the volume before, and is cleared, keeps its fence.
@@ -118,6 +126,16 @@ def check_volume(runtime: Runtime) -> list[Finding]:
             else checks.check_fence(runtime.fence(setting), catch_up=runtime.params.catch_up)
         ),
     )
+
+
+def _canaries(runtime: Runtime, pods: VolumePods, mounts: Sequence[MountPod]) -> list[Finding]:
+    """A run that has switched the volume before, and is cleared, proves its clients by itself."""
+    config = runtime.source(pods.setting)
+    if runtime.params.dry_run or config == runtime.target(pods.setting):
+        return []
+    store = runtime.source_store(config)
+    going_back = runtime.recorded is not None
+    return checks.check_canaries(pods, mounts, config, store, canary_name(run_id()), going_back=going_back)
 
 
 @check_task

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from include.juicefs_storage.switch.checks.clients import check_runner, check_volume
+from include.juicefs_storage.ports import Session
+from include.juicefs_storage.switch.checks.clients import check_expired_sessions, check_runner, check_volume
 from include.juicefs_storage.volume.setting import Setting
 from tests.support.fakes import MOUNT, OLD, FakeMetadata, setting
 
@@ -64,3 +66,17 @@ def test_a_volume_that_cannot_move(row: Setting, words: str) -> None:
 def test_the_juicefs_that_writes_is_as_new_as_the_newest_client(runner: str, client: str, level: str) -> None:
     (finding,) = check_runner(runner, [MOUNT.model_copy(update={"version": client})], [])
     assert finding.level == level
+
+
+def test_a_client_whose_session_has_expired_lately_is_named() -> None:
+    until = datetime(2026, 1, 31, 9, 0, tzinfo=UTC)
+    metadata = FakeMetadata(
+        setting(),
+        expired=[
+            Session(7, "1.4.2", "vm", "/mnt", until),
+            Session(8, "1.4.2", "node-1", MOUNT.mount_path, until),
+        ],
+    )
+    (finding,) = check_expired_sessions(metadata, [MOUNT])
+    assert finding.level == "warning"
+    assert "Session 7 on vm at /mnt was here until 2026-01-31 09:00:00 UTC" in finding.message

@@ -1,0 +1,133 @@
+"""What the proofs and the way back will need: asked while nothing has been changed yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.ports import Cluster, JuiceFS, MetadataStore
+from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
+from include.juicefs_storage.volume.canary import prove_client, room_of
+from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, running_mount_pods
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
+
+_PARALLEL_PODS = 8
+_CANARY_TIMEOUT_S = 30.0
+#: Room for the canaries of one mount, retries and what the trash keeps of them included: files, and bytes of each with
+#: its inode.
+_CANARIES, _CANARY_BYTES = 16, 8192
+#: What the fresh mount writes, and some more.
+_FRESH_MOUNT_BYTES, _FRESH_MOUNT_FILES = 1 << 20, 8
+
+
+def check_metadata(metadata: MetadataStore, juicefs: JuiceFS, setting: Setting) -> list[Finding]:
+    """The setting can be put back, and juicefs reaches the same volume where it will run.
+
+    Args:
+        metadata: As Airflow reaches it.
+        juicefs: Where `juicefs_runner` says, with the metaurl of the volume's Secret.
+        setting: The setting as it is now.
+
+    Raises:
+        PermanentError: The setting cannot be updated, or juicefs is refused by the metadata.
+        TransientError: juicefs does not reach the metadata.
+    """
+    metadata.confirm_writable()
+    found = (juicefs.status().get("Setting") or {}).get("UUID")
+    if found != setting.uuid:
+        return [
+            refusal(
+                "metadata",
+                f"With the Secret's metaurl juicefs reads volume {found}, expected {setting.uuid}.",
+                "correct `meta_conn_id` or `secret_name`: both must name the same database and table_prefix",
+            )
+        ]
+    return [ok("metadata", "the setting can be updated, juicefs reads the same volume")]
+
+
+def check_room(cluster: Cluster, mounts: Sequence[MountPod]) -> list[Finding]:
+    """Every mount has room for the canaries: neither the volume nor a directory is at its quota.
+
+    Args:
+        cluster: Where the mount pods are.
+        mounts: The volume's mount pods.
+    """
+    check = "quota"
+    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+        rooms = list(pool.map(lambda mount: room_of(cluster, mount.name, mount.mount_path), mounts))
+    files = _CANARIES * len(mounts) + _FRESH_MOUNT_FILES
+    size = _CANARY_BYTES * _CANARIES * len(mounts) + _FRESH_MOUNT_BYTES
+    findings = []
+    for mount, room in zip(mounts, rooms, strict=True):
+        if room is None:
+            findings.append(
+                warning(
+                    check,
+                    f"Mount pod {mount.name} cannot tell how much may still be written through it.",
+                    f"make sure that no quota is met: expected room for {files} files and {size} bytes",
+                )
+            )
+        elif room.free_files < files or room.free_bytes < size:
+            findings.append(
+                refusal(
+                    check,
+                    f"Through mount pod {mount.name} only {room.free_files} files and {room.free_bytes} bytes may be "
+                    f"written: a quota of the volume or of a directory is met. The proofs need {files} files and "
+                    f"{size} bytes.",
+                    "raise the quota (juicefs config --capacity, --inodes; juicefs quota set), or delete files",
+                )
+            )
+    return findings or [ok(check, f"every mount has room for {files} files and {size} bytes")]
+
+
+def check_canaries(
+    pods: VolumePods, mounts: Sequence[MountPod], config: StorageConfig, store: Bucket, canary: str, *, going_back: bool
+) -> list[Finding]:
+    """A file can be written through every mount, and its block lands on the store that the volume is on.
+
+    The files are removed again; the volume's trash keeps them for as long as it keeps anything.
+
+    Args:
+        pods: The volume's mount pods.
+        mounts: Those of the plan. What other checks refuse is left out.
+        config: The storage that the volume is on.
+        store: The bucket behind it, as Airflow reaches it.
+        canary: How the names of the files begin.
+        going_back: A way back does not depend on the store that it leaves: what fails is a warning.
+    """
+    check = "canaries"
+    try:
+        store.check(f"{pods.setting.name}/")
+    except StorageSwitchError as error:
+        return [
+            warning(
+                check,
+                f"The store that the volume is on cannot be used from Airflow: no client was tried. {error.problem}",
+                "if its clients cannot use it either, what they have not written yet is lost with it",
+            )
+        ]
+    tried = {mount.uid for mount in mounts if mount.bucket == config.bucket and not mount.read_only}
+    found = [pod for pod in running_mount_pods(pods.cluster) if pod.uid in tried]
+
+    def problem(number: int) -> str:
+        pod = found[number]
+        try:
+            name = f"{canary}-{pod.uid}"
+            return prove_client(pods.cluster, pod, config, store, name, timeout_s=_CANARY_TIMEOUT_S).problem
+        except StorageSwitchError as error:
+            return error.problem
+
+    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+        problems = list(pool.map(problem, range(len(found))))
+    grade = warning if going_back else refusal
+    return [
+        grade(
+            check,
+            f"Mount pod {pod.name} cannot be proven on the store that the volume is on: {text}",
+            f"kubectl -n {pod.namespace} logs {pod.name}; a client that cannot be proven now cannot be proven later",
+        )
+        for pod, text in zip(found, problems, strict=True)
+        if text
+    ] or [ok(check, f"a block was written through each of {len(found)} mounts to {config.bucket}")]
