@@ -140,12 +140,12 @@ class Runtime:
     def fence(self, setting: Setting) -> WriteFence | None:
         """The write fence on the store that a setting names; None where none is wanted."""
         from include.juicefs_storage.adapters.minio_fence import MinioFence
-        from include.juicefs_storage.adapters.s3.store import S3Store
+        from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
 
         if not self.params.fence_conn_id:
             return None
         config = self.source(setting)
-        admin = S3Store.from_connection(self.params.fence_conn_id, config.endpoint_and_bucket[1])
+        admin = S3Store.from_connection(self.params.fence_conn_id, config.endpoint_and_bucket[1], limits=PROMPT)
         return MinioFence(admin, config.access_key, setting.name)
 
 

@@ -353,7 +353,8 @@ class Tries:
         if self._client.answers == self._answers:
             raise StoreDownError(
                 f"{self._client.store.name}: expected an answer, found none to {found}.",
-                next_step="check that the store serves and that the Airflow workers reach it; then clear this task",
+                next_step="check that the store serves and that the Airflow workers reach it; then clear this task"
+                + self._client.host.proxy_note,
             )
         raise ObjectError(found)
 

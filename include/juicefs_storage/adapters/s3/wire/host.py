@@ -36,6 +36,16 @@ class Host:
         self.header = parts.netloc if parts.port != (443 if self.tls else 80) else parts.netloc.rpartition(":")[0]
         self._verify = verify
 
+    @property
+    def proxy_note(self) -> str:
+        """That the environment names a proxy, which is not used; empty where it names none for this host."""
+        from urllib.request import getproxies, proxy_bypass
+
+        scheme = "https" if self.tls else "http"
+        if not getproxies().get(scheme) or proxy_bypass(self.name):
+            return ""
+        return f". {scheme.upper()}_PROXY is set on this worker and not used: it must reach {self.name} directly"
+
     def connect(self, limits: Limits) -> Steps[Connection]:
         """Open a connection to the first address that takes one.
 
