@@ -37,6 +37,7 @@ BATCH_KEYS, CALL_BYTES = 10_000, 4 * 2**30
 #: Batches in which nothing had to be moved or read are written down together, up to so many keys.
 CHECKPOINT_KEYS = 100_000
 _PAGES_AHEAD = 4
+_PARALLEL_LISTS = 8
 #: A sample of this size at most tells whether ETags are MD5.
 _SAMPLE_BYTES = 64 * 2**20
 
@@ -245,6 +246,7 @@ class _Partition:
                 rows.put(row, found.outcome, Comparison.CONTENT, checksum=found.checksum, detail=found.detail)
                 if found.outcome is ObjectOutcome.MISSING:
                     missing.append(row)
+            self._confirm_vanished(rows, places)
         if not self.copies:
             return
         self._copy(rows, sorted(missing), overwrite=False)
@@ -258,6 +260,25 @@ class _Partition:
             for row, copied in zip(places, done, strict=True):
                 rows.put(row, copied.outcome, copied.comparison, checksum=copied.checksum, detail=copied.detail)
                 rows.target_etags[row] = copied.target_etag or rows.target_etags[row]
+            self._confirm_vanished(rows, places)
+
+    def _confirm_vanished(self, rows: Rows, places: list[int]) -> None:
+        """List again what the source listed and then did not have: what is listed still is not gone, but unreadable."""
+        source = self.transfer.source
+        vanished = [row for row in places if rows.outcomes[row] == OUTCOME_CODES[ObjectOutcome.VANISHED]]
+
+        def listed(row: int) -> bool:
+            # The key itself comes before all others that begin with it.
+            first = next(source.list(rows.keys[row]), None)
+            return first is not None and first.key == rows.keys[row]
+
+        if not vanished:
+            return
+        with ThreadPoolExecutor(_PARALLEL_LISTS) as pool:
+            for row, there in zip(vanished, pool.map(listed, vanished), strict=True):
+                if there:
+                    detail = "the source lists it, and answers 404 when it is read"
+                    rows.put(row, ObjectOutcome.FAILED, Comparison.NONE, detail=detail)
 
     def _calls(self, rows: Rows, places: list[int], doing: str) -> Iterator[list[int]]:
         """Group what the engine is to do into calls, and log the progress between two of them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,16 @@ from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetMa
 from include.juicefs_storage.copy import run
 from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.objects.model import Comparison, KeyRange, Mirrored, ObjectOutcome, Page
+from include.juicefs_storage.objects.model import (
+    Compared,
+    Comparison,
+    Copied,
+    KeyRange,
+    Listed,
+    Mirrored,
+    ObjectOutcome,
+    Page,
+)
 from tests.support.copy_fakes import KilledError, MemoryBucket, MemoryEngine
 
 ALL = KeyRange()
@@ -145,7 +156,8 @@ def test_what_vanishes_changes_or_fails_is_named(tmp_path: Path) -> None:
     found = list(source.pages(ALL))
     del source.objects["b"]
     source.objects["c"] = b"333"
-    source.pages = lambda keys: iter(found)  # type: ignore[method-assign]
+    listings, pages = [iter(found)], source.pages
+    source.pages = lambda keys: listings.pop() if listings else pages(keys)  # type: ignore[method-assign]
     Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
     rows = rows_of(tmp_path)
     assert {key: row.outcome for key, row in rows.items()} == {
@@ -228,3 +240,33 @@ def test_no_tools_word_is_trusted(tmp_path: Path) -> None:
     target.objects["c"] = b"3"
     totals, said = Transfer(source, target, engine).mirror(tool, ALL, manifest_in(tmp_path))
     assert (totals.objects(ObjectOutcome.SAME), said, tool.runs) == (3, None, 1)
+
+
+@dataclass
+class Unreadable(MemoryEngine):
+    """Finds none of these keys on the source, as a layer does that reads `x/` as `x`."""
+
+    unreadable: frozenset[str] = frozenset()
+
+    def copy(self, objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
+        done = super().copy(objects, overwrite=overwrite)
+        gone = Copied(ObjectOutcome.VANISHED)
+        return [gone if listed[0] in self.unreadable else copied for listed, copied in zip(objects, done, strict=True)]
+
+    def compare(self, objects: Sequence[Listed]) -> list[Compared]:
+        return [
+            Compared(ObjectOutcome.VANISHED) if listed[0] in self.unreadable else compared
+            for listed, compared in zip(objects, super().compare(objects), strict=True)
+        ]
+
+
+@pytest.mark.parametrize("target", [{}, {"x/": b"12", "y": b"12"}])
+def test_what_the_source_lists_and_does_not_have_is_no_object_that_vanished(
+    tmp_path: Path, target: dict[str, bytes]
+) -> None:
+    source, copy = MemoryBucket({"x": b"1", "x/": b"12", "x/y": b"1"}), MemoryBucket(target)
+    engine = Unreadable(source, copy, unreadable=frozenset({"x/"}))
+    totals = Transfer(source, copy, engine, Options(compare="content")).copy(ALL, manifest_in(tmp_path))
+    assert totals.objects(ObjectOutcome.VANISHED) == 0
+    assert rows_of(tmp_path)["x/"].outcome == "failed"
+    assert rows_of(tmp_path)["x/"].detail == "the source lists it, and answers 404 when it is read"
