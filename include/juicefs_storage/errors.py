@@ -19,20 +19,20 @@ class StorageSwitchError(Exception):
 
 
 class TransientError(StorageSwitchError):
-    """May go away by itself: the task is tried again."""
+    """May go away by itself: Airflow retries the task."""
 
 
 class LostAnswerError(TransientError):
-    """No answer came: what was asked for may have been done, or may still be under way."""
+    """No answer came: the request may have been carried out, or may still be in flight."""
 
 
 class StillAwayError(TransientError):
-    """Waited for as long as it may take to come back: the task is not tried again, a person clears it."""
+    """Retry budget exhausted: a human clears the task."""
 
 
 class PermanentError(StorageSwitchError):
-    """Will not go away by itself: the task fails at once."""
+    """A permanent error: the task fails at once."""
 
 
 class NeedsHumanError(StorageSwitchError):
-    """The world is in a state that only a person may resolve: the task fails at once."""
+    """A state that only a human may resolve: the task fails at once."""

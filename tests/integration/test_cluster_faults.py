@@ -287,7 +287,7 @@ def test_a_crash_loop_fails_with_the_containers_last_words(kube: KubeServer, clu
     wait_for("the crash loop is seen", failed, deadline_s=60)
     assert "CrashLoopBackOff" in failures[0].problem
     assert "panic: ordered to crash" in failures[0].problem
-    assert "existing mounts go on" in failures[0].state
+    assert "existing mounts keep working" in failures[0].state
     # The way back is not failed by the pod that is to be replaced.
     kube.clear_faults()
     back = RestartCsi(cluster, "crash-loop rollback")

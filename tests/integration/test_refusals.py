@@ -25,7 +25,7 @@ from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.ports import Right
 from include.juicefs_storage.switch.checks import check_csi, needed_rights
 from include.juicefs_storage.switch.findings import Finding
-from include.juicefs_storage.switch.params import resolve_params
+from include.juicefs_storage.switch.params import resolve_switch_params
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.metaurl import Metaurl
 from lab.environment import Lab
@@ -110,7 +110,7 @@ def look(lab: Lab, connections: object, tmp_path: Path, monkeypatch: pytest.Monk
 
     def run(*names: str, **params: object) -> list[Finding]:
         given = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket, "consistency": "off"}
-        made = runtime.Runtime(resolve_params(given | params, {}))
+        made = runtime.Runtime(resolve_switch_params(given | params, {}))
         pushed: dict[str, list[Any]] = {}
         kept = SimpleNamespace(xcom_push=lambda key, value: pushed.setdefault(key, []).append(value))
         current = {"ti": kept, "dag": SimpleNamespace(dag_id="juicefs_storage_switch"), "run_id": "manual__test"}

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 
 from include.juicefs_storage.names import SIDE_BY_SIDE
 from include.juicefs_storage.params import param, without_empty
-from include.juicefs_storage.switch.params import MoveParams, Runner, SwitchParams, resolve_params
+from include.juicefs_storage.switch.params import MoveParams, Runner, SwitchParams, resolve_switch_params
 from include.juicefs_storage.volume.setting import ENDPOINT
 
 OnFailure = Literal["stop", "continue"]
@@ -141,7 +141,7 @@ def registered_volume(fleet: FleetParams, registry: dict[str, dict[str, Any]], n
         PermanentError: It is not registered, or no target is known.
     """
     # Resolved here and now: what is approved does not change with the registry.
-    return resolve_params({**_passed_on(fleet), "volume": name}, registry).model_copy(update={"volume": None})
+    return resolve_switch_params({**_passed_on(fleet), "volume": name}, registry).model_copy(update={"volume": None})
 
 
 def found_volume(
@@ -164,4 +164,4 @@ def found_volume(
     name = next((name for name, entry in entries.items() if {**defaults, **entry}.items() >= here.items()), None)
     given = {**_passed_on(fleet), "volume": name, "secret_name": secret_name}
     given["target_bucket"] = fleet.target_bucket or entries.get(name or "", {}).get("target_bucket") or bucket
-    return resolve_params(given, registry).model_copy(update={"volume": None})
+    return resolve_switch_params(given, registry).model_copy(update={"volume": None})

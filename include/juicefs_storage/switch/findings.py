@@ -25,7 +25,7 @@ def ok(check: str, message: str) -> Finding:
 
 
 def warning(check: str, message: str, remedy: str) -> Finding:
-    """Something the person should know, which does not forbid the switch."""
+    """Something that the operator must know and that does not forbid the switch."""
     return Finding(check=check, level="warning", message=message, remedy=remedy)
 
 
@@ -35,7 +35,7 @@ def refusal(check: str, message: str, remedy: str) -> Finding:
 
 
 def gather(check: str, *parts: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Make each part of a check, whatever becomes of the others; one that could not be made is a refusal.
+    """Make each part of a check, also where another one fails. A part that could not be made is a refusal.
 
     Raises:
         TransientError: Nothing else is refused, so that trying again may help.

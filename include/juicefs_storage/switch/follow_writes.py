@@ -106,7 +106,7 @@ class Follower:
             cancelled: Asked when it is over: what follows waits, and a store that hangs would make it wait for long.
 
         Raises:
-            NeedsHumanError: The run must not write any more.
+            NeedsHumanError: The run must no longer write.
         """
         last, first = False, True
         while not last:

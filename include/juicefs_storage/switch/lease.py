@@ -106,16 +106,16 @@ class VolumeLease:
         """Confirm the hold right before a write, and renew it.
 
         Raises:
-            NeedsHumanError: This run does not hold the Lease any more.
+            NeedsHumanError: This run no longer holds the Lease.
             TransientError: The Lease cannot be read or written.
         """
         if self.renew():
             return
         self.refuse_if_held()
         raise NeedsHumanError(
-            f"This run does not hold Lease {self.leases.namespace}/{self.name} any more: it was given back or deleted.",
+            f"This run no longer holds Lease {self.leases.namespace}/{self.name}: it was given back or deleted.",
             state="this task stopped before its next write",
-            next_step="see that no other run works on the volume, then clear this task with Downstream",
+            next_step="make sure that no other run works on the volume, then clear this task with Downstream",
         )
 
     @contextmanager

@@ -162,7 +162,7 @@ REGISTRY_FIELDS = frozenset(
 )  # fmt: skip
 
 
-def resolve_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -> SwitchParams:
+def resolve_switch_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -> SwitchParams:
     """Validate the params of a run, filled in from the registry.
 
     Args:

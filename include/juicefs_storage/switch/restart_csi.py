@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from include.juicefs_storage.errors import (
-    PermanentError,
-)
-from include.juicefs_storage.ports import Cluster, WorkloadKind
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.ports import Cluster, Workload, WorkloadKind
 from include.juicefs_storage.switch.step import LeaseCheck, carry_out, no_lease
-from include.juicefs_storage.volume.csi import (
-    CSI_WORKLOADS,
-)
+from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 
 #: Annotation of the pod templates; its value is the run, so that a retry does not restart twice.
 RESTART_ANNOTATION = "juicefs-storage-switch/restarted-by"
-
-
 _BAD_STARTS = frozenset({"CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "CreateContainerConfigError"})
-
-
 #: A component that ends once or twice while the node settles is not broken yet.
 _CRASHES = 3
 
@@ -44,39 +36,36 @@ class RestartCsi:
         """Stamp the templates; the workloads' controllers do the rest.
 
         Returns:
-            The workloads that were told to restart; empty where this run had told them already.
+            The workloads that were restarted; empty where this run had restarted them before.
         """
         annotations = {RESTART_ANNOTATION: self.stamp}
         restarted = carry_out(self.plan, lambda row: self.cluster.stamp_template(*row, annotations), self.confirm_lease)
         return [f"{kind}/{name}" for kind, name in restarted]
 
     def verify(self) -> list[str]:
-        """The rollouts that are not done yet, each with its progress; empty when all are done.
+        """List the rollouts that are not done yet, each with its progress; empty when all are done.
 
         Raises:
             PermanentError: A pod of a workload cannot start.
         """
-        waiting = []
-        for kind, name in CSI_WORKLOADS:
-            workload = self.cluster.workload(kind, name)
-            if workload.rolled_out:
+        workloads = [self.cluster.workload(kind, name) for kind, name in CSI_WORKLOADS]
+        return [self._progress(workload) for workload in workloads if not workload.rolled_out]
+
+    def _progress(self, workload: Workload) -> str:
+        line = f"{workload.kind}/{workload.name}: {workload.progress}"
+        for pod in self.cluster.pods(f"app={workload.name}"):
+            if pod.problem not in _BAD_STARTS:
                 continue
-            line = f"{kind}/{name}: {workload.progress}"
-            for pod in self.cluster.pods(f"app={name}"):
-                if pod.problem not in _BAD_STARTS:
-                    continue
-                stamp = workload.annotations.get(RESTART_ANNOTATION)
-                if pod.annotations.get(RESTART_ANNOTATION) != stamp:
-                    # One from before the restart, which is to be replaced: no verdict on the restart.
-                    line += f"; pod {pod.name} from before the restart is in {pod.problem}"
-                    if kind == "StatefulSet":
-                        line += f" and may hold the others up: kubectl -n {pod.namespace} delete pod {pod.name}"
-                elif pod.problem != "CrashLoopBackOff" or pod.restarts >= _CRASHES:
-                    raise PermanentError(
-                        f"Pod {pod.name} of {kind}/{name} is in {pod.problem}. Its last lines:\n"
-                        f"{self.cluster.log_tail(pod.name, container=pod.waiting_container)}",
-                        state="the existing mounts go on; new volumes may not mount",
-                        next_step=f"kubectl -n {pod.namespace} describe pod {pod.name}",
-                    )
-            waiting.append(line)
-        return waiting
+            if pod.annotations.get(RESTART_ANNOTATION) != workload.annotations.get(RESTART_ANNOTATION):
+                # The rollout replaces it: no verdict on the restart.
+                line += f"; pod {pod.name} from before the restart is in {pod.problem}"
+                if workload.kind == "StatefulSet":
+                    line += f" and may hold the others up: kubectl -n {pod.namespace} delete pod {pod.name}"
+            elif pod.problem != "CrashLoopBackOff" or pod.restarts >= _CRASHES:
+                raise PermanentError(
+                    f"Pod {pod.name} of {workload.kind}/{workload.name} is in {pod.problem}. Its last lines:\n"
+                    f"{self.cluster.log_tail(pod.name, container=pod.waiting_container)}",
+                    state="the existing mounts keep working; new volumes may not mount",
+                    next_step=f"kubectl -n {pod.namespace} describe pod {pod.name}",
+                )
+        return line

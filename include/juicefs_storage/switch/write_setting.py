@@ -62,7 +62,7 @@ class WriteSetting:
         """The setting as it is now.
 
         Raises:
-            NeedsHumanError: It is neither what was backed up, setting or Secrets, nor the target: somebody changed it.
+            NeedsHumanError: It is neither what was backed up, setting or Secrets, nor the target.
         """
         now = self.metadata.read_setting()
         if now.uuid != self.before.uuid:
@@ -89,7 +89,7 @@ class WriteSetting:
         """Write the setting and read it back.
 
         Raises:
-            NeedsHumanError: Somebody changed it, or this run does not hold the volume any more.
+            NeedsHumanError: Its storage is unknown to this run, or the run lost the Lease.
             TransientError: It was not written, or came too late.
         """
         now = self.observe()
@@ -164,7 +164,7 @@ class WriteSetting:
         """Write the target once more, in other bytes: every client reloads it, also one that failed to before.
 
         Raises:
-            PermanentError: The setting has no secret that could be encrypted anew.
+            PermanentError: The setting holds no encrypted secret.
             TransientError: Somebody else wrote it meanwhile.
         """
         now = self.observe()

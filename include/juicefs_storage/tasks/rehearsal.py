@@ -13,7 +13,7 @@ from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.checks import ok, refusal
 from include.juicefs_storage.switch.findings import Finding
-from include.juicefs_storage.switch.params import RehearsalParams, resolve_params
+from include.juicefs_storage.switch.params import RehearsalParams, resolve_switch_params
 from include.juicefs_storage.switch.readiness import Readiness, judge, rehearse_restore
 from include.juicefs_storage.switch.way_back import WayBack
 from include.juicefs_storage.tasks.context import log, push
@@ -79,7 +79,7 @@ def rehearse_volume(volume: str, registry: dict[str, dict[str, Any]], earlier: S
     findings: list[Finding] = []
     backup: Backup | None = None
     try:
-        runtime = Runtime(resolve_params({"volume": volume}, registry))
+        runtime = Runtime(resolve_switch_params({"volume": volume}, registry))
     except PermanentError as error:
         findings = [refusal("resolve_params", error.problem, error.next_step)]
     else:

@@ -102,7 +102,7 @@ class Runtime:
         return read_backup(self.vault, self.params.backup_id)
 
     def target(self, setting: Setting) -> StorageConfig:
-        """What the volume's clients will be told to use."""
+        """The storage that the volume's clients will use."""
         from include.juicefs_storage.adapters.s3.store import connection_storage
 
         params = self.params

@@ -126,7 +126,7 @@ def test_a_run_that_lost_its_lease_stops_before_its_next_write(run: TakeAs, cloc
         run("dag/slow").confirm()
     # Also when the other run has ended meanwhile: what was planned may be out of date.
     run("dag/second").release()
-    with pytest.raises(NeedsHumanError, match="does not hold"):
+    with pytest.raises(NeedsHumanError, match="no longer holds"):
         run("dag/slow").confirm()
 
 

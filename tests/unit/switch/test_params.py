@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.switch.params import RevertForm, SwitchParams, resolve_params, resolve_revert_params
+from include.juicefs_storage.switch.params import RevertForm, SwitchParams, resolve_revert_params, resolve_switch_params
 
 GOOD = {"target_conn_id": "minio_new", "target_bucket": "data"}
 
 
 def test_defaults_are_the_safe_ones() -> None:
-    params = resolve_params(GOOD, {})
+    params = resolve_switch_params(GOOD, {})
     assert (params.dry_run, params.require_approval, params.on_failure, params.catch_up) == (
         True,
         True,
@@ -37,13 +37,13 @@ def test_defaults_are_the_safe_ones() -> None:
 )
 def test_a_bad_param_is_refused_by_name(given: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(PermanentError) as refused:
-        resolve_params(GOOD | given, {})
+        resolve_switch_params(GOOD | given, {})
     assert [word for word in words if word not in str(refused.value)] == []
 
 
 def test_all_bad_params_are_reported_together_with_an_example() -> None:
     with pytest.raises(PermanentError) as refused:
-        resolve_params({"settle_s": -1}, {})
+        resolve_switch_params({"settle_s": -1}, {})
     assert "`target_conn_id`" in str(refused.value)
     assert '"minio_new"' in str(refused.value)
     assert "`settle_s`" in str(refused.value)
@@ -51,18 +51,18 @@ def test_all_bad_params_are_reported_together_with_an_example() -> None:
 
 def test_the_registry_fills_in_what_is_left_at_its_default() -> None:
     registry = {"home": {"namespace": "fs", "target_conn_id": "minio_new", "target_bucket": "data"}}
-    params = resolve_params({"volume": "home", "namespace": "juicefs", "target_bucket": "other"}, registry)
+    params = resolve_switch_params({"volume": "home", "namespace": "juicefs", "target_bucket": "other"}, registry)
     assert (params.namespace, params.target_conn_id, params.target_bucket) == ("fs", "minio_new", "other")
 
 
 def test_the_registry_cannot_switch_safety_off() -> None:
     with pytest.raises(PermanentError, match="dry_run cannot be set there"):
-        resolve_params({"volume": "home"}, {"home": GOOD | {"dry_run": False}})
+        resolve_switch_params({"volume": "home"}, {"home": GOOD | {"dry_run": False}})
 
 
 def test_an_unknown_volume_is_refused_with_the_known_ones() -> None:
     with pytest.raises(PermanentError, match="registered: home, work"):
-        resolve_params({"volume": "hoem"}, {"home": {}, "work": {}})
+        resolve_switch_params({"volume": "hoem"}, {"home": {}, "work": {}})
 
 
 OPTIONAL = [name for name, field in SwitchParams.model_fields.items() if not field.is_required()]
@@ -71,12 +71,12 @@ OPTIONAL = [name for name, field in SwitchParams.model_fields.items() if not fie
 @pytest.mark.parametrize("empty", ["", "  ", None])
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_empty_text_is_not_given(name: str, empty: str | None) -> None:
-    assert resolve_params(GOOD | {name: empty}, {}) == resolve_params(GOOD, {})
+    assert resolve_switch_params(GOOD | {name: empty}, {}) == resolve_switch_params(GOOD, {})
 
 
 def test_empty_text_is_not_given_in_the_registry_either() -> None:
     entry = GOOD | {"namespace": "", "meta_conn_id": None}
-    assert resolve_params({"volume": "home"}, {"home": entry}).namespace == "juicefs"
+    assert resolve_switch_params({"volume": "home"}, {"home": entry}).namespace == "juicefs"
 
 
 def test_empty_text_in_a_revert_is_taken_from_the_backup() -> None:

@@ -193,7 +193,7 @@ def settle() -> dict[str, Any]:
 
 @runbook_task
 def restart_csi() -> dict[str, Any]:
-    """Tell the CSI controller StatefulSet and node DaemonSet to restart, stamped with this run.
+    """Restart the CSI controller StatefulSet and node DaemonSet, stamped with this run.
 
     **Changes** the pod templates' annotation. The mounts live in mount pods and do not notice.
     **Safe to clear**: yes; a workload that carries this run's stamp is not restarted again.
@@ -218,7 +218,7 @@ def prove_clients() -> dict[str, Any]:
     """Prove every mount pod on the new store: its `.config`, then a block written through its very mount.
 
     **Changes** nothing; a small file is written through each mount and removed. Where a client shows the new bucket and
-    does not use it, the secret key in the setting is encrypted anew, once: every client tries again then.
+    does not use it, the secret key in the setting is encrypted again, once: every client then tries again.
     **Safe to clear**: yes.
     """
     run = admission.forward(take_lease=False)

@@ -17,7 +17,7 @@ from include.juicefs_storage.switch.backup import backup_size
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import reading_rate
 from include.juicefs_storage.switch.lease import check_lease
-from include.juicefs_storage.switch.params import resolve_params as validate_params
+from include.juicefs_storage.switch.params import resolve_switch_params
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, fingerprint
 from include.juicefs_storage.switch.run_record import RunRecord
@@ -46,7 +46,7 @@ def resolve_params() -> dict[str, Any]:
     """
     given = dict(get_current_context()["params"])
     try:
-        return validate_params(given, read_registry()).model_dump()
+        return resolve_switch_params(given, read_registry()).model_dump()
     except PermanentError as error:
         push("findings", [checks.refusal("resolve_params", error.problem, error.next_step).model_dump()])
         raise
@@ -237,7 +237,7 @@ def plan() -> dict[str, Any]:
     """Collect the checks; refuse, or write down exactly what will be changed.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream, as long as the setting has not been written.
-    All refusals are reported here together, each with its remedy. The plan stands in XCom `markdown`.
+    All refusals are reported here together, each with its remedy. The plan is in XCom `markdown`.
     """
     findings = all_findings()
     if refused := [finding for finding in findings if finding.level == "refusal"]:
@@ -354,7 +354,7 @@ def _steps(
 
 @runbook_task(kind="branch")
 def choose_path() -> str:
-    """A dry run ends here; a real run goes on, through approval where it is required.
+    """A dry run ends here; a real run continues, through approval where it is required.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """

@@ -107,7 +107,7 @@ def follow(
         on_poll: Called before each poll.
 
     Raises:
-        NeedsHumanError: The run must not write any more.
+        NeedsHumanError: The run must no longer write.
     """
     tasks = _MovingTasks(moving)
 

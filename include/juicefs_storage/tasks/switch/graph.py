@@ -9,15 +9,14 @@ from airflow.sdk import TaskGroup
 
 from include.juicefs_storage.tasks.approval import approve
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.switch import apply, check, rollback
-from include.juicefs_storage.tasks.switch import finalize as finish
+from include.juicefs_storage.tasks.switch import apply, check, finalize, rollback
 
 
 def move_volume(resolve_params: Callable[[], Any]) -> None:
     """Wire check, plan, approve, apply, verify, decide, rollback and finalize.
 
     Args:
-        resolve_params: Makes the task of that name: where the volume moves is decided there, and nowhere else.
+        resolve_params: Makes the task of that name: it alone decides where the volume moves.
     """
     with TaskGroup("check", prefix_group_id=False, tooltip="Asked before anything is touched; changes nothing"):
         checks = [
@@ -48,10 +47,11 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
             [blocks, settled] >> mounted >> apply.prove_no_restarts() >> late
 
     # Every run ends with this task, which fails unless all is well: its end is the news.
-    told = Notify("ended")
-    decide, finalize = rollback.decide(), finish.finalize.override(on_success_callback=told, on_failure_callback=told)()
+    notify = Notify("ended")
+    decided = rollback.decide()
+    finalized = finalize.finalize.override(on_success_callback=notify, on_failure_callback=notify)()
     # All of them: the guard of the setting must have ended before a rollback writes it, and so must the copies.
-    [followed, settled, blocks, late] >> decide
+    [followed, settled, blocks, late] >> decided
 
     with TaskGroup("rollback", prefix_group_id=False, tooltip="Back to the old store, every client proven there"):
         first, restored, blocks, late = (
@@ -67,5 +67,5 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
         )  # fmt: skip
         [followed, blocks] >> late
 
-    decide >> [first, finalize]
-    [path, late] >> finalize
+    decided >> [first, finalized]
+    [path, late] >> finalized

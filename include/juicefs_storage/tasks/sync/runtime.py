@@ -12,7 +12,7 @@ from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.copy.scope import below_prefix, shard_at
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.switch.params import resolve_params
+from include.juicefs_storage.switch.params import resolve_switch_params
 from include.juicefs_storage.tasks.context import mask, run_id
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runtime import Runtime
@@ -117,7 +117,7 @@ class SyncRuntime:
         params = self.params
         named = {"volume": params.volume, "meta_conn_id": params.meta_conn_id}
         places = {"target_conn_id": params.target_conn_id, "target_bucket": params.target_bucket}
-        return Runtime(resolve_params({**named, **places}, read_registry())).metadata
+        return Runtime(resolve_switch_params({**named, **places}, read_registry())).metadata
 
     def check_volume(self, source: S3Store) -> None:
         """The metadata is that of the volume whose objects lie at the source.
