@@ -53,7 +53,8 @@ OUTCOME, NOTE_LENGTH = "**[Outcome](", 1000
 #: Of a failure's line this much is kept, or nothing: the link to the task, and the beginning of its error.
 LEAST_OF_A_FAILURE = 250
 #: The lines that the listener writes into a note.
-OURS = re.compile(r"^\*\*\[(?:Outcome\]\([^)]*\)|\w+\]\([^)]*\) failed)\*\*: .*$", re.MULTILINE)
+FAILED = re.compile(r"^\*\*\[\w+\]\([^)]*\) failed\*\*: .*$", re.MULTILINE)
+OURS = re.compile(rf"{FAILED.pattern}|^{re.escape(OUTCOME)}.*$", re.MULTILINE)
 
 #: The tasks that write each page; a DAG has one of them.
 WRITERS: dict[Page, tuple[str, ...]] = {"plan": ("plan", "plan_partitions"), "report": ("finalize",)}
@@ -194,7 +195,9 @@ def _fleet_row(number: int, key: str, run_id: str, runs: "Mapping[str, tuple[str
     state, note = runs.get(own, ("not started", ""))
     shown = f"[{state}](../../{run_url(SWITCH, own)})" if own in runs else state
     ended = re.search(rf"^{re.escape(OUTCOME)}[^)]*\)\*\*: (.*)$", note, re.MULTILINE)
-    return [str(number or "canary"), key, shown, ended[1] if ended else ""]
+    cause = FAILED.search(note)
+    parts = [ended[1] if ended else "", cause[0].replace("](dags/", "](../../dags/") if cause else ""]
+    return [str(number or "canary"), key, shown, " ".join(filter(None, parts))]
 
 
 def _minute(moment: object) -> str:

@@ -71,15 +71,13 @@ class Report(Record):
     results: dict[str, dict[str, Any]]
 
     def to_note(self) -> str:
-        """How the run ended, in a line."""
+        """How the run ended, in a line. The plugin puts the task that failed first before it."""
         what = [self.outcome, f"volume `{self.volume}`" if self.volume else ""]
         if self.before and self.after:
             what.append(f"from `{self.before.bucket}` to `{self.after.bucket}`")
         refused = sum(finding.level == "refusal" for finding in self.findings)
-        failure = self.failure if self.failure and self.failure.problem else None
-        why = f"`{failure.task}`: {failure.problem.splitlines()[0]}" if failure else ""
         refusals = f"Refusals: {refused}." if refused else ""
-        more = [why, refusals, f"Backup: `{self.backup_id}`." if self.backup_id else ""]
+        more = [refusals, f"Backup: `{self.backup_id}`." if self.backup_id else ""]
         return " ".join(filter(None, [f"{', '.join(filter(None, what))}.", *more]))
 
     def to_error(self) -> str:

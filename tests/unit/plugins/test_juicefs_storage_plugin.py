@@ -96,7 +96,7 @@ print(json.dumps({
         {"waves": [["small"], ["big", "<b>"]]},
         {
             run_id + ".small": ("success", "by Kim\\n\\n**[Outcome](x)**: switched, volume `small`."),
-            run_id + ".big": ("running", ""),
+            run_id + ".big": ("failed", "**[plan](dags/d) failed**: Broken.\\n\\n**[Outcome](x)**: refused."),
         },
     ),
     "no_fleet": [plugin.render_fleet(run_id, planned, {}) for planned in (None, {"waves": []})],
@@ -211,9 +211,10 @@ def test_a_fleet_shows_where_each_volume_is_with_a_link_to_its_run(plugin: dict[
     rows = [row.split("</td>") for row in page.split("<tr>")[2:]]
     cells = [[cell.split("<td>")[1] for cell in row[:-1]] for row in rows]
     run = f"../../dags/juicefs_storage_switch/runs/{RUN_PATH}"
+    cause = '<strong><a href="../../dags/d">plan</a> failed</strong>: Broken.'
     assert cells == [
         ["canary", "small", f'<a href="{run}.small">success</a>', "switched, volume <code>small</code>."],
-        ["1", "big", f'<a href="{run}.big">running</a>', ""],
+        ["1", "big", f'<a href="{run}.big">failed</a>', f"refused. {cause}"],
         ["1", "&lt;b&gt;", "not started", ""],
     ]
     assert f'href="../../dags/juicefs_storage_fleet/runs/{RUN_PATH}"' in page
