@@ -50,7 +50,7 @@ def find_problem(
     config = location.config
     endpoint, _ = config.endpoint_and_bucket
     with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-        answers = pool.map(lambda pod: (pod, cannot_reach(cluster, pod, MOUNT_CONTAINER, endpoint)), mount_pods)
+        answers = pool.map(lambda pod: (pod, _cannot_reach(cluster, pod, endpoint)), mount_pods)
         if unreached := [f"pod {pod} cannot use {endpoint}: {problem}" for pod, problem in answers if problem]:
             return unreached[0]
     slices = islice(metadata.slices(), _BLOCKS_TRIED)
@@ -60,6 +60,14 @@ def find_problem(
         return juicefs.probe_storage(config, blocks, probe_key)
     except StorageSwitchError as error:
         return _problem_for_airflow(location, blocks, error.problem)
+
+
+def _cannot_reach(cluster: Cluster, pod: str, endpoint: str) -> str | None:
+    """See `cannot_reach`. A pod that is gone meanwhile is asked nothing."""
+    try:
+        return cannot_reach(cluster, pod, MOUNT_CONTAINER, endpoint)
+    except StorageSwitchError:
+        return None
 
 
 def _problem_for_airflow(location: Location, blocks: Sequence[str], why: str) -> str:

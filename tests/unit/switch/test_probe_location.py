@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from include.juicefs_storage import ports
-from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.ports import ExecResult
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.probe_location import find_problem
@@ -24,9 +24,12 @@ class Cluster(FakeCluster):
 
     answers: dict[str, ExecResult] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    gone: set[str] = field(default_factory=set)
 
     def exec(self, pod: str, container: str, *_: object, **__: object) -> ExecResult:
         self.asked.append((pod, container))
+        if pod in self.gone:
+            raise PermanentError(f"Kubernetes answered 404 Not Found to: exec in pod {pod}.")
         return self.answers.get(pod, ExecResult(0, "", ""))
 
 
@@ -36,8 +39,9 @@ def find(
     *,
     write: bool = True,
     answers: dict[str, ExecResult] | None = None,
+    gone: str = "",
 ) -> str:
-    cluster = cast("ports.Cluster", Cluster(answers=answers or {}))
+    cluster = cast("ports.Cluster", Cluster(answers=answers or {}, gone={gone}))
     location = Location(OLD, store or FakeStore())
     metadata = juicefs.metadata
     return find_problem(
@@ -74,6 +78,12 @@ def test_an_empty_volume_has_no_block_to_read() -> None:
 def test_a_pod_that_does_not_reach_it_is_named() -> None:
     refused = ExecResult(7, "", "curl: (7) Failed to connect")
     assert find(juicefs(), answers={"two": refused}) == f"pod two cannot use http://old:9000: {refused.stderr}"
+
+
+def test_a_pod_that_is_gone_meanwhile_is_no_problem() -> None:
+    fake = juicefs()
+    assert find(fake, gone="two") == ""
+    assert len(fake.probed) == 1
 
 
 def test_what_juicefs_says_is_the_problem() -> None:
