@@ -942,6 +942,23 @@ def test_no_folder_for_backups(connections: Callable[..., None], look: Look) -> 
     assert "a folder" in refused
 
 
+def test_a_folder_that_takes_no_backup(connections: Callable[..., None], look: Look, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    password = base64.b64encode(bytes(32)).decode()
+    connections("juicefs_backup", conn_type="generic", password=password, extra={"path": (tmp_path / "file").as_uri()})
+    (refused,) = refusals(look("check_vault", dry_run=True))
+    assert "writing _probe." in refused
+
+
+def test_a_folder_with_files_of_another_key(connections: Callable[..., None], look: Look, tmp_path: Path) -> None:
+    (tmp_path / "myjfs.run.switched.backup").write_bytes(b"JFSW1" + bytes(60))
+    found = look("check_vault", dry_run=True)
+    assert refusals(found) == []
+    (warning,) = warnings(found)
+    assert "myjfs.run.switched" in warning
+    assert [file.name for file in tmp_path.glob("*_probe*")] == []
+
+
 def test_no_connection_for_backups(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_JUICEFS_BACKUP")
     (refused,) = refusals(look("check_vault"))
