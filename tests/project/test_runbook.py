@@ -57,6 +57,6 @@ def test_task_module_and_test_of_a_step_have_one_name(row: tuple[str, str, str, 
 
 def test_what_the_runbook_has_no_line_for_is_held_too() -> None:
     rows = re.findall(r"^\| [^|`]+ \| `(\w+)` \| `([\w/.]+)` \|$", PAGE, re.MULTILINE)
-    assert len(rows) == 8
+    assert len(rows) == PAGE[PAGE.index("## What the runbook has no line for") :].count("\n| ") - 1
     assert [task for task, _ in rows if task not in tasks()] == []
     assert [test for _, test in rows if not (ROOT / "tests" / test).is_file()] == []
