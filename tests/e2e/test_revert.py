@@ -87,7 +87,7 @@ def test_a_revert_offers_the_backups_and_goes_back_to_the_chosen_one(lab: Lab, a
     wait_for("a backup is asked for", lambda: airflow.api("GET", task)["state"] == "awaiting_input", deadline_s=120)
     detail = airflow.api("GET", f"{task}/-1/hitlDetails")
     newest = detail["options"][0]
-    assert f"| `{newest}` | myjfs |" in detail["body"]
+    assert f"| `{newest}` | myjfs (" in detail["body"]
 
     airflow.answer(REVERT, run_id, "choose_backup", newest)
     state, report = finish(airflow, REVERT, run_id)
