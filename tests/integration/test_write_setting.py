@@ -100,7 +100,7 @@ def test_a_command_that_comes_late_is_not_started(
 @pytest.mark.usefixtures("restored")
 def test_an_update_that_comes_late_changes_nothing(metadata: MySqlMetadata) -> None:
     before = metadata.read_setting()
-    new, now = before.sealed_anew(), metadata.now()
+    new, now = before.reencrypted(), metadata.now()
     assert metadata.replace_setting(before, new, not_after=now - 1) is False
     assert metadata.read_setting().raw == before.raw
     assert metadata.replace_setting(before, new, not_after=now + 60) is True

@@ -29,7 +29,7 @@ _ASKED_AT_ONCE = 1_000
 _SLICE, _DELAYED_SLICE = struct.Struct(">IQIII"), struct.Struct(">QI")
 #: rootInode and TrashInode of pkg/meta.
 _ROOT_INODE, _TRASH_INODE = 1, 0x7FFFFFFF10000000
-#: The client waits for ever unless told otherwise, and the hook tells it nothing. Seconds; a connection's extra wins.
+#: Timeouts in seconds: the client's default is none, and the hook sets none. A connection's extra wins.
 _TIMEOUTS = {"connect_timeout": 10, "read_timeout": 120, "write_timeout": 30}
 #: How long a query that changes nothing is tried again while the server is away, in seconds: a restart of it, or a
 #: failover; and where it is known to have been waited for.

@@ -20,7 +20,7 @@ def prove_status(juicefs: JuiceFS, setting: Setting, config: StorageConfig) -> N
     if form.get("UUID") != setting.uuid or form.get("Bucket") != config.bucket:
         raise TransientError(
             f"`juicefs status` shows bucket {form.get('Bucket')!r}, expected {config.bucket!r}.",
-            next_step="the task tries again; if it goes on, somebody writes the setting",
+            next_step="the task tries again; if that does not help, another process writes the setting",
         )
 
 

@@ -169,7 +169,7 @@ class WriteSetting:
         """
         now = self.observe()
         if now.uses(self.target):
-            self._replace(now, now.sealed_anew())
+            self._replace(now, now.reencrypted())
 
     @property
     def back(self) -> WriteSetting:

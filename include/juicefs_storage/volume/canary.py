@@ -46,7 +46,7 @@ class Room(NamedTuple):
 
 
 class ClientState(NamedTuple):
-    """How a client stands to a storage.
+    """What was found about a client and a storage.
 
     Attributes:
         problem: What was found instead of the proof; empty when proven.
@@ -58,7 +58,7 @@ class ClientState(NamedTuple):
 
 
 def canary_name(salt: str) -> str:
-    """How the names of the files begin that prove mounts: the same for the same salt, so that a repeat removes them."""
+    """Prefix of the names of the canary files. The same salt gives the same name: a retry removes what is left."""
     return f".storage-switch-{hashlib.sha256(salt.encode()).hexdigest()[:12]}"
 
 
@@ -98,16 +98,25 @@ def reload_warning(client_log: str) -> str:
 def prove_client(
     cluster: Cluster, pod: Pod, config: StorageConfig, store: Bucket, canary: str, *, timeout_s: float
 ) -> ClientState:
-    """Prove that one client uses a storage: by its `.config`, then by a block written through its very mount.
-
-    The file `canary` in the volume's root is removed again.
+    """Prove that one client uses a storage: by its `.config`, then by a block written through its mount.
 
     Only the block is conclusive: a client may show the new bucket and still write to the old one.
+
+    Args:
+        cluster: Where the mount pod is.
+        pod: The mount pod.
+        config: The storage that the client must use.
+        store: The bucket behind it.
+        canary: Name of the file in the volume's root. It is removed again.
+        timeout_s: How long the write may take, in seconds.
+
+    Raises:
+        StorageSwitchError: The pod or the store cannot be asked.
     """
     form = read_config(cluster, pod).get("Format") or {}
     if form.get("Storage") != config.storage or form.get("Bucket") != config.bucket:
         options = ", ".join(storage_overrides(mount_options(pod)))
-        remedy = f": its mount options say {options}; remove them and start it anew" if options else ""
+        remedy = f": its mount options say {options}; remove them and restart it" if options else ""
         return ClientState(f"its .config shows bucket {form.get('Bucket')!r}{remedy}")
     if form.get("AccessKey") != config.access_key.get_secret_value():
         return ClientState("its .config shows another access key")
@@ -121,7 +130,7 @@ def prove_client(
             return ClientState()
         failure = f"a file cannot be written through its mount (exit code {result.returncode}): {result.stderr[-300:]}"
         problem = f"a block written through its mount is not in {config.bucket}: {missing[0]}" if written else failure
-        with suppress(StorageSwitchError):  # it is told without the reason then
+        with suppress(StorageSwitchError):  # the reason is left out then
             if warning := reload_warning(cluster.log_tail(pod.name, _LOG_LINES, MOUNT_CONTAINER)):
                 return ClientState(f"it could not use the setting that it had read ({warning}); {problem}", stuck=True)
         return ClientState(problem, stuck=written)

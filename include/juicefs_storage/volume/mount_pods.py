@@ -154,9 +154,14 @@ def mount_options(pod: Pod) -> str:
 
 
 def stale_mount_pods(cluster: Cluster, known: Sequence[MountPod], target: StorageConfig) -> list[Pod]:
-    """Mount pods that (re)started since `known` was recorded, whose `format` names another bucket than the target.
+    """Find mount pods that (re)started since `known` was recorded and whose `format` names another bucket.
 
-    They may belong to another volume, where these have something in common.
+    A pod of another volume is among them where it shares a volume id or a bucket with this one.
+
+    Args:
+        cluster: Where the pods are.
+        known: The volume's mount pods as recorded.
+        target: The storage that the clients must use.
     """
     restarts = {mount.uid: mount.restarts for mount in known}
     volumes = {mount.volume_id for mount in known}
@@ -177,7 +182,7 @@ def _format_bucket(pod: Pod) -> str | None:
 
 
 def mount_pods_naming(cluster: Cluster, bucket: str) -> list[str]:
-    """Names of the mount pods whose command names a bucket: started anew, such a pod writes it into the setting."""
+    """Names of the mount pods whose command names a bucket: restarted, such a pod writes it into the setting."""
     return sorted(pod.name for pod in running_mount_pods(cluster) if _format_bucket(pod) == bucket)
 
 
@@ -190,8 +195,8 @@ def running_mount_pods(cluster: Cluster) -> list[Pod]:
 class VolumePods:
     """The mount pods of one volume, among those of all volumes.
 
-    Which volume a pod serves is told by the UUID in the `.config` of its mount. A pod that cannot be asked is taken for
-    this volume's only if the cluster says so, see `belongs`: another volume's broken pod is no concern of a run.
+    The UUID in the `.config` of a mount decides which volume a pod serves. A pod that cannot be asked counts as this
+    volume's only if the cluster says so, see `belongs`: another volume's broken pod does not affect a run.
 
     Attributes:
         cluster: Where the pods are.

@@ -197,15 +197,15 @@ class Setting:
     def _cipher(self) -> AESGCM:
         return AESGCM(hashlib.md5(self.uuid.encode(), usedforsecurity=False).digest())
 
-    def sealed_anew(self) -> Setting:
-        """The same setting with its secret key encrypted anew: other bytes, which say the same.
+    def reencrypted(self) -> Setting:
+        """Re-encrypt the secret key: other bytes with the same meaning, which every client takes for a change.
 
         Raises:
-            PermanentError: The secret key stands in it in plain, and cannot be said in another way.
+            PermanentError: The secret key is stored unencrypted, so it cannot be re-encrypted.
         """
         if not self._fields.get("KeyEncrypted") or not self._fields.get("SecretKey"):
             raise PermanentError(
-                f"The secret key in the setting of volume {self.name} is not encrypted: it cannot be encrypted anew.",
+                f"The secret key in the setting of volume {self.name} is not encrypted and cannot be re-encrypted.",
                 next_step="juicefs config METAURL --encrypt-secret, which every client reads as a change",
             )
         nonce = os.urandom(_NONCE_BYTES)
@@ -214,7 +214,7 @@ class Setting:
         return Setting(json.dumps(fields, indent=0, ensure_ascii=False).encode())
 
     def uses(self, config: StorageConfig) -> bool:
-        """Whether the volume's clients are told to use exactly this storage and these keys."""
+        """Whether the setting names exactly this storage and these keys."""
         return self.config == config
 
     @property

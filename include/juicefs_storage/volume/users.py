@@ -11,7 +11,7 @@ from include.juicefs_storage.ports import Cluster, PersistentVolume, Session
 
 
 class PodIdentity(BaseModel):
-    """What must not change about a pod that goes on running."""
+    """What must not change about a pod that keeps running."""
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 

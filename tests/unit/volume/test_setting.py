@@ -43,15 +43,15 @@ def test_restoring_keeps_what_else_changed_meanwhile() -> None:
     assert (fields["TrashDays"], fields["FieldOfTomorrow"]) == (7, {"a": 1})
 
 
-def test_a_setting_sealed_anew_has_other_bytes_and_says_the_same() -> None:
+def test_a_reencrypted_setting_has_other_bytes_and_the_same_meaning() -> None:
     row = setting(OLD, TrashDays=7)
-    again = row.sealed_anew()
+    again = row.reencrypted()
     assert again.raw != row.raw
     assert json.loads(again.raw).keys() == json.loads(row.raw).keys()
     assert {key for key, value in json.loads(again.raw).items() if json.loads(row.raw)[key] != value} == {"SecretKey"}
     assert again.uses(OLD)
     with pytest.raises(PermanentError, match="--encrypt-secret"):
-        setting(OLD, encrypted=False).sealed_anew()
+        setting(OLD, encrypted=False).reencrypted()
 
 
 def test_a_plain_row_restored_over_an_encrypted_one_stays_readable() -> None:

@@ -70,7 +70,7 @@ def check_volume(
             check,
             f"PersistentVolume {volume.name} has mountOptions {', '.join(options)}: its next mounts would not follow "
             "the setting.",
-            "remove bucket and storage from its mountOptions and its StorageClass, then start its mount pods anew",
+            "remove bucket and storage from its mountOptions and its StorageClass, then restart its mount pods",
         )
         for volume in volumes
         if volume.volume_handle in served and (options := storage_overrides(",".join(volume.mount_options)))
@@ -104,7 +104,7 @@ def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) 
             check,
             f"{name} uses bucket {mount.bucket}, the setting {setting.bucket}: it runs with an override"
             f"{''.join(f' ({option})' for option in mount.overrides)}.",
-            "remove bucket/storage from the PV's mountOptions and start the mount pod anew",
+            "remove bucket/storage from the PV's mountOptions and restart the mount pod",
         )
     if mount.read_only:
         yield refusal(
@@ -130,10 +130,10 @@ def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) 
 
 
 def _too_old(sessions: Sequence[Session], mounts: Sequence[MountPod]) -> Iterator[Finding]:
-    """Clients that do not look at the setting again, by their sessions; mount pods have told it of themselves."""
-    told = {PurePosixPath(mount.mount_path).name for mount in mounts if not _follows(mount.version)}
+    """Refuse clients that never re-read the setting, by their sessions. Mount pods are refused by their `.config`."""
+    refused = {PurePosixPath(mount.mount_path).name for mount in mounts if not _follows(mount.version)}
     for session in sessions:
-        if not _follows(session.version) and PurePosixPath(session.mount_point).name not in told:
+        if not _follows(session.version) and PurePosixPath(session.mount_point).name not in refused:
             yield refusal(
                 "volume",
                 f"Session {session.sid} on {session.host} at {session.mount_point} runs JuiceFS {session.version}, "

@@ -26,7 +26,7 @@ def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, prob
     Args:
         store: The new bucket.
         setting: The volume's setting.
-        target: What the clients will be told to use.
+        target: The storage that the setting will name.
         probe_key: Key of a small object that is written, read, listed and deleted; None leaves that out.
     """
     check, findings = "target", []
@@ -70,7 +70,7 @@ def check_reach(
 
     Args:
         cluster: Where the pods are.
-        target: What the clients will be told to use.
+        target: The storage that the setting will name.
         mounts: The volume's mount pods.
         controller: Ask the CSI controller too: juicefs runs there.
     """
