@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest, Row
+from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
@@ -22,6 +22,7 @@ from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.adapters.tools import mc_mirror as mc
 from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
+from include.juicefs_storage.copy.manifest import ManifestRow
 from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
@@ -83,7 +84,7 @@ class Job:
     stall_s: float = 60
     limits: Limits = LIMITS
     tries: Iterator[int] = field(default_factory=itertools.count)
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, ManifestRow] = field(default_factory=dict)
 
     def run(self) -> Totals:
         manifest = ParquetManifest(self.folder, f"{next(self.tries)}", {})

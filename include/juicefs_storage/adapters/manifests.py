@@ -11,8 +11,9 @@ import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
+from include.juicefs_storage.copy.manifest import ManifestRow
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.comparison import COMPARISONS, OUTCOMES, Rows
 from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
@@ -52,7 +53,7 @@ class Folder(Protocol):
 
 @dataclass
 class ParquetManifest:
-    """`run.Manifest`: the manifest of one partition.
+    """`manifest.Manifest`: the manifest of one partition.
 
     Attributes:
         folder: Of the run.
@@ -73,7 +74,7 @@ class ParquetManifest:
         return self.folder / f"{self.name}.parquet"
 
     def resume(self) -> tuple[str | None, Totals]:
-        """See run.Manifest: the checkpoints of a try that was killed."""
+        """See manifest.Manifest: the checkpoints of a try that was killed."""
         totals, last = Totals(), None
         self._parts = []
         for part in self._found_parts():
@@ -91,7 +92,7 @@ class ParquetManifest:
         return last, totals
 
     def append(self, rows: Rows) -> None:
-        """See run.Manifest."""
+        """See manifest.Manifest."""
         pq = parquet()
         if self._parts is None:
             self.resume()
@@ -107,7 +108,7 @@ class ParquetManifest:
         parts.append(part)
 
     def finish(self) -> None:
-        """See run.Manifest: one row group a checkpoint, in order."""
+        """See manifest.Manifest: one row group a checkpoint, in order."""
         pq = parquet()
         parts, self._parts = self._parts or [], None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -195,19 +196,6 @@ def _coded(codes: bytearray, names: tuple[str, ...]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(places, pa.array([str(name) for name in names], pa.string()))
 
 
-class Row(NamedTuple):
-    """One key of a manifest."""
-
-    key: str
-    size: int
-    source_etag: str
-    target_etag: str
-    checksum: str | None
-    outcome: str
-    comparison: str
-    detail: str | None
-
-
 @dataclass(frozen=True)
 class ManifestReader:
     """A finished manifest, read a row group at a time.
@@ -231,7 +219,7 @@ class ManifestReader:
                 totals.merge(_grouped(manifest.read_row_group(group, ["size", "outcome", "comparison"])))
         return totals
 
-    def rows(self, outcomes: Collection[ObjectOutcome]) -> Iterator[Row]:
+    def rows(self, outcomes: Collection[ObjectOutcome]) -> Iterator[ManifestRow]:
         """The rows with one of these outcomes, ordered by key."""
         import pyarrow.compute as pc
 
@@ -241,10 +229,10 @@ class ManifestReader:
                 found = manifest.read_row_group(group, ["outcome"]).column("outcome").cast("string")
                 if not pc.any(pc.is_in(found, _strings(names))).as_py():
                     continue
-                table = manifest.read_row_group(group, list(Row._fields))
+                table = manifest.read_row_group(group, list(ManifestRow._fields))
                 table = table.filter(pc.is_in(table.column("outcome").cast("string"), _strings(names)))
                 for row in table.to_pylist():
-                    yield Row(**row)
+                    yield ManifestRow(**row)
 
     def listed(self) -> Iterator[tuple[list[str], list[int]]]:
         """Keys and sizes of what the source had, a row group at a time."""

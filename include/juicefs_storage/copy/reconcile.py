@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal
 
+from include.juicefs_storage.copy.manifest import ManifestRow, Reader
 from include.juicefs_storage.copy.partitions import Partition, amount
 from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.markdown import bullets
@@ -47,38 +48,6 @@ NEW = "new"
 #: Lost and damaged slices that are traced to files, and the files that are named in the report.
 _TRACED_SLICES, _SHOWN_FILES = 10_000, 5
 _COLUMNS = ("phase", "partition", "key", "size", "source_etag", "target_etag", "comparison", "detail")
-
-
-class Row(Protocol):
-    """One key of a manifest."""
-
-    @property
-    def key(self) -> str: ...  # noqa: D102
-    @property
-    def size(self) -> int: ...  # noqa: D102
-    @property
-    def source_etag(self) -> str: ...  # noqa: D102
-    @property
-    def target_etag(self) -> str: ...  # noqa: D102
-    @property
-    def outcome(self) -> str: ...  # noqa: D102
-    @property
-    def comparison(self) -> str: ...  # noqa: D102
-    @property
-    def detail(self) -> str | None: ...  # noqa: D102
-
-
-class Reader(Protocol):
-    """A finished manifest."""
-
-    def about(self) -> tuple[dict[str, str], Totals]:
-        """What it belongs to, and what it says was counted."""
-
-    def count(self) -> Totals:
-        """Its rows, counted again."""
-
-    def rows(self, outcomes: Collection[ObjectOutcome]) -> Iterator[Row]:
-        """The rows with one of these outcomes, ordered by key."""
 
 
 def about(plan: SyncPlan, phase: str, partition: Partition) -> dict[str, str]:
@@ -361,7 +330,7 @@ def _copied_keys(
 
 
 def _write_rows(
-    phase: str, partition: Partition, rows: Iterable[Row], known: Iterator[str] | None, files: _Files
+    phase: str, partition: Partition, rows: Iterable[ManifestRow], known: Iterator[str] | None, files: _Files
 ) -> tuple[int, int]:
     """Write rows for people; returns objects and bytes of those that are new since the copy."""
     count = size = 0

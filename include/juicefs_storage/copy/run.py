@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from include.juicefs_storage.copy.manifest import Manifest
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.comparison import (
     OUTCOME_CODES,
@@ -42,19 +42,6 @@ _PARALLEL_LISTS = 8
 _SAMPLE_BYTES = 64 * 2**20
 
 log = logging.getLogger(__name__)
-
-
-class Manifest(Protocol):
-    """Where the rows of one partition go."""
-
-    def resume(self) -> tuple[str | None, Totals]:
-        """The last key that is written down, None where there is none, and what was counted up to it."""
-
-    def append(self, rows: Rows) -> None:
-        """Write rows down: a checkpoint. A try that comes after a kill goes on behind it."""
-
-    def finish(self) -> None:
-        """Make one file of all checkpoints. The partition is complete."""
 
 
 @dataclass(frozen=True, slots=True)

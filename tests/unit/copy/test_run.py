@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest, Row
+from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
 from include.juicefs_storage.copy import run
+from include.juicefs_storage.copy.manifest import ManifestRow
 from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.model import (
@@ -31,7 +32,7 @@ def manifest_in(folder: Path, about: str = "plan") -> ParquetManifest:
     return ParquetManifest(folder, "00000", {"plan": about})
 
 
-def rows_of(folder: Path) -> dict[str, Row]:
+def rows_of(folder: Path) -> dict[str, ManifestRow]:
     rows = list(ManifestReader(folder / "00000.parquet").rows(tuple(ObjectOutcome)))
     assert [row.key for row in rows] == sorted(row.key for row in rows)
     return {row.key: row for row in rows}

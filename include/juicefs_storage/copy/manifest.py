@@ -1,0 +1,49 @@
+"""The manifest of a partition, as it is written and as it is read: what became of each key."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple, Protocol
+
+from include.juicefs_storage.objects.comparison import Rows
+from include.juicefs_storage.objects.model import ObjectOutcome
+from include.juicefs_storage.objects.totals import Totals
+
+
+class Manifest(Protocol):
+    """Where the rows of one partition go."""
+
+    def resume(self) -> tuple[str | None, Totals]:
+        """The last key that is written down, None where there is none, and what was counted up to it."""
+
+    def append(self, rows: Rows) -> None:
+        """Write rows down: a checkpoint. A try that comes after a kill goes on behind it."""
+
+    def finish(self) -> None:
+        """Make one file of all checkpoints. The partition is complete."""
+
+
+class ManifestRow(NamedTuple):
+    """One key of a manifest."""
+
+    key: str
+    size: int
+    source_etag: str
+    target_etag: str
+    checksum: str | None
+    outcome: str
+    comparison: str
+    detail: str | None
+
+
+class Reader(Protocol):
+    """A finished manifest."""
+
+    def about(self) -> tuple[dict[str, str], Totals]:
+        """What it belongs to, and what it says was counted."""
+
+    def count(self) -> Totals:
+        """Its rows, counted again."""
+
+    def rows(self, outcomes: Collection[ObjectOutcome]) -> Iterator[ManifestRow]:
+        """The rows with one of these outcomes, ordered by key."""
