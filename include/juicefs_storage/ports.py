@@ -84,6 +84,9 @@ class MetadataStore(Protocol):
         Reads every chunk of the volume once.
         """
 
+    def slices_of_files(self, prefix: str) -> set[int]:
+        """The slices of the files in the volume's root whose names begin with this. One small query."""
+
     def next_slice(self) -> int:
         """No slice of this volume has this id or a higher one yet (`nextChunk` of `jfs_counter`)."""
 
@@ -167,6 +170,7 @@ class Pod:
         unready_since: Since when it is not ready (UTC); None where it is, or where nobody has said so yet.
         phase: Pending, Running, Succeeded, Failed or Unknown.
         terminating: It is being deleted.
+        started_at: When the last of its containers started (UTC); None where none runs.
     """
 
     namespace: str
@@ -184,6 +188,7 @@ class Pod:
     unready_since: datetime | None = None
     phase: str = "Running"
     terminating: bool = False
+    started_at: datetime | None = None
 
     @property
     def ended(self) -> bool:
@@ -278,8 +283,15 @@ class Cluster(Protocol):
     def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
         """Objects as the API server sends them; of claims and volumes those of driver csi.juicefs.com alone."""
 
-    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
-        """The last lines of a pod's log, as they are; `container` where the pod has several."""
+    def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
+        """The last lines of a pod's log, as they are.
+
+        Args:
+            pod: Its name.
+            lines: How many at most.
+            container: Where the pod has several.
+            since_s: None older than so many seconds; None: of any age.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class BareCluster(Cluster):
     def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
         unexpected("dump")
 
-    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
+    def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
         unexpected("log_tail")
 
 

@@ -6,9 +6,11 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from include.juicefs_storage.objects.bucket import Bucket, StoredObject
 from include.juicefs_storage.objects.model import Compared, Comparison, Copied, KeyRange, Listed, ObjectOutcome, Page
+from tests.support.bare import unexpected
 
 
 def etag(body: bytes) -> str:
@@ -68,6 +70,12 @@ class MemoryBucket(Bucket):
                 [self.etags.get(key) or etag(self.objects[key]) for key in found],
             )
             after = found[-1]
+
+    def newer(self, prefix: str, than: datetime) -> Iterator[StoredObject]:
+        unexpected("newer")
+
+    def now(self) -> datetime:
+        unexpected("now")
 
     def first_after(self, key: str) -> str | None:
         self.lists += 1

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -64,6 +64,7 @@ class FakeMetadata(MetadataStore):
     time_s: float = 0.0
     expired: list[Session] = field(default_factory=list)
     refuses_writes: bool = False
+    canaries: list[int] = field(default_factory=list)
 
     def read_setting(self) -> Setting:
         self.reads += 1
@@ -97,6 +98,9 @@ class FakeMetadata(MetadataStore):
 
     def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
         return iter([(slice_id, f"/file-{slice_id}") for slice_id in sorted(slice_ids)])
+
+    def slices_of_files(self, prefix: str) -> set[int]:
+        return set(self.canaries)
 
     def next_slice(self) -> int:
         return 1 + max((slice_id for slice_id, _ in self.rows), default=0)
@@ -144,6 +148,16 @@ class FakeStore(Bucket):
     objects: dict[str, int] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
     name: str = "fake"
+    written: dict[str, datetime] = field(default_factory=dict)
+    time: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def newer(self, prefix: str, than: datetime) -> Iterator[StoredObject]:
+        return (
+            item for item in self.list(prefix) if self.written.get(item.key, datetime.min.replace(tzinfo=UTC)) > than
+        )
+
+    def now(self) -> datetime:
+        return self.time
 
     def check(self, below: str = "") -> None:
         pass

@@ -262,6 +262,17 @@ class MySqlMetadata:
             )
         return found
 
+    def slices_of_files(self, prefix: str) -> set[int]:
+        """Look names up in `jfs_edge` by its index, then their chunks."""
+        rows = self._query(
+            "SELECT c.slices FROM jfs_edge e JOIN jfs_chunk c ON c.inode = e.inode "
+            "WHERE e.parent = %s AND e.name >= %s AND e.name < %s",
+            _ROOT_INODE,
+            prefix.encode(),
+            prefix.encode() + b"\xff",
+        )
+        return {record[1] for row in rows for record in _records(_SLICE, bytes(row[0]))}
+
     def next_slice(self) -> int:
         """Read the counter that all slice ids come from; clients take them in batches."""
         rows = self._query("SELECT value FROM jfs_counter WHERE name = 'nextChunk'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from include.juicefs_storage.objects.model import KeyRange, Page
@@ -48,6 +49,12 @@ class Bucket(Protocol):
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """List every object whose key begins with this, ordered by the key's UTF-8 bytes."""
+
+    def newer(self, prefix: str, than: datetime) -> Iterator[StoredObject]:
+        """List every object whose key begins with this and that was written after a moment, by the store's clock."""
+
+    def now(self) -> datetime:
+        """Read the store's clock (UTC); it has whole seconds."""
 
     def first_after(self, key: str) -> str | None:
         """Find the first key after this one (which need not exist): one LIST of one key."""

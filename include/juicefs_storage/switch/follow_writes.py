@@ -21,6 +21,7 @@ from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.model import Copied, Listed, ObjectOutcome
 from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.switch.step import LeaseCheck
+from include.juicefs_storage.volume.canary import CANARY_PREFIX
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import watermark
 from include.juicefs_storage.volume.setting import Setting
@@ -47,8 +48,9 @@ _Answer = TypeVar("_Answer")
 class Follower:
     """Copies the blocks of slices that are committed from now on, wherever only the source has them.
 
-    At every look it reads the newest ids: one batch for each session, and all above. A client that writes little may
-    hold ids of an older batch: what is below is gone through bit by bit, which takes some seconds for a million slices.
+    It leaves canaries alone. At every look it reads the newest ids: one batch for each session, and all above. A client
+    that writes little may hold ids of an older batch: what is below is read bit by bit, which takes some seconds for a
+    million slices.
 
     Attributes:
         metadata: Asked for slices at every look.
@@ -148,8 +150,11 @@ class Follower:
         unseen = self._waiting.keys() - committed.keys()
         for slice_id in unseen - self.metadata.still_needed(unseen):
             del self._waiting[slice_id]  # deleted, or compacted, meanwhile
+        # A canary proves by where its client put it: copied by others it would prove nothing. Asked after the slices:
+        # none of these is a canary's that is not known yet.
+        canaries = self.metadata.slices_of_files(CANARY_PREFIX) if self._waiting else set()
         chosen, count = [], 0
-        for slice_id in sorted(self._waiting, reverse=True):
+        for slice_id in sorted(self._waiting.keys() - canaries, reverse=True):
             chosen.append(slice_id)
             count += len(self._waiting[slice_id][1])
             if count >= _AT_ONCE:

@@ -13,6 +13,15 @@ from include.juicefs_storage.volume.mount_pods import MountPod
 from include.juicefs_storage.volume.setting import StorageConfig, masked
 from include.juicefs_storage.volume.users import PodIdentity
 
+#: What no run can see, for the person who approves it.
+UNSEEN = (
+    (
+        "Writers without a session: `juicefs gc --compact`, a machine that is suspended now. Stop them before the "
+        "switch. What they write to the old store after it is missing on the new one, unless the old key is withdrawn "
+        "or a write fence stays up."
+    ),
+)
+
 
 class StorageView(Record):
     """A storage as plans and reports show it."""
@@ -102,6 +111,9 @@ class Plan(Record):
             "",
             "### What is left, and how long it takes",
             *bullets(forecast_lines(self.missing_objects, self.blocks_s, [pod.heartbeat_s for pod in self.mount_pods])),
+            "",
+            "### What no run can see",
+            *bullets(UNSEEN),
             "",
             "### Secrets that will be patched",
             *bullets(secrets),

@@ -7,25 +7,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
-from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import Pod, Session
 from include.juicefs_storage.records import Record
-from include.juicefs_storage.volume.canary import ClientState, prove_client
+from include.juicefs_storage.volume.canary import ClientState, Move, prove_client
 from include.juicefs_storage.volume.mount_pods import VolumePods, find_mount_path, running_mount_pods
-from include.juicefs_storage.volume.setting import StorageConfig
 from include.juicefs_storage.volume.users import unknown_sessions
 
 _PARALLEL_PODS = 8
-
-
 _CANARY_TIMEOUT_S = 30.0
-
 
 log = logging.getLogger(__name__)
 
 
 class ClientProof(Record):
-    """One mount pod that was proven to use a storage."""
+    """One mount pod that was proven to use a storage.
+
+    Attributes:
+        after_s: How long after the first look, in seconds.
+    """
 
     pod: str
     uid: str
@@ -33,12 +32,13 @@ class ClientProof(Record):
     after_s: float
     #: It followed only when the setting was written once more.
     was_stuck: bool = False
+    #: What proved it, see `ClientState`.
+    by: str = "block"
 
 
 def prove_every_client(
     pods: VolumePods,
-    config: StorageConfig,
-    store: Bucket,
+    move: Move,
     canary: str,
     *,
     timeout_s: float,
@@ -51,8 +51,7 @@ def prove_every_client(
 
     Args:
         pods: The volume's mount pods. One that is being deleted must follow as well, or be gone.
-        config: The storage that the clients must use.
-        store: The bucket behind it.
+        move: The storage that the clients must use, and the one that they leave.
         canary: How the names of the files begin that are written through the mounts and removed again.
         timeout_s: How long the clients may take altogether, in seconds.
         clock: A monotonic clock.
@@ -73,7 +72,7 @@ def prove_every_client(
         others, everyone = sessions(), running_mount_pods(pods.cluster)
         asked = [pod for pod in everyone if pod.uid not in proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-            found = list(pool.map(lambda pod: _state(pods, pod, config, store, canary), asked))
+            found = list(pool.map(lambda pod: _state(pods, pod, move, canary), asked))
         unasked = {pod.uid for pod, state in zip(asked, found, strict=True) if state is None and pod.terminating}
         known = [find_mount_path(pod) for pod in everyone if pod.uid not in unasked]
         waiting = {
@@ -95,6 +94,7 @@ def prove_every_client(
                     node=pod.node,
                     after_s=round(clock() - start, 1),
                     was_stuck=pod.uid in unstuck,
+                    by=state.by,
                 )
         if not waiting:
             return sorted(proven.values(), key=lambda proof: proof.pod)
@@ -109,7 +109,7 @@ def prove_every_client(
         if clock() - since >= timeout_s:
             listed = "\n".join(f"- {name}: {problem}" for name, problem in waiting.items())
             raise PermanentError(
-                f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {config.bucket} "
+                f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {move.config.bucket} "
                 f"after {clock() - start:.0f} s:\n{listed}{refused}",
                 next_step=f"kubectl -n {pods.cluster.namespace} logs <mount pod>, look for 'object storage:'; a client "
                 "that cannot follow tries again when the setting changes, or when its pod is restarted",
@@ -117,12 +117,12 @@ def prove_every_client(
         sleep(1)
 
 
-def _state(pods: VolumePods, pod: Pod, config: StorageConfig, store: Bucket, canary: str) -> ClientState | None:
+def _state(pods: VolumePods, pod: Pod, move: Move, canary: str) -> ClientState | None:
     """None for another volume's client."""
     try:
         if pods.config(pod) is None:
             return None
         # A file of its own: of one that several clients write, each shows the block that another wrote last.
-        return prove_client(pods.cluster, pod, config, store, f"{canary}-{pod.uid}", timeout_s=_CANARY_TIMEOUT_S)
+        return prove_client(pods.cluster, pod, move, f"{canary}-{pod.uid}", timeout_s=_CANARY_TIMEOUT_S)
     except StorageSwitchError as error:
         return ClientState(error.problem)

@@ -12,6 +12,18 @@ from include.juicefs_storage.switch.outcome import RunOutcome
 from include.juicefs_storage.switch.plan import StorageView
 from include.juicefs_storage.switch.prove_blocks import blocks_there
 
+#: What no run can see, and what ends it for good.
+CLOSE_THE_DOOR = (
+    (
+        "A writer without a session (`juicefs gc --compact`, a machine that was suspended) may still write to the "
+        "store that the clients have left. What it writes is missing on the new one."
+    ),
+    (
+        "Withdraw the old key on that store, or let a write fence stay up there (`fence_conn_id`). Such a writer fails "
+        "then and loses nothing."
+    ),
+)
+
 
 class Failure(Record):
     """The task that failed first, and why.
@@ -107,6 +119,8 @@ class Report(Record):
         if self.backup_id and self.outcome in {"switched", "reverted"}:
             lines += [f"To undo it, at any time: `juicefs_storage_revert` with `backup_id` = `{self.backup_id}`.", ""]
         lines += ["### Proofs", *bullets(list(self.proofs)), ""]
+        if self.outcome in {"switched", "reverted"}:
+            lines += ["### To close the door", *bullets(list(CLOSE_THE_DOOR)), ""]
         lines += ["### Findings", *findings_markdown(self.findings), ""]
         lines += ["### Steps", "| task | state | seconds |", "|---|---|---|"]
         lines += [
@@ -121,12 +135,7 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the steps proved, a sentence each, from what they returned: task id -> result."""
     lines = []
     for task, side in (("prove_clients", "new"), ("prove_clients_on_old", "old")):
-        lines += [
-            f"client `{client['pod']}` on {client['node']} wrote a block to the {side} store "
-            f"{client['after_s']} s into `{task}`"
-            f"{_WAS_STUCK if client.get('was_stuck') else ''}"
-            for client in results.get(task, {}).get("clients", ())
-        ]
+        lines += _client_lines(task, results.get(task, {}), side)
     for task, text in _SENTENCES.items():
         if task in results:
             lines.append(text.format(**results[task], there=_blocks(results[task])))
@@ -139,6 +148,17 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for task in ("catch_up_late", "copy_back_late"):
         lines += _late_lines(results.get(task, {}))
     return [*lines, *_settle_lines(results.get("settle", {}))]
+
+
+def _client_lines(task: str, result: Mapping[str, Any], side: str) -> list[str]:
+    """By what each client was proven."""
+    if "clients" in result and not result["clients"]:
+        return [f"no client was there: none was proven on the {side} store"]
+    return [
+        f"client `{client['pod']}` on {client['node']} {_BY[client.get('by') or 'block'].format(side=side)} "
+        f"{client['after_s']} s into `{task}`{_WAS_STUCK if client.get('was_stuck') else ''}"
+        for client in result.get("clients", ())
+    ]
 
 
 def _written_lines(result: Mapping[str, Any]) -> list[str]:
@@ -208,7 +228,15 @@ def _late_lines(result: Mapping[str, Any]) -> list[str]:
     found = (
         f"{result['waited_s']} s after the last client had moved {result['copied']} more blocks were found and copied"
     )
-    return [f"{found}; {_blocks(result)} that files then referred to were there"]
+    lines = [f"{found}; {_blocks(result)} that files then referred to were there"]
+    if late := result.get("late_writes"):
+        lines.append(
+            f"**{late} blocks were written to the store that the clients had left, by a writer that no session "
+            f"shows**, such as {'; '.join(result['late_examples'])}; they were copied. Find that writer"
+        )
+    if unseen := result.get("unseen"):
+        lines.append(f"whether something still writes to the store that the clients left was not seen: {unseen}")
+    return lines
 
 
 def _settle_lines(result: Mapping[str, Any]) -> list[str]:
@@ -226,6 +254,11 @@ def _settle_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+_BY: Mapping[str, str] = {
+    "block": "wrote a block to the {side} store alone",
+    "log": "is proven by its log alone, since both stores show its block: it reloaded the {side} store's values",
+    "start": "is proven by its start after the setting was written, since both stores show its block:",
+}
 _WAS_STUCK = ", when the setting had been written once more: it could not use it before"
 _SENTENCES: Mapping[str, str] = {
     "copy_ahead": "{copied} blocks were copied before the setting was written",

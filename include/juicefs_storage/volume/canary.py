@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from contextlib import suppress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from include.juicefs_storage.errors import StorageSwitchError
@@ -20,7 +23,11 @@ from include.juicefs_storage.volume.mount_pods import (
 )
 from include.juicefs_storage.volume.setting import StorageConfig
 
+log = logging.getLogger(__name__)
+
 OBJECT_KEY = re.compile(r"\S+/chunks/\S+_\d+_\d+")
+#: How the name of every canary begins, whichever run wrote it.
+CANARY_PREFIX = ".storage-switch-"
 _WRITE_CANARY = """\
 set -e
 dd if=/dev/urandom of="$1/$2" bs=4096 count=1 conv=fsync 2>/dev/null
@@ -29,8 +36,14 @@ dd if=/dev/urandom of="$1/$2" bs=4096 count=1 conv=fsync 2>/dev/null
 #: Free blocks, their size in bytes, free inodes: JuiceFS answers by its quotas (StatFS of pkg/meta in JuiceFS 1.4).
 _ROOM = 'stat -f -c "%a %S %d" "$1"'
 _REMOVE_CANARY = 'rm -f "$1/$2"'
+#: Both lines of a reload, see NewReloadableStorage in cmd/mount.go of JuiceFS 1.4; values are quoted as Go does.
+_RELOAD = re.compile(
+    r'found new configuration: storage="(?P<storage>[^"]*)" bucket="(?P<bucket>[^"]*)"(?: ak="(?P<key>[^"]*)")?'
+)
 _RELOAD_FAILURE = re.compile(r"<WARNING>: object storage: ([^\n]*)")
-_LOG_LINES = 300
+_LOG_LINES = 20_000
+#: Clocks of Airflow and of the nodes may differ by so many seconds.
+_CLOCK_MARGIN_S = 120
 
 
 class Room(NamedTuple):
@@ -50,16 +63,47 @@ class ClientState(NamedTuple):
 
     Attributes:
         problem: What was found instead of the proof; empty when proven.
-        stuck: It has read the setting and does not use what it says: it tries again only when the setting changes.
+        stuck: It has read the setting and does not use what it says: it retries only when the setting changes.
+        by: What proved it: a `block` that only this client can have written there; its `log`, or its `start` after the
+            setting was written, where both stores show the block.
     """
 
     problem: str = ""
     stuck: bool = False
+    by: str = ""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Between which storages a client moves.
+
+    Attributes:
+        config: The storage that it must use.
+        store: The bucket behind it.
+        left: The bucket that it used before; None where that is not at hand: then a block proves less.
+        since: When the setting was written (UTC, by Airflow's clock).
+    """
+
+    config: StorageConfig
+    store: Bucket
+    left: Bucket | None = None
+    since: datetime | None = None
+
+    def left_has(self, keys: Sequence[str]) -> bool:
+        """Whether the bucket that the client used before has one of these objects.
+
+        One that cannot be read has nothing that could have been copied from there.
+        """
+        try:
+            return self.left is not None and any(self.left.exists(key) for key in keys)
+        except StorageSwitchError as error:
+            log.warning("%s was not asked for the canaries: %s", self.left and self.left.name, error.problem)
+            return False
 
 
 def canary_name(salt: str) -> str:
     """Prefix of the names of the canary files. The same salt gives the same name: a retry removes what is left."""
-    return f".storage-switch-{hashlib.sha256(salt.encode()).hexdigest()[:12]}"
+    return f"{CANARY_PREFIX}{hashlib.sha256(salt.encode()).hexdigest()[:12]}"
 
 
 def room_of(cluster: Cluster, pod: str, path: str) -> Room | None:
@@ -84,56 +128,107 @@ def room_of(cluster: Cluster, pod: str, path: str) -> Room | None:
     return Room(blocks * block_bytes, files)
 
 
-def reload_warning(client_log: str) -> str:
-    """Why a client could not use the setting that it found last; empty where its log tells of no failure.
+@dataclass(frozen=True)
+class Reload:
+    """What a client's log says of the setting that it found last.
 
-    `found new configuration: …`, then `object storage: …` where that failed (NewReloadableStorage in cmd/mount.go of
-    JuiceFS 1.4): it keeps the storage that it has, and does not try again before the setting changes.
+    Attributes:
+        found: It names the storage that the client must use.
+        failure: Why the client could not use it; empty where the log shows no failure. It keeps the storage that it
+            has then, and does not retry before the setting changes.
     """
-    _, found, since = client_log.rpartition("found new configuration:")
-    failure = _RELOAD_FAILURE.search(since) if found else None
-    return failure[1][:200] if failure else ""
+
+    found: bool = False
+    failure: str = ""
 
 
-def prove_client(
-    cluster: Cluster, pod: Pod, config: StorageConfig, store: Bucket, canary: str, *, timeout_s: float
-) -> ClientState:
-    """Prove that one client uses a storage: by its `.config`, then by a block written through its mount.
-
-    Only the block is conclusive: a client may show the new bucket and still write to the old one.
+def last_reload(client_log: str, config: StorageConfig) -> Reload:
+    """Find the last reload in a client's log.
 
     Args:
-        cluster: Where the mount pod is.
-        pod: The mount pod.
+        client_log: Since the setting was written, or longer.
         config: The storage that the client must use.
-        store: The bucket behind it.
-        canary: Name of the file in the volume's root. It is removed again.
+    """
+    reloads = list(_RELOAD.finditer(client_log))
+    if not reloads:
+        return Reload()
+    last = reloads[-1]
+    wanted = (config.storage, config.bucket, config.access_key.get_secret_value())
+    failure = _RELOAD_FAILURE.search(client_log, last.end())
+    return Reload(last.group("storage", "bucket", "key") == wanted, failure[1][:200] if failure else "")
+
+
+def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout_s: float) -> ClientState:
+    """Prove that one client uses a storage, by what only this client can have done.
+
+    It writes a block through its mount. That block is on the storage and not where the client wrote before, and the
+    client's log shows no failed reload. Where both show the block (one store under two names, other keys for one
+    bucket, replication) the block tells nothing: then the log must show the reload, or the client must have started
+    after the setting was written. The file `canary` in the volume's root is removed again.
+
+    Args:
+        cluster: Where the pod is.
+        pod: The client's mount pod.
+        move: Between which storages.
+        canary: The file's name; no other client may write it.
         timeout_s: How long the write may take, in seconds.
 
     Raises:
         StorageSwitchError: The pod or the store cannot be asked.
     """
+    config = move.config
     form = read_config(cluster, pod).get("Format") or {}
     if form.get("Storage") != config.storage or form.get("Bucket") != config.bucket:
         options = ", ".join(storage_overrides(mount_options(pod)))
-        remedy = f": its mount options say {options}; remove them and restart it" if options else ""
+        remedy = f": its mount options say {options}; remove them and restart its pod" if options else ""
         return ClientState(f"its .config shows bucket {form.get('Bucket')!r}{remedy}")
     if form.get("AccessKey") != config.access_key.get_secret_value():
         return ClientState("its .config shows another access key")
     path = mount_path(pod)
     result = run_in_mount(cluster, pod.name, _WRITE_CANARY, path, canary, timeout_s=timeout_s)
     try:
-        keys = OBJECT_KEY.findall(result.stdout)
-        written = result.returncode == 0 and bool(keys)
-        missing = [key for key in keys if not store.exists(key)] if written else []
-        if written and not missing:
-            return ClientState()
-        failure = f"a file cannot be written through its mount (exit code {result.returncode}): {result.stderr[-300:]}"
-        problem = f"a block written through its mount is not in {config.bucket}: {missing[0]}" if written else failure
-        with suppress(StorageSwitchError):  # the reason is left out then
-            if warning := reload_warning(cluster.log_tail(pod.name, _LOG_LINES, MOUNT_CONTAINER)):
-                return ClientState(f"it could not use the setting that it had read ({warning}); {problem}", stuck=True)
-        return ClientState(problem, stuck=written)
+        keys: list[str] = OBJECT_KEY.findall(result.stdout)
+        if result.returncode != 0 or not keys:
+            ended = f"exit code {result.returncode}"
+            problem = f"a file cannot be written through its mount ({ended}): {result.stderr[-300:]}"
+            return _unproven(problem, _read_reload(cluster, pod, move), stuck=False)
+        return _judge_block(cluster, pod, move, keys)
     finally:
         # Only now: a volume without trash deletes the block together with the file.
         run_in_mount(cluster, pod.name, _REMOVE_CANARY, path, canary)
+
+
+def _judge_block(cluster: Cluster, pod: Pod, move: Move, keys: Sequence[str]) -> ClientState:
+    """What a block says that was written through a client's mount."""
+    bucket, reload = move.config.bucket, _read_reload(cluster, pod, move)
+    if missing := [key for key in keys if not move.store.exists(key)]:
+        return _unproven(f"a block written through its mount is not in {bucket}: {missing[0]}", reload, stuck=True)
+    if reload.failure:
+        return _unproven("its block is there", reload, stuck=True)
+    if not move.left_has(keys):
+        return ClientState(by="block")
+    if reload.found:
+        return ClientState(by="log")
+    if move.since and pod.started_at and pod.started_at > move.since:
+        return ClientState(by="start")
+    return ClientState(
+        f"its block is on both stores, so that it does not tell which one the client uses, and its log does not show "
+        f"that it reloaded {bucket} since the setting was written",
+        stuck=True,
+    )
+
+
+def _unproven(problem: str, reload: Reload, *, stuck: bool) -> ClientState:
+    if reload.failure:
+        return ClientState(f"it could not use the setting that it had read ({reload.failure}); {problem}", stuck=True)
+    return ClientState(problem, stuck=stuck)
+
+
+def _read_reload(cluster: Cluster, pod: Pod, move: Move) -> Reload:
+    """The client's last reload, as far as its log can be read."""
+    since_s = (datetime.now(UTC) - move.since).total_seconds() + _CLOCK_MARGIN_S if move.since else None
+    try:
+        return last_reload(cluster.log_tail(pod.name, _LOG_LINES, MOUNT_CONTAINER, since_s), move.config)
+    except StorageSwitchError as error:
+        log.warning("The log of mount pod %s cannot be read: %s", pod.name, error.problem)
+        return Reload()

@@ -227,3 +227,18 @@ def test_a_first_pass_that_was_broken_off_continues_at_a_whole_batch(monkeypatch
         world.follower.look()
     assert world.look() == 0
     assert world.follower.copied == 0, "no batch has changed"
+
+
+def test_a_canary_is_left_where_its_client_put_it() -> None:
+    """Copied to the new store it would prove a client that is stuck on the old one."""
+    world = World()
+    world.look()
+    (canary,) = world.commit(2, on=[world.source])
+    world.metadata.canaries = [2]
+    world.look()
+    world.look()
+    assert canary not in world.target.objects
+    # Removed, it is a file of the trash like any other.
+    world.metadata.canaries = []
+    assert world.look() == 0
+    assert canary in world.target.objects

@@ -10,14 +10,21 @@ from datetime import UTC, datetime
 
 import pytest
 
-from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.ports import ExecResult, Pod, Session
 from include.juicefs_storage.switch.prove_clients import ClientProof, prove_every_client
+from include.juicefs_storage.volume.canary import Move
 from include.juicefs_storage.volume.mount_pods import VolumePods
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.bare import BareCluster
 from tests.support.fakes import NEW, OLD, UUID, FakeStore, setting
 
+#: When the setting was written.
+SINCE = datetime(2026, 1, 31, 9, tzinfo=UTC)
+RELOADED = (
+    '2026/01/31 09:00:03 juicefs[7] <INFO>: found new configuration: storage="minio" bucket="https://new:9000/data2" '
+    'ak="NEWKEY" storageClass="" tiers=map[] [mount.go:478]\n'
+)
 FAILED = """\
 2026/01/31 09:00:00 juicefs[7] <INFO>: found new configuration: storage="minio" bucket="https://new:9000/data2"
 2026/01/31 09:00:00 juicefs[7] <WARNING>: object storage: failed to load config: unknown RetryMode [mount.go:483]
@@ -32,6 +39,7 @@ class Client:
     uses: StorageConfig = NEW
     log: str = ""
     options: str = ""
+    started_at: datetime = datetime(2026, 1, 30, tzinfo=UTC)
 
 
 @dataclass
@@ -41,12 +49,20 @@ class Clients(BareCluster):
     clients: dict[str, Client]
     namespace: str = "juicefs"
     new: FakeStore = field(default_factory=FakeStore)
+    old: FakeStore = field(default_factory=FakeStore)
+    #: One store under two names, or one that replicates to the other.
+    same: bool = False
+
+    def stores(self, client: Client) -> list[FakeStore]:
+        """Where a client's block lands."""
+        return [self.new, self.old] if self.same else [self.new if client.uses is NEW else self.old]
 
     def pods(self, label_selector: str = "", namespace: str | None = None) -> list[Pod]:
         return [
             Pod(
                 "juicefs", name, f"uid-{name}", "node", True, 0, "", {},
                 (f"juicefs format x; juicefs mount x /jfs/{name} -o {client.options}",), (),
+                started_at=client.started_at,
             )
             for name, client in self.clients.items()
         ]  # fmt: skip
@@ -61,12 +77,12 @@ class Clients(BareCluster):
         if "dd " in command[2]:
             # Of a file that several clients write, each shows the block that was written last.
             key = f"myjfs/chunks/0/0/{int(hashlib.sha256(command[-1].encode()).hexdigest(), 16)}_0_4096"
-            if client.uses is NEW:
-                self.new.objects[key] = 4096
+            for store in self.stores(client):
+                store.objects[key] = 4096
             return ExecResult(0, f"objects: {key}", "")
         return ExecResult(0, "", "")
 
-    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
+    def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
         return self.clients[pod].log
 
 
@@ -86,8 +102,8 @@ def prove(
         now[0] += seconds
 
     return prove_every_client(
-        VolumePods(clients, setting(NEW), "main"), NEW, clients.new,
-        "canary", timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
+        VolumePods(clients, setting(NEW), "main"), Move(NEW, clients.new, clients.old, SINCE), "canary",
+        timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
         unstick=unstick, sessions=sessions,
     )  # fmt: skip
 
@@ -98,7 +114,7 @@ def test_a_client_that_is_stuck_is_made_to_try_again_once() -> None:
 
     def unstick() -> None:
         calls.append("again")
-        clients.clients["stuck"].uses = NEW
+        clients.clients["stuck"].uses, clients.clients["stuck"].log = NEW, FAILED + RELOADED
 
     assert {proof.pod: proof.was_stuck for proof in prove(clients, unstick)} == {"well": False, "stuck": True}
     assert calls == ["again"]
@@ -141,3 +157,46 @@ def test_a_client_that_came_since_the_checks_and_is_no_mount_pod_is_named() -> N
         prove(clients, sessions=lambda: [own, stranger])
     looks = iter([[own, stranger], [own]])
     assert [proof.pod for proof in prove(clients, sessions=lambda: next(looks))] == ["well"]
+
+
+def test_a_block_that_others_copied_proves_no_client() -> None:
+    """The follower copies what a stuck client writes: its block is on both stores then."""
+    clients = Clients({"well": Client(log=RELOADED), "stuck": Client(uses=OLD, log=FAILED)}, same=True)
+    with pytest.raises(PermanentError, match=r"1 of 2 clients(.|\n)*stuck: .*unknown RetryMode"):
+        prove(clients)
+
+
+@pytest.mark.parametrize(
+    ("client", "by"),
+    [
+        (Client(log=RELOADED), "log"),
+        (Client(started_at=datetime(2026, 1, 31, 10, tzinfo=UTC)), "start"),
+    ],
+)
+def test_where_both_sides_show_the_block_the_log_or_the_start_decides(client: Client, by: str) -> None:
+    assert [proof.by for proof in prove(Clients({"well": client}, same=True))] == [by]
+
+
+@pytest.mark.parametrize("log", ["", FAILED, RELOADED.replace("NEWKEY", "OLDKEY"), RELOADED.replace("new:", "old:")])
+def test_where_both_sides_show_the_block_a_log_without_the_reload_proves_nothing(log: str) -> None:
+    calls = []
+    with pytest.raises(PermanentError, match="1 of 1 clients"):
+        prove(Clients({"unknown": Client(log=log)}, same=True), lambda: calls.append("again"))
+    assert calls == ["again"], "a stuck client is made to retry"
+
+
+def test_a_failed_reload_is_no_proof_even_with_the_block_in_place() -> None:
+    """It keeps what it had before that reload, and not what the setting says."""
+    with pytest.raises(PermanentError, match="could not use the setting"):
+        prove(Clients({"stuck": Client(log=RELOADED + FAILED)}))
+
+
+def test_an_old_store_that_is_gone_hinders_no_proof() -> None:
+    clients = Clients({"well": Client()})
+
+    class Gone(FakeStore):
+        def exists(self, key: str) -> bool:
+            raise TransientError("no answer")
+
+    clients.old = Gone()
+    assert [proof.by for proof in prove(clients)] == ["block"]

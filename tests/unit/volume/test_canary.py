@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from include.juicefs_storage.volume.canary import reload_warning
+from include.juicefs_storage.volume.canary import Reload, last_reload
+from tests.support.fakes import NEW
 
 FAILED = """\
 2026/01/31 09:00:00 juicefs[7] <INFO>: found new configuration: storage="minio" bucket="https://new:9000/data2"
@@ -12,6 +13,15 @@ RECOVERED = f"{FAILED}{FAILED.splitlines()[0]}\n"
 
 
 def test_the_last_reload_counts() -> None:
-    assert reload_warning(FAILED) == "failed to load config: unknown RetryMode [mount.go:483]"
-    assert reload_warning(RECOVERED) == ""
-    assert reload_warning("<WARNING>: object storage: of the start, or of a log that was cut") == ""
+    assert last_reload(FAILED, NEW).failure == "failed to load config: unknown RetryMode [mount.go:483]"
+    assert last_reload(RECOVERED, NEW).failure == ""
+    assert last_reload("<WARNING>: object storage: of the start, or of a log that was cut", NEW) == Reload()
+
+
+def test_a_reload_names_the_storage_and_the_key() -> None:
+    line = 'found new configuration: storage="minio" bucket="https://new:9000/data2" ak="NEWKEY" storageClass=""'
+    assert last_reload(line, NEW) == Reload(found=True)
+    for other in (line.replace("NEWKEY", "OLDKEY"), line.replace("new:9000", "old:9000"), line.replace("minio", "s3")):
+        assert last_reload(other, NEW) == Reload(found=False)
+        assert last_reload(f"{other}\n{line}", NEW) == Reload(found=True)
+        assert last_reload(f"{line}\n{other}", NEW) == Reload(found=False)

@@ -322,11 +322,13 @@ class KubernetesCluster:
             return [item for item in items if (item["metadata"]["namespace"], item["metadata"]["name"]) in ours]
         return items
 
-    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
+    def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
         """The last lines of a pod's log; an explanation where it cannot be read."""
         try:
             action = f"read the log of Pod {self.namespace}/{pod}"
             more: dict[str, Any] = {"container": container} if container else {}
+            if since_s is not None:
+                more["since_seconds"] = max(1, round(since_s))
             read = self._core.read_namespaced_pod_log
             # As bytes: the client's own reading of a text is the `repr` of them, in which a line never ends.
             answer = self._requests.read(

@@ -74,6 +74,9 @@ def to_pod(item: Any) -> Pod:
         waiting_container=waiting[0].name if waiting else "",
         phase=(item.status and item.status.phase) or "Unknown",
         terminating=bool(item.metadata.deletion_timestamp),
+        started_at=max(
+            (row.state.running.started_at for row in statuses if row.state and row.state.running), default=None
+        ),
         unready_since=next(
             (row.last_transition_time for row in conditions if row.type == "Ready" and row.status != "True"), None
         ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import uuid
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from include.juicefs_storage.adapters.s3.client import OBJECT_LIMIT_BYTES, ObjectError, S3Client, Sink, stream
@@ -115,6 +117,24 @@ class S3Bucket(Bucket):
         with self._client() as client:
             for listing in list_pages(client, prefix):
                 yield from map(StoredObject, *listing.page)
+
+    def newer(self, prefix: str, than: datetime) -> Iterator[StoredObject]:
+        """List the objects below a prefix that were written after a moment, by the store's clock."""
+        stamp = than.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        with self._client() as client:
+            for listing in list_pages(client, prefix, dates=True):
+                for row, modified in zip(zip(*listing.page, strict=True), listing.modified, strict=True):
+                    if modified[: len(stamp)] > stamp:
+                        yield StoredObject(*row)
+
+    def now(self) -> datetime:
+        """Read the Date of an answer; where a server sends none, this machine's clock."""
+        with self._client() as client:
+            date = client.call("HEAD", client.bucket_path).headers.get("date", "")
+        try:
+            return parsedate_to_datetime(date).astimezone(UTC)
+        except ValueError:
+            return datetime.now(UTC).replace(microsecond=0)
 
     def first_after(self, key: str) -> str | None:
         """Find the first key after this one: one LIST of one key."""

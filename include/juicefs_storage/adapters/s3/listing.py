@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.objects.model import KeyRange, Page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from include.juicefs_storage.adapters.s3.client import S3Client
 
@@ -31,11 +31,16 @@ class ListingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One answer to ListObjectsV2. Keys and prefixes are relative to the store's prefix; the last has no token."""
+    """One answer to ListObjectsV2. Keys and prefixes are relative to the store's prefix; the last has no token.
+
+    Attributes:
+        modified: When each object of the page was written, as the store says it; only where it was asked for.
+    """
 
     page: Page
     prefixes: list[str]
     token: str | None
+    modified: Sequence[str] = ()
 
 
 _ELEMENT = re.compile(r"<(?:(Owner)>.*?</Owner|([A-Za-z0-9]+)>([^<]*)</\2)>")
@@ -44,6 +49,7 @@ _QUOTE = '(?:&quot;|&#34;|")?'
 _WANTED = {"Key": "([^<&]*+)", "ETag": f'{_QUOTE}([^<"&]*+){_QUOTE}', "Size": "([0-9]{1,18}+)"}
 _VARYING = {"Key", "Size", "Owner"}
 _TRUNCATED = re.compile("<IsTruncated>(true|false)</IsTruncated>")
+_MODIFIED = re.compile(r"<LastModified>(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)[^<]*</LastModified>")
 _TOKEN = re.compile("<NextContinuationToken>([^<&]+)</NextContinuationToken>")
 
 
@@ -209,7 +215,13 @@ def _parse_any(text: str, prefix: str, cut: int) -> Listing:
 
 
 def list_pages(
-    client: S3Client, below: str = "", keys: KeyRange = _ALL, *, delimiter: str = "", max_keys: int = 1000
+    client: S3Client,
+    below: str = "",
+    keys: KeyRange = _ALL,
+    *,
+    delimiter: str = "",
+    max_keys: int = 1000,
+    dates: bool = False,
 ) -> Iterator[Listing]:
     """List page by page. Each page must begin where the last one ended, and be in order.
 
@@ -219,6 +231,7 @@ def list_pages(
         keys: Only these, relative to the store's prefix.
         delimiter: Keys that hold it behind `below` are summed up as common prefixes.
         max_keys: Of one page.
+        dates: Tell when each object was written; not together with `keys`.
 
     Raises:
         PermanentError: The store refuses, or does not list in order.
@@ -241,6 +254,11 @@ def list_pages(
             listing = parse_listing(response.body, base + below, len(base))
         except ListingError as error:
             raise client.not_s3("LIST", response.headers, str(error)) from None
+        if dates:
+            modified = _MODIFIED.findall(response.body.decode())
+            if len(modified) != len(listing.page.keys):
+                raise client.not_s3("LIST", response.headers, "an object without LastModified")
+            listing = replace(listing, modified=modified)
         order.check(listing.page.keys)
         if (found := listing.page.keys) and keys.until is not None and found[-1] >= keys.until:
             cut = bisect_right(found, keys.until)

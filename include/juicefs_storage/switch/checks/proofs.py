@@ -9,7 +9,7 @@ from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import Cluster, JuiceFS, MetadataStore
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
-from include.juicefs_storage.volume.canary import prove_client, room_of
+from include.juicefs_storage.volume.canary import Move, prove_client, room_of
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, running_mount_pods
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
@@ -115,7 +115,7 @@ def check_canaries(
         pod = found[number]
         try:
             name = f"{canary}-{pod.uid}"
-            return prove_client(pods.cluster, pod, config, store, name, timeout_s=_CANARY_TIMEOUT_S).problem
+            return prove_client(pods.cluster, pod, Move(config, store), name, timeout_s=_CANARY_TIMEOUT_S).problem
         except StorageSwitchError as error:
             return error.problem
 

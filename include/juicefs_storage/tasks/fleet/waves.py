@@ -40,7 +40,7 @@ from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
-from include.juicefs_storage.volume.canary import canary_name
+from include.juicefs_storage.volume.canary import Move, canary_name
 from include.juicefs_storage.volume.difference import missing_blocks
 
 _WATCH: dict[str, Any] = {"kind": "sensor", "mode": "reschedule", "poke_interval": POLL_S, "timeout": LONGEST_WAIT_S}
@@ -218,7 +218,7 @@ def examine(member: Member, carried_out: Plan, salt: str, *, blocks: bool) -> di
         )
     pods = runtime.volume_pods(setting)
     proofs = prove_every_client(
-        pods, config, runtime.target_store, canary_name(salt),
+        pods, Move(config, runtime.target_store), canary_name(salt),
         timeout_s=runtime.params.client_timeout_s, clock=time.monotonic, sleep=time.sleep,
     )  # fmt: skip
     compare_pods(pods, carried_out).require_no_restarts()

@@ -11,8 +11,10 @@ from typing import Any
 from airflow.sdk import PokeReturnValue
 from airflow.sdk.exceptions import AirflowRescheduleException
 
+from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError
 from include.juicefs_storage.switch.catch_up import CatchUp
 from include.juicefs_storage.switch.follow_writes import Follower
+from include.juicefs_storage.switch.late_writes import LateWrites
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.context import ENDED, log, pull, push, task_states
 from include.juicefs_storage.tasks.switch import proofs
@@ -28,6 +30,8 @@ _START_S, _START_POLL_S = 60, 0.3
 _COMPARED = "compared"
 #: After how many seconds without progress of the run a follower frees its worker slot: the next task may wait for it.
 _GIVE_WAY_S = 300
+#: Between two looks at the store that the clients left, in seconds, where the first has found something.
+_LATE_PAUSE_S = 60
 
 
 def copy(
@@ -183,5 +187,47 @@ def catch_up_late(
     if copies and difference.missing:
         copied = copy(run, source, target, timeout_s=CATCH_UP_TIMEOUT_S)
         difference = proofs.find_missing(run, target)
-    result = {"waited_s": late_commit_s, **copied, **proofs.require_blocks(run, target, difference)}
+    late = _copy_late_writes(run, source, target, moved_by) if copies else {}
+    if late.get("late_writes"):
+        difference = proofs.find_missing(run, target)
+    result = {"waited_s": late_commit_s, **copied, **late, **proofs.require_blocks(run, target, difference)}
     return PokeReturnValue(is_done=True, xcom_value=result)
+
+
+def _copy_late_writes(run: SwitchRun, source: Location, target: Location, moved_by: Sequence[str]) -> dict[str, Any]:
+    """Look on the location that the clients left for what was written there since, and copy it.
+
+    A location that cannot be read is no failure: nobody can write there either, or the report names it.
+
+    Args:
+        run: Renews its Lease meanwhile.
+        source: The location that the clients left.
+        target: Where they are.
+        moved_by: The tasks that proved the clients there.
+
+    Raises:
+        NeedsHumanError: Something keeps writing there.
+    """
+    left = [found for task in moved_by if isinstance(found := pull(task), dict) and "next_slice" in found]
+    if not left:
+        return {"unseen": "when the last client left that store was not recorded"}
+    last = max(left, key=lambda found: str(found["left_at"]))
+    with run.lease.kept_renewed(), closing(run.engine(source, target)) as engine:
+        work = LateWrites(
+            run.runtime.metadata,
+            run.before,
+            source.store,
+            target.store,
+            engine,
+            run.lease.refuse_if_held,
+            datetime.fromisoformat(last["left_at"]),
+            last["next_slice"],
+            pause_s=min(_LATE_PAUSE_S, run.runtime.params.late_commit_s),
+        )
+        try:
+            work.run(time.sleep)
+        except NeedsHumanError:
+            raise
+        except StorageSwitchError as error:
+            return {"unseen": error.problem}
+    return {"late_writes": work.found, "late_examples": work.examples}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from include.juicefs_storage.errors import StorageSwitchError
@@ -13,6 +14,7 @@ from include.juicefs_storage.switch.prove_blocks import require_all_blocks
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.tasks.context import log, pull, push
 from include.juicefs_storage.tasks.switch.run import SwitchRun
+from include.juicefs_storage.volume.canary import Move
 from include.juicefs_storage.volume.difference import Difference, missing_blocks
 from include.juicefs_storage.volume.mount_pods import request_errors
 
@@ -22,15 +24,18 @@ _FAILED_BEFORE = "failed_before"
 def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
     """Prove every mount pod on a location. Where some are stuck the setting is written once more, in other bytes.
 
+    Returns:
+        The clients; and what tells later writes on the other location: its clock, and the next slice id.
+
     Raises:
         PermanentError: Some client did not follow in time.
     """
-    step = run.write_setting if location is run.new else run.write_setting.back
+    forward = location is run.new
+    step, left = (run.write_setting, run.old) if forward else (run.write_setting.back, run.new)
     with run.lease.kept_renewed():
         proven = prove_every_client(
             run.runtime.volume_pods(run.before),
-            location.config,
-            location.store,
+            Move(location.config, location.store, left.store, _written_at(run, forward=forward)),
             run.canary,
             timeout_s=run.runtime.params.client_timeout_s,
             clock=time.monotonic,
@@ -39,7 +44,26 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
             # A client that is no mount pod does not stop a way back: it has been on the old store all along.
             sessions=(lambda: other_sessions(run)) if run.forward else tuple,
         )
-    return {"clients": [proof.model_dump() for proof in proven]}
+    return {"clients": [proof.model_dump() for proof in proven], **_left_behind(run, left)}
+
+
+def _written_at(run: SwitchRun, *, forward: bool) -> datetime:
+    """When the setting was written, as far as that is known; else when the run's backup was made."""
+    timing = pull("write_setting" if forward else "restore_setting", "timing")
+    return datetime.fromisoformat(timing["began_at"]) if timing else run.backup.created_at
+
+
+def _left_behind(run: SwitchRun, left: Location) -> dict[str, Any]:
+    """From when on nobody has reason to write to a location, by its own clock, and which ids were given out by then."""
+    found: dict[str, Any] = {}
+    try:
+        found["left_at"] = left.store.now().isoformat()
+        found["next_slice"] = run.runtime.metadata.next_slice()
+    except StorageSwitchError as error:
+        log.warning(
+            "What is written to %s from now on cannot be told from what was: %s", left.store.name, error.problem
+        )
+    return found
 
 
 def other_sessions(run: SwitchRun) -> Sequence[Session]:

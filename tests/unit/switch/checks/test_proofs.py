@@ -76,7 +76,7 @@ class Mounts(BareCluster):
         self.files.remove(command[-1])
         return ExecResult(0, "", "")
 
-    def log_tail(self, pod: str, lines: int = 20, container: str = "") -> str:
+    def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
         return ""
 
 

@@ -26,7 +26,9 @@ def test_the_late_proof_waits_only_where_a_task_has_proven_the_clients(
 ) -> None:
     """Otherwise it would wait from now on, forever."""
     timing = {"applied_at": datetime.now(UTC).isoformat()}
-    monkeypatch.setattr(copies, "pull", lambda task, key: timing if task in moved else None)
+    monkeypatch.setattr(
+        copies, "pull", lambda task, key="return_value": timing if task in moved and key == "timing" else None
+    )
     run = SwitchRun(cast("Runtime", SimpleNamespace(params=SimpleNamespace(late_commit_s=60))))
     run.lease = cast("VolumeLease", SimpleNamespace(renew=lambda: None))
     looked: list[Location] = []

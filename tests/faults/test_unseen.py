@@ -1,0 +1,135 @@
+"""Clients that do not follow, and writers that no session shows: neither may hide behind what the run itself copies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.environment import Lab
+from lab.process import binary, wait_for
+from tests.support.harness import Start
+from tests.support.world import Sides, assert_all_on
+
+#: Enough for a client with the lab's heartbeat, twice.
+_CLIENTS_S = 20
+
+
+@pytest.fixture
+def broken(fault_lab: Lab) -> Iterator[Path]:
+    """The file in the first mount pod that keeps its client from building a new storage, as long as it is there."""
+    uid = fault_lab.kubectl(
+        "-n", "juicefs", "get", "pods", "-l", "app.kubernetes.io/name=juicefs-mount",
+        "-o", "jsonpath={.items[0].metadata.uid}",
+    ).strip()  # fmt: skip
+    file = fault_lab.kube.state / "pods" / uid / "rootfs/root/.aws/config"
+    file.parent.mkdir(exist_ok=True)
+    yield file
+    file.unlink(missing_ok=True)
+
+
+def test_a_client_that_stays_on_the_old_store_is_not_proven_by_what_the_follower_copies(
+    fault_lab: Lab, sides: Sides, start: Start, broken: Path
+) -> None:
+    run = start(client_timeout_s=_CLIENTS_S, catch_up=True)
+    run.before = {
+        "write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n"),
+        # It could not come back either, and that is another test's.
+        "collect_diagnostics": broken.unlink,
+    }
+    assert run.go() == "rolled back", run.errors
+    assert run.xcom("write_setting")["followed"]
+    assert "clients do not use" in run.errors["prove_clients"]
+    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
+    assert_all_on(fault_lab, sides.source)
+
+
+def test_a_stuck_client_is_made_to_retry_and_proven_by_its_own_block(
+    fault_lab: Lab, sides: Sides, start: Start, broken: Path
+) -> None:
+    run = start(client_timeout_s=_CLIENTS_S)
+    run.before = {
+        "write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n"),
+        "prove_clients": broken.unlink,
+    }
+    assert run.go() == "switched", run.errors
+    proven = run.xcom("prove_clients")["clients"]
+    assert [client["by"] for client in proven] == ["block"] * len(proven)
+    assert_all_on(fault_lab, sides.target)
+
+
+@pytest.fixture
+def stranger(fault_lab: Lab, tmp_path: Path) -> Iterator[Path]:
+    """A mount outside of the cluster, suspended with a file in its memory until it has lost its session."""
+    lab, mount = fault_lab, tmp_path / "mnt"
+    mount.mkdir()
+    client = subprocess.Popen(
+        [
+            binary("juicefs"), "mount", "--no-usage-report", "--no-syslog", "--heartbeat=1", "--backup-meta=0",
+            f"--cache-dir={tmp_path / 'cache'}", f"--log={tmp_path / 'log'}", lab.mariadb.meta_url, str(mount),
+        ],
+        env={**os.environ, "META_PASSWORD": lab.mariadb.password}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for("the mount outside of the cluster", mount.is_mount, deadline_s=30)
+
+        def live() -> set[int]:
+            rows = lab.mariadb.query("SELECT sid FROM jfs_session2 WHERE expire > UNIX_TIMESTAMP() - 2")
+            return {int(row[0]) for row in rows}
+
+        own = max(live())
+        file = os.open(mount / "late.bin", os.O_CREAT | os.O_WRONLY)
+        os.write(file, os.urandom(1 << 20))
+        os.killpg(client.pid, signal.SIGSTOP)
+        wait_for(
+            "its session to expire",
+            lambda: own not in live(),
+            deadline_s=60,
+        )
+        yield mount
+    finally:
+        os.killpg(client.pid, signal.SIGCONT)
+        subprocess.run([binary("umount"), "-l", str(mount)], check=False, capture_output=True)
+        os.killpg(client.pid, signal.SIGKILL)
+        client.wait()
+
+
+@pytest.mark.slow
+def test_what_a_client_without_a_session_writes_to_the_old_store_is_found_copied_and_named(
+    fault_lab: Lab, sides: Sides, start: Start, stranger: Path
+) -> None:
+    """Woken after the last proof of the blocks, it flushes to the old store, acknowledges, and commits."""
+    run = start(late_commit_s=5)
+
+    def wake() -> None:
+        pid = next(
+            int(line.split()[0])
+            for line in subprocess.run(
+                ["ps", "-eo", "pid=,args="], check=True, capture_output=True, text=True
+            ).stdout.splitlines()
+            if str(stranger) in line and "juicefs mount" in line
+        )
+        before = set(sides.source.objects("myjfs/chunks/"))
+        os.killpg(os.getpgid(pid), signal.SIGCONT)
+        wait_for(
+            "its block on the old store",
+            lambda: set(sides.source.objects("myjfs/chunks/")) - before,
+            deadline_s=60,
+        )
+
+    run.before = {"catch_up_late": wake}
+    outcome = run.go()
+    late = run.xcom("catch_up_late") or {}
+    report = json.dumps(run.xcom("finalize", "report")["proofs"])
+    assert outcome == "switched", run.errors
+    assert late["late_writes"] or late["copied"], late
+    if late["late_writes"]:
+        assert "by a writer that no session shows" in report
+    with fault_lab.fresh_mount() as mount:
+        assert len((mount / "late.bin").read_bytes()) == 1 << 20
