@@ -217,6 +217,8 @@ def restore_secret(run: SwitchRun) -> dict[str, Any]:
     **Changes** the Secrets that the run had patched. **Safe to clear**: yes, with Downstream.
     """
     _require_way_back(run)
+    if _on_new(run):
+        _require_downstream()
     return {"patched": run.restore_secret.apply()}
 
 
@@ -230,6 +232,20 @@ def _require_downstream() -> None:
             "Task copy_back_again is done already, and would not see what clients wrote since.",
             state="this task changed nothing",
             next_step="clear this task with Downstream",
+        )
+
+
+def _require_restored(run: SwitchRun) -> None:
+    """Refuse to prove or finish what has not begun: clients cannot have followed a setting that did not go back.
+
+    Raises:
+        PermanentError: The setting still names the new store.
+    """
+    if (now := run.runtime.setting()).uses(run.new.config):
+        raise PermanentError(
+            f"The setting still names {now.bucket}.",
+            state="the clients are on the new store",
+            next_step="clear restore_setting with Downstream",
         )
 
 
@@ -288,13 +304,7 @@ def prove_clients_on_old(run: SwitchRun) -> dict[str, Any]:
     **Safe to clear**: yes, with Downstream.
     """
     _require_downstream()
-    if (now := run.runtime.setting()).uses(run.new.config):
-        # They cannot have followed: no need to wait for them.
-        raise PermanentError(
-            f"The setting still names {now.bucket}.",
-            state="the clients are on the new store",
-            next_step="clear restore_setting with Downstream",
-        )
+    _require_restored(run)
     return proofs.prove_clients(run, run.old)
 
 
@@ -304,6 +314,7 @@ def copy_back_again(run: SwitchRun) -> dict[str, Any]:
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes, with Downstream.
     """
+    _require_restored(run)
     return copies.copy(run, run.new, run.old, timeout_s=copies.CATCH_UP_TIMEOUT_S)
 
 
