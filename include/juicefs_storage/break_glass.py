@@ -154,13 +154,20 @@ class Glass:
         location = Location(self.backup.setting.config, self.buckets()[1])
         pods = [mount.name for mount in self.way.clients()]
         return find_problem(
-            self.cluster, juicefs, self.metadata, self.backup.setting, location, pods, write=self.options.apply
+            self.cluster,
+            juicefs,
+            self.metadata,
+            self.backup.setting,
+            location,
+            pods,
+            write=self.options.apply,
+            lost_before=self.backup.lost_before,
         )
 
     def missing(self) -> str:
         """How many blocks that files refer to are missing on the backup's storage; empty where none is."""
         try:
-            found = missing_blocks(self.metadata, self.backup.setting, self.buckets()[1])
+            found = missing_blocks(self.metadata, self.backup.setting, self.buckets()[1], self.backup.lost_before)
         except StorageSwitchError as error:
             return f"not known how many: {error.problem}"
         return f"{found.missing} of {found.expected}" if found.missing else ""
@@ -170,8 +177,17 @@ class Glass:
         from include.juicefs_storage.adapters.s3.engine import NativeEngine
 
         with closing(NativeEngine(source.store, target.store)) as engine:
-            confirm, clock = self.lease.confirm, time.monotonic
-            work = CatchUp(self.metadata, self.backup.setting, source, target, engine, confirm, clock, _COPY_TIMEOUT_S)
+            work = CatchUp(
+                self.metadata,
+                self.backup.setting,
+                source,
+                target,
+                engine,
+                self.lease.confirm,
+                time.monotonic,
+                _COPY_TIMEOUT_S,
+                self.backup.lost_before,
+            )
             work.run()
         return f"copied {work.copied} blocks to {self.backup.setting.bucket}"
 

@@ -1,4 +1,4 @@
-"""The command opens a backup with its key alone, and tells no secret."""
+"""The command opens a backup with its key alone, and shows no secret."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import base64
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from include.juicefs_storage.break_glass import main, open_backup
+from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.break_glass import Glass, main, open_backup
 from include.juicefs_storage.errors import PermanentError
-from tests.support.fakes import OLD, UUID
+from include.juicefs_storage.switch.backup import Backup
+from tests.support.fakes import OLD, UUID, FakeMetadata, FakeStore, backup, plan, setting
 
 BACKUPS = Path(__file__).parent / "switch" / "backups"
 NAME = "myjfs.manual__2026-01-31T09-00-00-00-00"
@@ -89,3 +94,21 @@ def test_a_key_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Ca
     words = [str(BACKUPS / "format-2" / f"{NAME}.backup"), "--key-file", str(tmp_path / "none")]
     assert main(words) == 1
     assert "none cannot be read" in capsys.readouterr().err
+
+
+class GlassOfOneStore(Glass):
+    """A way back whose two buckets are one, of slices 7 and 8, without block 7."""
+
+    def __init__(self, backup: Backup) -> None:
+        self.backup = backup
+        self.metadata = cast("MySqlMetadata", FakeMetadata(setting(OLD), [(7, 5), (8, 5)]))
+
+    def buckets(self) -> tuple[S3Bucket, S3Bucket]:
+        store = cast("S3Bucket", FakeStore({"myjfs/chunks/0/0/8_0_5": 5}))
+        return store, store
+
+
+@pytest.mark.parametrize(("lost_blocks", "missing"), [((), "1 of 2"), (("myjfs/chunks/0/0/7_0_5",), "")])
+def test_a_block_that_was_accepted_as_lost_is_not_missing(lost_blocks: tuple[str, ...], missing: str) -> None:
+    recorded = backup("myjfs.run", datetime(2026, 1, 31, tzinfo=UTC), plan=plan(lost_blocks=lost_blocks))
+    assert GlassOfOneStore(recorded).missing() == missing

@@ -114,7 +114,7 @@ for block in "$@"; do
   copy "$block" "file://$work/block" || fail "cannot read $block"
   [ ! -s "$work/block" ] || { found=0; break; }
 done
-[ "$found" = 0 ] || { echo "not one of $found blocks is there" >&2; exit 65; }
+[ "$found" = 0 ] || { echo "none of $found blocks is there" >&2; exit 65; }
 [ -n "$probe" ] || exit 0
 echo probe >"$work/probe"
 copy "file://$work/probe" "$probe" || fail "cannot write $probe"

@@ -87,6 +87,11 @@ class Backup(BaseModel):
             ) from None
 
     @property
+    def lost_before(self) -> frozenset[str]:
+        """Keys of the blocks that were lost before the run, and that a person accepted as lost."""
+        return frozenset(self.plan.lost_blocks) if self.plan else frozenset()
+
+    @property
     def storage_values(self) -> dict[str, dict[str, str]]:
         """Name of a Secret -> the values that a switch may change, as they were.
 

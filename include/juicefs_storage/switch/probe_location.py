@@ -1,9 +1,9 @@
-"""Does a location serve the clients? Asked before they are sent back there."""
+"""Find out whether a location serves the clients, before they are sent back there."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -15,7 +15,7 @@ from include.juicefs_storage.volume.mount_pods import MOUNT_CONTAINER
 from include.juicefs_storage.volume.reach import cannot_reach
 from include.juicefs_storage.volume.setting import Setting
 
-#: Of the oldest slices, how many are tried: a block may have been lost years ago.
+#: Try one block of each of so many of the oldest slices: a block may have been lost years ago.
 _BLOCKS_TRIED = 3
 _PARALLEL_PODS = 8
 
@@ -29,6 +29,7 @@ def find_problem(
     mount_pods: Sequence[str],
     *,
     write: bool,
+    lost_before: Collection[str] = frozenset(),
 ) -> str:
     """Find out why a location would not serve the clients.
 
@@ -38,11 +39,12 @@ def find_problem(
     Args:
         cluster: Where the pods are.
         juicefs: Runs in a pod.
-        metadata: Names the oldest blocks.
-        setting: Tells their keys.
+        metadata: Names the oldest slices.
+        setting: The volume's setting, for the keys of their blocks.
         location: The storage.
-        mount_pods: Names of the volume's mount pods. One that cannot be asked counts for nothing.
+        mount_pods: Names of the volume's mount pods. One that cannot be asked is left out.
         write: Try to write as well.
+        lost_before: Keys of blocks that were accepted as lost: no store has them.
 
     Returns:
         The first problem; empty where there is none.
@@ -53,8 +55,7 @@ def find_problem(
         answers = pool.map(lambda pod: (pod, _cannot_reach(cluster, pod, endpoint)), mount_pods)
         if unreached := [f"pod {pod} cannot use {endpoint}: {problem}" for pod, problem in answers if problem]:
             return unreached[0]
-    slices = islice(metadata.slices(), _BLOCKS_TRIED)
-    blocks = [key for slice_id, size in slices for key, _ in islice(block_objects(setting, slice_id, size), 1)]
+    blocks = list(islice(_oldest_blocks(metadata, setting, lost_before), _BLOCKS_TRIED))
     probe_key = f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}" if write else None
     try:
         return juicefs.probe_storage(config, blocks, probe_key)
@@ -62,8 +63,15 @@ def find_problem(
         return _problem_for_airflow(location, blocks, error.problem)
 
 
+def _oldest_blocks(metadata: MetadataStore, setting: Setting, lost_before: Collection[str]) -> Iterator[str]:
+    """One block of each slice that has one left, the oldest slice first."""
+    for slice_id, size in metadata.slices():
+        keys = (key for key, _ in block_objects(setting, slice_id, size) if key not in lost_before)
+        yield from islice(keys, 1)
+
+
 def _cannot_reach(cluster: Cluster, pod: str, endpoint: str) -> str | None:
-    """See `cannot_reach`. A pod that is gone meanwhile is asked nothing."""
+    """Ask a pod whether it reaches an endpoint; None also where the pod is gone meanwhile."""
     try:
         return cannot_reach(cluster, pod, MOUNT_CONTAINER, endpoint)
     except StorageSwitchError:
@@ -71,11 +79,11 @@ def _cannot_reach(cluster: Cluster, pod: str, endpoint: str) -> str | None:
 
 
 def _problem_for_airflow(location: Location, blocks: Sequence[str], why: str) -> str:
-    """Ask from where Airflow runs, where no pod could be asked."""
+    """Ask from where Airflow runs, since no pod could be asked."""
     try:
         location.store.check()
         if blocks and not any(location.store.exists(key) for key in blocks):
-            return f"not one of {len(blocks)} blocks is in {location.config.bucket}"
+            return f"none of {len(blocks)} blocks is in {location.config.bucket}"
     except StorageSwitchError as error:
         return f"{error.problem} No pod could be asked either: {why}"
     return ""

@@ -1,7 +1,8 @@
-"""Before clients are sent somewhere it is asked whether they are served there, as they would ask."""
+"""Clients are sent to a location only where it serves them, asked as they would ask."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -40,12 +41,20 @@ def find(
     write: bool = True,
     answers: dict[str, ExecResult] | None = None,
     gone: str = "",
+    lost_before: Collection[str] = (),
 ) -> str:
     cluster = cast("ports.Cluster", Cluster(answers=answers or {}, gone={gone}))
     location = Location(OLD, store or FakeStore())
     metadata = juicefs.metadata
     return find_problem(
-        cluster, cast("ports.JuiceFS", juicefs), metadata, metadata.row, location, ["one", "two"], write=write
+        cluster,
+        cast("ports.JuiceFS", juicefs),
+        metadata,
+        metadata.row,
+        location,
+        ["one", "two"],
+        write=write,
+        lost_before=lost_before,
     )
 
 
@@ -75,6 +84,24 @@ def test_an_empty_volume_has_no_block_to_read() -> None:
     assert fake.probed[0][1] == []
 
 
+def test_blocks_that_were_accepted_as_lost_are_not_tried() -> None:
+    fake = juicefs()
+    assert find(fake, lost_before=BLOCKS[:2]) == ""
+    assert fake.probed[0][1] == [BLOCKS[2], "myjfs/chunks/0/0/10_0_5"]
+
+
+def test_another_block_of_a_slice_is_tried_where_its_first_is_lost() -> None:
+    fake = juicefs([(7, 5 << 20)])
+    assert find(fake, lost_before=[f"myjfs/chunks/0/0/7_0_{4 << 20}"]) == ""
+    assert fake.probed[0][1] == [f"myjfs/chunks/0/0/7_1_{1 << 20}"]
+
+
+def test_a_volume_that_lost_all_its_blocks_has_none_to_read() -> None:
+    fake = juicefs(ROWS[:3])
+    assert find(fake, lost_before=BLOCKS) == ""
+    assert fake.probed[0][1] == []
+
+
 def test_a_pod_that_does_not_reach_it_is_named() -> None:
     refused = ExecResult(7, "", "curl: (7) Failed to connect")
     assert find(juicefs(), answers={"two": refused}) == f"pod two cannot use http://old:9000: {refused.stderr}"
@@ -101,7 +128,7 @@ class Gone(FakeStore):
     ("store", "words"),
     [
         (FakeStore({BLOCKS[1]: 5}), ""),
-        (FakeStore(), "not one of 3 blocks is in http://old:9000/data"),
+        (FakeStore(), "none of 3 blocks is in http://old:9000/data"),
         (Gone(), "Connection refused. No pod could be asked either: No ready pod."),
     ],
 )

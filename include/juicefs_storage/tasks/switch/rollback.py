@@ -87,7 +87,16 @@ def _problem_of(run: SwitchRun, location: Location, *, write: bool) -> str:
     """Why a location would not serve the clients; empty where it would."""
     runtime = run.runtime
     pods = [mount.name for mount in run.carried_out.mount_pods]
-    return find_problem(runtime.cluster, runtime.juicefs, runtime.metadata, run.before, location, pods, write=write)
+    return find_problem(
+        runtime.cluster,
+        runtime.juicefs,
+        runtime.metadata,
+        run.before,
+        location,
+        pods,
+        write=write,
+        lost_before=run.lost_before,
+    )
 
 
 def _require_way_back(run: SwitchRun) -> None:
