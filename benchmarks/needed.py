@@ -29,8 +29,9 @@ from include.juicefs_storage.adapters.needed_files import NeededFiles
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
-from include.juicefs_storage.copy.partitions import Ruler, cut
+from include.juicefs_storage.copy.partitions import cut_partitions
 from include.juicefs_storage.copy.run import Transfer
+from include.juicefs_storage.copy.segments import Ruler
 from include.juicefs_storage.objects.bucket import StoredObject
 from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, below
 from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
@@ -114,7 +115,7 @@ def _as_the_dag(metadata: MySqlMetadata, setting: Setting, side: S3Bucket, folde
     track = ruler.track()
     for page in files.write(to_pages(needed_objects(metadata, setting), side.store.prefix)):
         ruler.add_page(track, page)
-    cut(ruler.segments(), KeyRange())
+    cut_partitions(ruler.segments(), KeyRange())
     needed = NeededBlocks("chunks/", ObjectSizes.of(setting), files.pages, still_needed(metadata))
     manifest = ParquetManifest(folder / "verify", "00000", {})
     engine = NativeEngine(side.store, side.store)

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast, overload
 
-from include.juicefs_storage.copy.partitions import LISTERS, Survey, cut, shards
+from include.juicefs_storage.copy.partitions import cut_partitions, task_groups
+from include.juicefs_storage.copy.survey import LISTERS, Survey
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.model import KeyRange, Page
 
@@ -91,7 +92,7 @@ def simulate(objects: int) -> dict[str, float]:
     """Plan a copy of so many objects, and say what it cost."""
     cpu, start = time.process_time(), time.monotonic()
     survey = Survey(cast("Bucket", Volume(objects)))
-    partitions = cut(survey.run(KeyRange()), KeyRange())
+    partitions = cut_partitions(survey.run(KeyRange()), KeyRange())
     if survey.objects != objects or sum(partition.objects for partition in partitions) != objects:
         raise SystemExit(f"expected {objects} objects in the plan, found {survey.objects}")
     counts = [partition.objects for partition in partitions]
@@ -99,7 +100,7 @@ def simulate(objects: int) -> dict[str, float]:
         "objects": objects,
         "list_requests": survey.calls,
         "partitions": len(partitions),
-        "tasks": len(shards(partitions)),
+        "tasks": len(task_groups(partitions)),
         "smallest_partition": min(counts),
         "largest_partition": max(counts),
         "cpu_s": round(time.process_time() - cpu, 1),

@@ -17,7 +17,8 @@ from pathlib import Path
 from benchmarks.peers import Native, Task
 from benchmarks.population import KIB, Population
 from benchmarks.stores import expected_digest, stub_stores
-from include.juicefs_storage.copy.partitions import Segment, cut
+from include.juicefs_storage.copy.partitions import cut_partitions
+from include.juicefs_storage.copy.segments import Segment
 from include.juicefs_storage.objects.model import KeyRange
 from lab.process import LabError
 
@@ -56,7 +57,7 @@ def measure(population: Population, latency_ms: float, counts: tuple[int, ...] =
                     *([f"--after={partition.after}"] if partition.after is not None else []),
                     *([f"--until={partition.until}"] if partition.until is not None else []),
                 ]
-                for partition in cut(segments, KeyRange(), count)
+                for partition in cut_partitions(segments, KeyRange(), count)
             ]
             before, start = os.times(), time.monotonic()
             running = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from include.juicefs_storage.copy import partitions as cutting
+from include.juicefs_storage.copy.partitions import task_groups
 from include.juicefs_storage.tasks import context, sync
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from lab.environment import Lab
@@ -69,8 +69,9 @@ def test_a_run_is_cut_as_an_earlier_one_and_tasks_may_have_several_partitions(
     stores: tuple[Store, Store], start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = stores
-    shards = cutting.shards
-    monkeypatch.setattr(cutting, "shards", lambda partitions: shards(partitions, most=3))
+    for module in ("plan", "work"):
+        name = f"include.juicefs_storage.tasks.sync.{module}.task_groups"
+        monkeypatch.setattr(name, lambda partitions: task_groups(partitions, most=3))
     first = start("first", dry_run=False, partitions=6)
     report = first.whole()
     assert (report["outcome"], report["partitions"]) == ("proven", 6)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 
+from include.juicefs_storage.copy.partitions import Partition
 from include.juicefs_storage.objects.bucket import Bucket, StoredObject
 from include.juicefs_storage.objects.model import Compared, Comparison, Copied, KeyRange, Listed, ObjectOutcome, Page
 from tests.support.bare import unexpected
@@ -134,3 +138,47 @@ class MemoryEngine:
             else:
                 found.append(Compared(ObjectOutcome.SAME if one == other else ObjectOutcome.DIFFERENT, etag(one)[:16]))
         return found
+
+
+class ListingBucket(MemoryBucket):
+    """Keys and sizes alone, sorted once; a LIST takes some time, as a real one does."""
+
+    def __init__(self, sizes: dict[str, int], page_keys: int = 100, latency_s: float = 0.0) -> None:
+        super().__init__(page_keys=page_keys)
+        self.sizes, self.ordered, self.latency_s = sizes, sorted(sizes), latency_s
+        self.at_once: set[int] = set()
+        self.most_at_once = 0
+
+    def pages(self, keys: KeyRange) -> Iterator[Page]:
+        at = bisect_right(self.ordered, keys.after) if keys.after is not None else 0
+        end = bisect_right(self.ordered, keys.until) if keys.until is not None else len(self.ordered)
+        while at < end:
+            self.at_once.add(threading.get_ident())
+            self.most_at_once = max(self.most_at_once, len(self.at_once))
+            time.sleep(self.latency_s)
+            self.at_once.discard(threading.get_ident())
+            found = self.ordered[at : min(end, at + self.page_keys)]
+            yield Page(found, [self.sizes[key] for key in found], [""] * len(found))
+            at += len(found)
+
+    def first_after(self, key: str) -> str | None:
+        time.sleep(self.latency_s)
+        at = bisect_right(self.ordered, key)
+        return self.ordered[at] if at < len(self.ordered) else None
+
+
+def assert_covered(partitions: list[Partition], sizes: dict[str, int], keys: KeyRange | None = None) -> None:
+    """No gap, no overlap, and each says what is in it."""
+    whole = keys or KeyRange()
+    assert (partitions[0].after, partitions[-1].until) == (whole.after, whole.until)
+    assert [one.until for one in partitions[:-1]] == [other.after for other in partitions[1:]]
+    assert all(one.until is not None for one in partitions[:-1])
+    assert all(str(one.until) < str(other.until) for one, other in pairwise(partitions[:-1]))
+    for partition in partitions:
+        inside = [
+            size
+            for key, size in sizes.items()
+            if (partition.after is None or key > partition.after)
+            and (partition.until is None or key <= partition.until)
+        ]
+        assert (partition.objects, partition.bytes) == (len(inside), sum(inside))

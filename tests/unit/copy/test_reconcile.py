@@ -11,10 +11,12 @@ import pytest
 
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
 from include.juicefs_storage.copy.params import SyncParams
-from include.juicefs_storage.copy.partitions import Partition, Segment, Survey, cut
+from include.juicefs_storage.copy.partitions import Partition, cut_partitions
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.reconcile import SyncReport, about, reconcile
 from include.juicefs_storage.copy.run import Options, Transfer
+from include.juicefs_storage.copy.segments import Segment
+from include.juicefs_storage.copy.survey import Survey
 from include.juicefs_storage.objects.model import KeyRange
 from include.juicefs_storage.volume.comparison import NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
@@ -34,7 +36,7 @@ class Run:
         segments = Survey(self.source, listers=2).run(KeyRange())
         self.plan = SyncPlan(
             source="one at a", target="two at b", params=self.params, cut_by="a listing",
-            partitions=tuple(cut(segments, KeyRange(), 4)),
+            partitions=tuple(cut_partitions(segments, KeyRange(), 4)),
         )  # fmt: skip
 
     def work(self, phase: str, indexes: range | list[int]) -> None:
@@ -185,7 +187,7 @@ def test_lost_blocks_make_the_report_red_and_name_the_files(tmp_path: Path) -> N
     blocks = {block(number): 1 for number in range(1, 6)}
     plan = SyncPlan(
         source="one", target="two", params=params, cut_by="the metadata",
-        partitions=tuple(cut([Segment(block(5), 5, 5)], KeyRange(), 1)),
+        partitions=tuple(cut_partitions([Segment(block(5), 5, 5)], KeyRange(), 1)),
         needed=NeededPlan(volume="myjfs", folder="needed", chunks="chunks/", sizes=ObjectSizes(), next_since_id=77),
     )  # fmt: skip
     both = MemoryBucket(dict.fromkeys(blocks, b"1") | {block(9): b"1"})

@@ -8,10 +8,12 @@ from uuid import uuid4
 
 from airflow.sdk import get_current_context
 
-from include.juicefs_storage.copy import partitions as cutting
 from include.juicefs_storage.copy.params import SyncParams, check_places
+from include.juicefs_storage.copy.partitions import amount, cut_partitions, task_groups
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.scope import below_prefix, shard_at
+from include.juicefs_storage.copy.segments import MAX_SEGMENTS, Ruler, Segment
+from include.juicefs_storage.copy.survey import Survey
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.merge import key_filter
 from include.juicefs_storage.tasks.context import log, pull, push, run_id
@@ -77,14 +79,14 @@ def plan_partitions() -> list[dict[str, Any]]:
     else:
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
-        survey = cutting.Survey(S3Bucket(source), key_filter(params.include, params.exclude), tell=log.info)
+        survey = Survey(S3Bucket(source), key_filter(params.include, params.exclude), progress=log.info)
         segments, requests = survey.run(params.keys), survey.calls
         cut_by = "a listing of the source"
     plan = SyncPlan(
         source=source.name,
         target=target.name,
         params=params,
-        partitions=tuple(cutting.cut(segments, params.keys, 1 if params.engine == "mc" else params.partitions)),
+        partitions=tuple(cut_partitions(segments, params.keys, 1 if params.engine == "mc" else params.partitions)),
         cut_by=cut_by,
         requests=requests,
         needed=needed,
@@ -98,7 +100,7 @@ def plan_partitions() -> list[dict[str, Any]]:
     return [] if params.dry_run or "copy" not in plan.phases else shards_of(plan)
 
 
-def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, list[cutting.Segment]]:
+def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, list[Segment]]:
     """Write down which blocks the volume needs of the source, and count them."""
     from include.juicefs_storage.adapters.needed_files import NeededFiles
 
@@ -110,7 +112,7 @@ def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, lis
     name = f"needed-{uuid4().hex[:12]}"
     blocks = needed_objects(metadata, setting, params.since_id, shard)
     pages = to_pages(blocks, params.source_prefix, params.keys, key_filter(params.include, params.exclude))
-    ruler = cutting.Ruler()
+    ruler = Ruler()
     track = ruler.track()
     for page in NeededFiles(manifests_folder(run_id()) / name).write(pages):
         ruler.add_page(track, page)
@@ -128,22 +130,22 @@ def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, lis
 def shards_of(plan: SyncPlan) -> list[dict[str, Any]]:
     """What each task is given: the partitions, and the name in the grid."""
     given = []
-    for group in cutting.shards(plan.partitions):
+    for group in task_groups(plan.partitions):
         first, held = plan.partitions[group[0]], [plan.partitions[index] for index in group]
         label = first.label
         if len(group) > 1:
-            size = cutting.amount(sum(each.objects for each in held), sum(each.bytes for each in held))
+            size = amount(sum(each.objects for each in held), sum(each.bytes for each in held))
             label = f"{group[0]:03}-{group[-1]:03} {first.where} {size}"
         given.append({"plan_id": plan.id, "partitions": group, "label": label})
     return given
 
 
-def _recut(run: str) -> list[cutting.Segment]:
+def _recut(run: str) -> list[Segment]:
     """What the manifests of an earlier run tell about the source; nothing is listed."""
     from include.juicefs_storage.adapters.manifests import ManifestReader
 
     plan = earlier_plan(run)
-    ruler = cutting.Ruler()
+    ruler = Ruler()
     track = ruler.track()
     for partition in plan.partitions:
         file = manifests_folder(run) / plan.id / plan.phases[-1] / f"{partition.name}.parquet"
@@ -152,13 +154,13 @@ def _recut(run: str) -> list[cutting.Segment]:
                 f"Param `recut_from`: run {run!r} left no manifest of partition {partition.index}.",
                 next_step="give the id of a run that was complete, or leave `recut_from` empty",
             )
-        for segment in _measured(ManifestReader(file), max(1, plan.objects // cutting.MAX_SEGMENTS)):
+        for segment in _measured(ManifestReader(file), max(1, plan.objects // MAX_SEGMENTS)):
             ruler.add(track, segment)
     return ruler.segments()
 
 
-def _measured(manifest: ManifestReader, step: int) -> Iterator[cutting.Segment]:
+def _measured(manifest: ManifestReader, step: int) -> Iterator[Segment]:
     for keys, sizes in manifest.listed():
         for first in range(0, len(keys), step):
             last = min(first + step, len(keys))
-            yield cutting.Segment(keys[last - 1], last - first, sum(sizes[first:last]))
+            yield Segment(keys[last - 1], last - first, sum(sizes[first:last]))

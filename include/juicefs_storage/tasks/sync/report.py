@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from airflow.sdk import TriggerRule
 
-from include.juicefs_storage.copy import partitions as cutting
+from include.juicefs_storage.copy.partitions import Partition
 from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.copy.reconcile import MEANING, SyncReport
 from include.juicefs_storage.copy.reconcile import reconcile as join
@@ -37,7 +37,7 @@ def reconcile() -> dict[str, Any]:
     else:
         spans = {phase: _spans(phase) for phase in plan.phases}
 
-        def read(phase: str, partition: cutting.Partition) -> ManifestReader | None:
+        def read(phase: str, partition: Partition) -> ManifestReader | None:
             from include.juicefs_storage.adapters.manifests import ManifestReader
 
             file = folder / phase / f"{partition.name}.parquet"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import resource
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk import TriggerRule
 
-from include.juicefs_storage.copy import partitions as cutting
+from include.juicefs_storage.copy.partitions import task_groups
 from include.juicefs_storage.copy.reconcile import about
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.names import COPY_POOL
@@ -21,9 +21,6 @@ from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.sync.folder import manifests_folder, plan_of_run
 from include.juicefs_storage.tasks.sync.plan import shards_of
 from include.juicefs_storage.tasks.sync.runtime import RETRIES, TASKS, SyncRuntime
-
-if TYPE_CHECKING:
-    pass
 
 
 @runbook_task(
@@ -79,7 +76,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
         )
     runtime = SyncRuntime(plan.params)
     source, target = runtime.stores()
-    tasks = len(cutting.shards(plan.partitions))
+    tasks = len(task_groups(plan.partitions))
     transfer, tool = runtime.transfer(plan, tasks), runtime.tool(source, target, tasks)
     folder = manifests_folder(run_id()) / plan.id / phase
     totals = Totals()

@@ -1,0 +1,168 @@
+"""List a whole source with several listers at once, whatever its layout.
+
+An idle lister splits a busy lister's remaining range: a LIST of one key behind the middle shows whether anything is
+there. No layout has to be known beforehand.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from include.juicefs_storage.copy.midpoint import LAST_CHARACTER, find_cut, shared_length
+from include.juicefs_storage.copy.segments import Ruler, Segment
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.objects.merge import cut_page, filtered
+from include.juicefs_storage.objects.model import KeyRange, Page
+
+LISTERS = 16
+#: A lister whose range has lasted so many pages has more left than looking for its middle costs.
+_PAGES_ALONE = 8
+_PROGRESS_S = 5
+
+
+@dataclass(eq=False)
+class _Range:
+    """What one lister has left: keys after `at` up to `until`, which another lister may bring nearer."""
+
+    at: str | None
+    until: str | None
+    track: list[Segment]
+    pages: int = 0
+    split: bool = False  # another lister looks for its middle, or found too little to share
+
+    def width(self) -> tuple[int, int]:
+        """Sort the widest range first: by the characters that its ends share, then by the distance of what follows."""
+        shared = shared_length(self.at or "", self.until) if self.until is not None else 0
+        low, high = (self.at or "")[shared : shared + 1], (self.until or "")[shared : shared + 1]
+        return shared, -((ord(high) if high else LAST_CHARACTER) - (ord(low) if low else 0))
+
+
+@dataclass
+class Survey:
+    """Lists a range of a source completely, and keeps places to cut at.
+
+    Memory is bounded by MAX_SEGMENTS and one page a lister.
+
+    Attributes:
+        source: Only listed.
+        keep: Which keys count; None: all.
+        listers: How many LIST requests are in flight at most.
+        progress: Called with a line every five seconds.
+        ruler: Keeps the places.
+        calls: LIST requests so far.
+        objects: Objects found so far.
+        bytes: Of these objects.
+    """
+
+    source: Bucket
+    keep: Callable[[str], object] | None = None
+    listers: int = LISTERS
+    progress: Callable[[str], None] = lambda _: None
+    ruler: Ruler = field(default_factory=Ruler)
+    calls: int = 0
+    objects: int = 0
+    bytes: int = 0
+    _busy: list[_Range] = field(default_factory=list)
+    _todo: list[_Range] = field(default_factory=list)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _error: BaseException | None = None
+    _reported_at: float = field(default_factory=time.monotonic)
+
+    def run(self, keys: KeyRange) -> list[Segment]:
+        """List a range, and return its segments in order.
+
+        Raises:
+            PermanentError: The store refuses the listing.
+            TransientError: The store does not answer.
+        """
+        self._todo = [_Range(keys.after, keys.until, self.ruler.track())]
+        with ThreadPoolExecutor(self.listers) as pool:
+            for done in [pool.submit(self._work) for _ in range(self.listers)]:
+                done.result()
+        return self.ruler.segments()
+
+    def _work(self) -> None:
+        try:
+            while given := self._next():
+                self._list(given)
+        except BaseException as error:
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+            raise
+
+    def _next(self) -> _Range | None:
+        """Take a range that waits, else half of a busy lister's; None when all is listed."""
+        while True:
+            with self._changed:
+                while not self._todo:
+                    if self._error or not self._busy:
+                        self._changed.notify_all()
+                        return None
+                    ready = [busy for busy in self._busy if not busy.split and busy.pages >= _PAGES_ALONE]
+                    if ready:
+                        widest = min(ready, key=_Range.width)
+                        widest.split = True
+                        break
+                    self._changed.wait()
+                else:
+                    given = self._todo.pop()
+                    self._busy.append(given)
+                    return given
+            self._share(widest)
+
+    def _share(self, busy: _Range) -> None:
+        """Cut off the upper half of what a busy lister has left."""
+
+        def first_after(key: str) -> str | None:
+            with self._changed:
+                if busy not in self._busy:
+                    return None  # it is listed: the answer is not used
+                self.calls += 1
+            return self.source.first_after(key)
+
+        middle, until = find_cut(first_after, busy.at or "", busy.until)
+        with self._changed:
+            if middle is not None and busy in self._busy:
+                busy.until = until
+                # The lister may have passed the middle meanwhile; where not, it lists up to there.
+                if (busy.at or "") < middle:
+                    self._todo.append(_Range(middle, busy.until, self.ruler.track()))
+                    busy.until = middle
+                busy.split, busy.pages = False, 0
+            self._changed.notify_all()
+
+    def _list(self, given: _Range) -> None:
+        for page in self.source.pages(KeyRange(given.at, given.until)):
+            with self._changed:
+                if self._error:
+                    return
+                self.calls += 1
+                if not page.keys:
+                    continue
+                until = given.until
+                beyond = until is not None and page.keys[-1] > until
+                self._add(given, page if until is None else cut_page(page, until)[0])
+                given.at = page.keys[-1]
+                given.pages += 1
+                self._changed.notify_all()
+            if beyond:
+                break
+        with self._changed:
+            self._busy.remove(given)
+            self._changed.notify_all()
+
+    def _add(self, given: _Range, page: Page) -> None:
+        for kept in filtered(iter((page,)), self.keep):
+            if kept.keys:
+                self.objects += len(kept.keys)
+                self.bytes += sum(kept.sizes)
+                self.ruler.add_page(given.track, kept)
+        if time.monotonic() - self._reported_at > _PROGRESS_S:
+            self._reported_at = time.monotonic()
+            listed = f"{self.objects:,} objects, {self.bytes / 2**30:,.1f} GiB"
+            self.progress(f"listed {listed}, with {self.calls:,} requests")

@@ -1,0 +1,19 @@
+"""Places to cut at are kept in bounded memory."""
+
+from __future__ import annotations
+
+from include.juicefs_storage.copy.partitions import cut_partitions
+from include.juicefs_storage.copy.segments import Ruler, Segment
+from include.juicefs_storage.objects.model import KeyRange
+
+
+def test_memory_is_bounded_by_thinning() -> None:
+    ruler = Ruler(most=1000)
+    track = ruler.track()
+    for number in range(200_000):
+        ruler.add(track, Segment(f"{number:09}", 1, 5))
+    segments = ruler.segments()
+    assert 400 < len(segments) <= 1000
+    assert sum(segment.objects for segment in segments) == 200_000
+    partitions = cut_partitions(segments, KeyRange(), 20)
+    assert max(partition.objects for partition in partitions) < 1.1 * min(partition.objects for partition in partitions)
