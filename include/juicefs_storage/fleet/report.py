@@ -8,11 +8,11 @@ from typing import Literal
 from include.juicefs_storage.markdown import table
 from include.juicefs_storage.names import SWITCH, run_url
 from include.juicefs_storage.records import Record
-from include.juicefs_storage.switch.outcome import MEANING as RUN_MEANING
+from include.juicefs_storage.switch.outcome import RUN_MEANING
 
 FleetOutcome = Literal["moved", "planned", "refused", "rejected", "stopped", "incomplete"]
 
-MEANING: Mapping[FleetOutcome, str] = {
+FLEET_MEANING: Mapping[FleetOutcome, str] = {
     "moved": "Every volume of the fleet is on the new store, and was well for `soak_s` after its move.",
     "planned": "Dry run: nothing was changed. Trigger again with dry_run=false to carry the plan out.",
     "refused": "Nothing was changed. Remove what blocks volumes, or leave them out (`exclude`), then trigger again.",

@@ -23,7 +23,7 @@ RunOutcome = Literal[
 #: The outcomes of a run that did what it was for.
 GREEN: frozenset[RunOutcome] = frozenset({"switched", "reverted", "planned"})
 #: What each outcome means for the person who reads it.
-MEANING: Mapping[RunOutcome, str] = {
+RUN_MEANING: Mapping[RunOutcome, str] = {
     "switched": "Every client is proven on the new store and no block is missing there.",
     "reverted": "The volume is on the store of the backup: every client is proven there and no block is missing.",
     "planned": "Dry run: nothing was changed. Trigger again with dry_run=false to carry the plan out.",

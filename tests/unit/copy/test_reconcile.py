@@ -13,7 +13,8 @@ from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetMa
 from include.juicefs_storage.copy.params import SyncParams
 from include.juicefs_storage.copy.partitions import Partition, cut_partitions
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
-from include.juicefs_storage.copy.reconcile import SyncReport, about, reconcile
+from include.juicefs_storage.copy.reconcile import about, join_manifests
+from include.juicefs_storage.copy.report import SyncReport
 from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.copy.segments import Segment
 from include.juicefs_storage.copy.survey import Survey
@@ -55,7 +56,7 @@ class Run:
         def create(name: str) -> IO[str]:
             return (self.folder / name).open("w", newline="")
 
-        return reconcile(self.plan, "run", read, create)
+        return join_manifests(self.plan, "run", read, create)
 
     def listed(self, name: str) -> list[str]:
         with (self.folder / f"{name}.csv").open(newline="") as file:
@@ -210,7 +211,7 @@ def test_lost_blocks_make_the_report_red_and_name_the_files(tmp_path: Path) -> N
         def close(self) -> None:
             pass
 
-    report = reconcile(
+    report = join_manifests(
         plan, "run", lambda phase, partition: ManifestReader(folder / "00000.parquet"),
         lambda name: written.setdefault(name, Kept()), files_of=FakeMetadata(setting()).files_of,
     )  # fmt: skip

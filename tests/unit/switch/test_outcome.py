@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from include.juicefs_storage.switch.outcome import (
     GREEN,
-    MEANING,
+    RUN_MEANING,
     Observed,
     Progress,
     RunOutcome,
@@ -28,7 +28,7 @@ MISSING = {"prove_blocks": "left no evidence"}
 
 
 def test_every_outcome_has_a_meaning() -> None:
-    assert set(get_args(RunOutcome)) == set(MEANING)
+    assert set(get_args(RunOutcome)) == set(RUN_MEANING)
 
 
 @pytest.mark.parametrize(

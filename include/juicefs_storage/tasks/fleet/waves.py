@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipExcept
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.fleet.members import Member
 from include.juicefs_storage.fleet.plan import FleetPlan
-from include.juicefs_storage.fleet.report import MEANING, FleetOutcome, VolumeEnd, explain_run, fleet_markdown
+from include.juicefs_storage.fleet.report import FLEET_MEANING, FleetOutcome, VolumeEnd, explain_run, fleet_markdown
 from include.juicefs_storage.fleet.turns import VolumeState, volume_state, waves_ahead, whose_turn
 from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.names import volume_run_id
@@ -282,7 +282,7 @@ def finalize() -> dict[str, Any]:
     outcome = _outcome(planned, states, ends)
     good = sum(end.state in {"moved", "already there"} for end in ends)
     title = f"{outcome.capitalize()}: {good} of {counted(len(ends), 'volume')} on the new store"
-    meaning = MEANING[outcome]
+    meaning = FLEET_MEANING[outcome]
     if not ends:
         title, meaning = (
             "Refused: no volume was found",

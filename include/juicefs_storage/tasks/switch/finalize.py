@@ -14,7 +14,7 @@ from include.juicefs_storage.switch.marks import End
 from include.juicefs_storage.switch.outcome import (
     GREEN,
     LEFT,
-    MEANING,
+    RUN_MEANING,
     Observed,
     Progress,
     RunOutcome,
@@ -133,7 +133,7 @@ def _report(
 def _meaning(outcome: RunOutcome) -> str:
     """What the outcome means, and why a run that failed was left where it is."""
     reason = pull("decide", HELD_BECAUSE) if outcome == "held" else None
-    return f"{reason.rstrip('.')}. {LEFT}" if reason else MEANING[outcome]
+    return f"{reason.rstrip('.')}. {LEFT}" if reason else RUN_MEANING[outcome]
 
 
 def _recorded() -> tuple[SwitchRun | None, str]:

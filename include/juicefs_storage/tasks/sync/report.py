@@ -1,4 +1,4 @@
-"""Join the plan with the manifests, and tell how the run ended."""
+"""Join the plan with the manifests, and report how the run ended."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from airflow.sdk import TriggerRule
 
 from include.juicefs_storage.copy.partitions import Partition
 from include.juicefs_storage.copy.plan import SyncPlan
-from include.juicefs_storage.copy.reconcile import MEANING, SyncReport
-from include.juicefs_storage.copy.reconcile import reconcile as join
+from include.juicefs_storage.copy.reconcile import join_manifests
+from include.juicefs_storage.copy.report import SYNC_MEANING, SyncReport
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.tasks.context import pull, push, run_id, why_it_failed
 from include.juicefs_storage.tasks.notify import Notify
@@ -51,7 +51,7 @@ def reconcile() -> dict[str, Any]:
         def files_of(slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
             return SyncRuntime(plan.params).metadata.files_of(slice_ids)
 
-        report = join(plan, run_id(), read, create, spans, said, files_of if plan.needed else None)
+        report = join_manifests(plan, run_id(), read, create, spans, said, files_of if plan.needed else None)
         report = report.model_copy(update={"files": tuple(str(folder / name) for name in report.files)})
     (folder / "report.json").write_text(report.model_dump_json(indent=1))
     (folder / "report.md").write_text(report.to_markdown())
@@ -59,28 +59,17 @@ def reconcile() -> dict[str, Any]:
 
 
 def _planned(plan: SyncPlan) -> SyncReport:
-    return SyncReport(
-        outcome="planned",
-        meaning=MEANING["planned"],
-        run_id=run_id(),
-        source=plan.source,
-        target=plan.target,
-        params=plan.params.model_dump(mode="json"),
-        objects=plan.objects,
-        bytes=plan.bytes,
-        partitions=len(plan.partitions),
-        notes=tuple(partition.label for partition in plan.partitions[:100]),
-        next_since_id=plan.needed.next_since_id if plan.needed else None,
-    )
+    notes = tuple(partition.label for partition in plan.partitions[:100])
+    return SyncReport.of(plan, run_id(), "planned", notes=notes)
 
 
 def _spans(phase: str) -> list[tuple[float, float]]:
-    """Start and end of the tasks of a phase, of those that came to an end."""
+    """Start and end of the tasks of a phase, of those that ended."""
     return [(span[0], span[1]) for result in _results(phase) if (span := result.get("span"))]
 
 
 def _results(phase: str) -> list[dict[str, Any]]:
-    """What the tasks of a phase returned, those that came to an end."""
+    """What the tasks of a phase returned, of those that ended."""
     found = pull(phase) or []
     # Where a task was mapped over one value, Airflow hands over its result alone.
     return [result for result in (found if isinstance(found, list) else [found]) if result]
@@ -92,14 +81,15 @@ def _results(phase: str) -> list[dict[str, Any]]:
 def finalize() -> dict[str, Any]:
     """Tell the truth: the run is green only where every partition is accounted for and nothing is missing or different.
 
-    **Changes** nothing. **Safe to clear**: yes. The report stands in XCom `report`, as Markdown in `markdown`.
+    **Changes** nothing. **Safe to clear**: yes. The report is in XCom `report`, as Markdown in `markdown`.
     """
     found = pull("reconcile")
     if not found:
-        push("markdown", "\n".join(["## Failed", *why_it_failed(), MEANING["failed"]]))
-        push("report", {"outcome": "failed", "meaning": MEANING["failed"]})
-        push("note", f"failed: {MEANING['failed']}")
-        raise PermanentError(f"failed: {MEANING['failed']}", next_step="see the log of the task that failed")
+        meaning = SYNC_MEANING["failed"]
+        push("markdown", "\n".join(["## Failed", *why_it_failed(), meaning]))
+        push("report", {"outcome": "failed", "meaning": meaning})
+        push("note", f"failed: {meaning}")
+        raise PermanentError(f"failed: {meaning}", next_step="see the log of the task that failed")
     report = SyncReport.model_validate(found)
     push("report", found)
     title, _, rest = report.to_markdown().partition("\n")

@@ -1,0 +1,145 @@
+"""The report of a copy, in the order in which a person asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from include.juicefs_storage.copy.partitions import amount
+from include.juicefs_storage.copy.plan import SyncPlan
+from include.juicefs_storage.markdown import bullets
+from include.juicefs_storage.objects.model import ObjectOutcome
+from include.juicefs_storage.objects.totals import Totals
+from include.juicefs_storage.records import Record
+
+SyncOutcome = Literal["proven", "planned", "not proven", "failed"]
+
+SYNC_MEANING: Mapping[SyncOutcome, str] = {
+    "proven": "Every object of the source that was listed is on the target, compared as the table says.",
+    "planned": "Dry run: nothing was changed. Trigger again with dry_run=false to carry the plan out.",
+    "not proven": "Something is missing, different or not accounted for. See below for what, and for what to do. "
+    "Nothing was deleted.",
+    "failed": "The run ended before there was a result: see the failed task. Nothing was deleted.",
+}
+_PROVEN_BY_METADATA = (
+    "Every block that files referred to when the plan was made{scope} is on the target, compared as the table says."
+)
+_MOVED = (ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN)
+
+
+class PhaseReport(Record):
+    """The result of `copy` or `verify`.
+
+    Attributes:
+        totals: `outcome/comparison` -> objects, bytes.
+        new: Objects that were written to the source after `copy` had listed it.
+        fell_back: Compared by content although ETags were asked for.
+        task_s: Seconds of all tasks together.
+        wall_s: Seconds from the first task's start to the last one's end.
+        grew: Objects more than the plan had counted, in the partitions with more.
+        shrank: Objects fewer than the plan had counted, in the partitions with fewer.
+    """
+
+    phase: str
+    totals: dict[str, list[int]]
+    new: int = 0
+    fell_back: int = 0
+    task_s: float = 0.0
+    wall_s: float = 0.0
+    grew: int = 0
+    shrank: int = 0
+
+    def counted(self) -> Totals:
+        """Return the totals."""
+        return Totals.from_json(self.totals)
+
+
+class SyncReport(Record):
+    """The result of a run."""
+
+    outcome: SyncOutcome
+    meaning: str
+    run_id: str
+    source: str
+    target: str
+    params: dict[str, Any]
+    objects: int
+    bytes: int
+    partitions: int
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    phases: tuple[PhaseReport, ...] = ()
+    files: tuple[str, ...] = ()
+    next_since_id: int | None = None
+
+    @classmethod
+    def of(cls, plan: SyncPlan, run_id: str, outcome: SyncOutcome, **found: Any) -> Self:
+        """The report of a plan.
+
+        Args:
+            plan: The plan.
+            run_id: The run.
+            outcome: How the run ended.
+            found: The other fields.
+        """
+        return cls(
+            outcome=outcome,
+            meaning=_meaning(plan, outcome),
+            run_id=run_id,
+            source=plan.source,
+            target=plan.target,
+            params=plan.params.model_dump(mode="json"),
+            objects=plan.objects,
+            bytes=plan.bytes,
+            partitions=len(plan.partitions),
+            next_since_id=plan.needed.next_since_id if plan.needed else None,
+            **found,
+        )
+
+    @property
+    def headline(self) -> str:
+        """The report in a line: what was compared, and how much of it was copied, where that is known."""
+        line = f"{self.outcome}: {amount(self.objects, self.bytes)} in {self.partitions} partitions"
+        copies = [phase.counted() for phase in self.phases if phase.phase == "copy"]
+        if not copies or self.params.get("engine") != "native":
+            return line
+        return f"{line}; copied: {amount(copies[0].objects(*_MOVED), copies[0].bytes(*_MOVED))}"
+
+    def to_markdown(self) -> str:
+        """The report for a person."""
+        lines = [
+            f"## {self.headline[0].upper()}{self.headline[1:]}",
+            self.meaning,
+            "",
+            f"From `{self.source}` to `{self.target}`, engine {self.params.get('engine')}.",
+            "",
+        ]
+        if self.problems:
+            lines += ["### To be dealt with", *bullets(list(self.problems)), ""]
+        for phase in self.phases:
+            counted = phase.counted()
+            lines += [f"### {phase.phase}", "| outcome | compared by | objects | bytes |", "|---|---|---|---|"]
+            lines += [
+                f"| {outcome} | {comparison or '-'} | {objects:,} | {size:,} |"
+                for (outcome, comparison), (objects, size) in sorted(counted.counts.items())
+            ]
+            lines += ["", _speed(phase, counted), ""]
+        lines += ["### Worth knowing", *bullets(list(self.notes)), ""]
+        if self.files:
+            lines += ["### Files beside the manifests", *bullets([f"`{name}`" for name in self.files])]
+        return "\n".join(lines)
+
+
+def _speed(phase: PhaseReport, counted: Totals) -> str:
+    moved = counted.bytes(*_MOVED)
+    objects = counted.objects()
+    wall = phase.wall_s or phase.task_s
+    rate = f"{objects / wall:,.0f} objects/s, {moved / 2**20 / wall:,.1f} MiB/s copied" if wall else "no time measured"
+    return f"{wall:,.1f} s from the first task's start to the last one's end, {phase.task_s:,.1f} s of tasks: {rate}."
+
+
+def _meaning(plan: SyncPlan, outcome: SyncOutcome) -> str:
+    if outcome != "proven" or plan.needed is None:
+        return SYNC_MEANING[outcome]
+    scope = plan.needed.scope(plan.params.since_id)
+    return _PROVEN_BY_METADATA.format(scope=f", {', '.join(scope)}," if scope else "")
