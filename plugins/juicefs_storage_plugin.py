@@ -271,12 +271,11 @@ def _note_end(dag_run: "DagRun", how: str) -> None:
         said = unreported_end(dag_id, how, states, results, results.get("resolve_params") or {})
     errors = xcoms(ERROR)
     failed = [
-        Failure(instance.task_id, instance.map_index, errors.get((instance.task_id, instance.map_index), {}))
-        for instance in instances
-        if str(instance.state) == "failed"
+        Failure.of(dag_id, run_id, *instance, errors.get(instance, {}))
+        for instance in [(each.task_id, each.map_index) for each in instances if str(each.state) == "failed"]
     ]
     first = first_failure(failed, [instance.task_id for instance in instances]) if how == "failed" else None
-    failure = first.to_markdown(dag_id, run_id) if first else ""
+    failure = first.to_markdown() if first else ""
     dag_run.note = add_outcome(dag_run.note or "", str(said), page_url("report", dag_id, run_id), failure)
 
 

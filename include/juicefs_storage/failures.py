@@ -1,4 +1,4 @@
-"""What a task that failed says about it: first in every report and note of a run that is not green.
+"""The task that failed first, which every report and note of a run that is not green begins with.
 
 Tasks leave it in XCom; the plugin reads it for runs whose last task never ran. Imports nothing heavy for that reason.
 """
@@ -19,6 +19,7 @@ ERROR = "error"
 LAST = "finalize"
 #: The states of a task that were not reached by the task itself.
 _NOT_RUN = {"none", "skipped", "upstream_failed", "removed", "scheduled", "queued"}
+_NO_ERROR, _SEE_LOG = "No error was recorded: it was killed, marked as failed, or timed out.", "see its log"
 _LEASE = "this volume's Lease, which expires within an hour of the last task's end"
 
 
@@ -32,26 +33,50 @@ class Failure:
     """A task instance that failed.
 
     Attributes:
+        task: Its id.
         map_index: -1 where the task is not mapped.
-        error: Its XCom `error`; empty where it left none, as after a kill.
+        page: The task in Airflow, relative to the root of the UI.
+        problem: What was expected and what was found; empty where no error was recorded, as after a kill.
+        state: What state things were in.
+        next_step: What to do next.
     """
 
-    task_id: str
-    map_index: int
-    error: Mapping[str, str]
+    task: str
+    map_index: int = -1
+    page: str = ""
+    problem: str = ""
+    state: str = ""
+    next_step: str = ""
 
-    def to_markdown(self, dag_id: str, run_id: str) -> str:
-        """The task with a link to it, its error and its next command, on one line."""
-        url = task_url(dag_id, run_id, self.task_id, self.map_index)
-        problem = self.error.get("problem") or "No error was recorded: it was killed, marked as failed, or timed out."
-        next_step = self.error.get("next_step") or "see its log"
-        return f"**[{self.task_id}]({url}) failed**: {one_line(problem)} **Next**: {one_line(next_step)}."
+    @classmethod
+    def of(cls, dag_id: str, run_id: str, task: str, map_index: int, error: Mapping[str, str]) -> Failure:
+        """A failure with a link to its task.
+
+        Args:
+            dag_id: The DAG.
+            run_id: The run.
+            task: The task's id.
+            map_index: -1 where the task is not mapped.
+            error: Its XCom `error`; empty where it left none.
+        """
+        return cls(task, map_index, task_url(dag_id, run_id, task, map_index), **error)
+
+    def to_text(self) -> list[str]:
+        """For a log: the task, its error, its state, the next command; a line each."""
+        lines = [f"First failed: {self.task}. {self.problem or _NO_ERROR}"]
+        lines += [f"State at that time: {self.state}"] if self.state else []
+        return [*lines, f"Next: {self.next_step or _SEE_LOG}"]
+
+    def to_markdown(self) -> str:
+        """For a page or a note: the task with a link to it, its error and its next command, on one line."""
+        problem, next_step = one_line(self.problem or _NO_ERROR), one_line(self.next_step or _SEE_LOG)
+        return f"**[{self.task}]({self.page}) failed**: {problem} **Next**: {next_step}."
 
 
 def first_failure(failures: Iterable[Failure], order: Iterable[str]) -> Failure | None:
-    """The failure that caused the others: the first in the order of the graph; the last task only where it is alone."""
+    """Find the failure that caused the others: the first in the graph; the last task only where no other failed."""
     rank = {task_id: number for number, task_id in enumerate(task for task in order if task != LAST)}
-    found = sorted(failures, key=lambda failure: (rank.get(failure.task_id, len(rank)), failure.map_index))
+    found = sorted(failures, key=lambda failure: (rank.get(failure.task, len(rank)), failure.map_index))
     return found[0] if found else None
 
 

@@ -17,22 +17,29 @@ def end(states: dict[str, str], dag: str = "switch", **params: str) -> str:
 
 def test_a_failure_is_a_link_an_error_and_a_next_command() -> None:
     error = error_record(PermanentError("Expected a bucket,\nfound none.", state="as before", next_step="make it"))
-    assert Failure("check", 3, error).to_markdown("juicefs_storage_sync", "run 1") == (
+    assert Failure.of("juicefs_storage_sync", "run 1", "check", 3, error).to_markdown() == (
         "**[check](dags/juicefs_storage_sync/runs/run%201/tasks/check/mapped/3) failed**: "
         "Expected a bucket, found none. **Next**: make it."
     )
 
 
 def test_a_task_that_left_no_error_was_killed() -> None:
-    line = Failure("check", -1, {}).to_markdown("juicefs_storage_sync", "r")
+    line = Failure.of("juicefs_storage_sync", "r", "check", -1, {}).to_markdown()
     assert "(dags/juicefs_storage_sync/runs/r/tasks/check) failed**: No error was recorded" in line
     assert line.endswith("**Next**: see its log.")
 
 
+def test_a_log_names_the_state_and_the_next_command() -> None:
+    assert Failure("check", problem="Broken.", state="as before", next_step="mend it").to_text() == [
+        "First failed: check. Broken.", "State at that time: as before", "Next: mend it",
+    ]  # fmt: skip
+    assert Failure("check").to_text()[-1] == "Next: see its log"
+
+
 def test_the_cause_comes_first_and_not_the_task_that_reports_it() -> None:
     order = ["plan", "copy", "verify", "finalize"]
-    failures = [Failure("finalize", -1, {}), Failure("verify", -1, {}), Failure("copy", 7, {}), Failure("copy", 2, {})]
-    assert first_failure(failures, order) == Failure("copy", 2, {})
+    failures = [Failure("finalize"), Failure("verify"), Failure("copy", 7), Failure("copy", 2)]
+    assert first_failure(failures, order) == Failure("copy", 2)
     assert first_failure(failures[:1], order) == failures[0]
     assert first_failure([], order) is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from include.juicefs_storage.failures import Failure
 from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
@@ -23,36 +24,6 @@ CLOSE_THE_DOOR = (
         "then and loses nothing."
     ),
 )
-
-
-class Failure(Record):
-    """The task that failed first, and why.
-
-    Attributes:
-        task: Its id.
-        problem: What was expected and what was found; empty where it left no error, as when it was killed.
-        state: What state things were in then.
-        next_step: What to do next.
-        page: Of the task in Airflow, relative to the root of the UI.
-    """
-
-    task: str
-    problem: str = ""
-    state: str = ""
-    next_step: str = ""
-    page: str = ""
-
-    def to_text(self) -> list[str]:
-        """For a log: the task, its error, the next command."""
-        lines = [f"First failed: {self.task}. {self.problem or 'It left no error: see its log.'}"]
-        lines += [f"State at that time: {self.state}"] if self.state else []
-        return [*lines, *([f"Next: {self.next_step}"] if self.next_step else [])]
-
-    def to_markdown(self) -> list[str]:
-        """For a page: the task, its error, the next command."""
-        lines = [f"**[`{self.task}`]({self.page}) failed.** {self.problem or 'It left no error: see its log.'}", ""]
-        lines += [f"State at that time: {self.state}.", ""] if self.state else []
-        return [*lines, *([f"Next: {self.next_step}.", ""] if self.next_step else [])]
 
 
 class Report(Record):
@@ -96,13 +67,15 @@ class Report(Record):
         """Why the run is red: what failed first, what that means, what is missing."""
         lines = [f"{self.outcome}: {self.meaning}"]
         if self.failure:
-            lines += [line for line in self.failure.to_text() if line]
+            lines += self.failure.to_text()
         return "\n".join([*lines, *(f"- not proven: {line}" for line in self.missing)])
 
     def to_markdown(self) -> str:
         """The report for a person."""
         lines = [f"## {self.outcome.capitalize()}: volume `{self.volume or '?'}`"]
-        lines += self.failure.to_markdown() if self.failure else []
+        if self.failure:
+            lines += [self.failure.to_markdown(), ""]
+            lines += [f"State at that time: {self.failure.state}.", ""] if self.failure.state else []
         lines += [self.meaning, ""]
         lines += ["Not proven:", *bullets(list(self.missing)), ""] if self.missing else []
         if self.before and self.after:

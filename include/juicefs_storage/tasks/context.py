@@ -11,7 +11,6 @@ from urllib.parse import quote
 from airflow.sdk import get_current_context
 
 from include.juicefs_storage.failures import ERROR, Failure, first_failure
-from include.juicefs_storage.names import run_url
 from include.juicefs_storage.volume.setting import StorageConfig
 
 #: The states in which a task has ended.
@@ -37,11 +36,6 @@ def run_id() -> str:
     return str(get_current_context()["run_id"])
 
 
-def task_page(task_id: str) -> str:
-    """The page of a task of this run in Airflow, relative to the root of the UI."""
-    return f"{run_url(get_current_context()['dag'].dag_id, run_id())}/tasks/{task_id}"
-
-
 def triggered_at() -> datetime | None:
     """When this run was triggered; the same after a clear. None where Airflow does not say."""
     dag_run = get_current_context().get("dag_run")
@@ -56,6 +50,13 @@ def task_states(*task_ids: str) -> dict[str, str]:
     return {task_id: str(found.get(task_id) or "none") for task_id in task_ids}
 
 
+def failure_of(task_id: str, map_index: int = -1) -> Failure:
+    """A task of this run that failed, with the error that it left."""
+    context: Any = get_current_context()
+    error = context["ti"].xcom_pull(task_ids=task_id, key=ERROR, map_indexes=map_index) or {}
+    return Failure.of(context["dag"].dag_id, run_id(), task_id, map_index, error)
+
+
 def why_it_failed() -> list[str]:
     """The task of this run that failed first, with its error and next command: one line of Markdown, or none."""
     context: Any = get_current_context()
@@ -67,10 +68,9 @@ def why_it_failed() -> list[str]:
             continue
         # Airflow names the instances of a mapped task `<task id>_<index>`.
         task_id, _, index = (name, "", "-1") if name in dag.task_ids else name.rpartition("_")
-        error = ti.xcom_pull(task_ids=task_id, key=ERROR, map_indexes=int(index)) or {}
-        failures.append(Failure(task_id, int(index), error))
+        failures.append(failure_of(task_id, int(index)))
     first = first_failure(failures, dag.task_ids)
-    return [first.to_markdown(dag.dag_id, run_id()), ""] if first else []
+    return [first.to_markdown(), ""] if first else []
 
 
 def mask_keys(config: StorageConfig) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from airflow.sdk import TriggerRule
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
-from include.juicefs_storage.failures import ERROR
 from include.juicefs_storage.switch.evidence import Evidence
 from include.juicefs_storage.switch.marks import End
 from include.juicefs_storage.switch.outcome import (
@@ -22,9 +21,9 @@ from include.juicefs_storage.switch.outcome import (
     judge,
 )
 from include.juicefs_storage.switch.plan import Plan
-from include.juicefs_storage.switch.report import Failure, Report, proof_lines
+from include.juicefs_storage.switch.report import Report, proof_lines
 from include.juicefs_storage.tasks.approval import ANSWER
-from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_page, task_states
+from include.juicefs_storage.tasks.context import failure_of, log, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import APPLY
@@ -109,10 +108,11 @@ def _report(
     planned = run.carried_out if run else Plan.model_validate(pull("plan")) if pull("plan") else None
     results = {task_id: dict(left.result) for task_id, left in evidence.items()}
     approval, approver = _approval(states["approve"])
+    failed = "" if outcome in GREEN else failed_first(_ORDER, states, progress.unproven or {})
     return Report(
         outcome=outcome,
         meaning=_meaning(outcome),
-        failure=None if outcome in GREEN else _failure(failed_first(_ORDER, states, progress.unproven or {})),
+        failure=failure_of(failed) if failed else None,
         missing=missing,
         run_id=run_id(),
         volume=planned.volume if planned else None,
@@ -143,13 +143,6 @@ def _recorded() -> tuple[SwitchRun | None, str]:
     except StorageSwitchError as error:
         log.exception("The backup of this run cannot be read.")
         return None, error.problem
-
-
-def _failure(task_id: str) -> Failure | None:
-    """Why a task failed, as it left it; None for no task."""
-    if not task_id:
-        return None
-    return Failure(task=task_id, page=task_page(task_id), **(pull(task_id, ERROR) or {}))
 
 
 def _approval(state: str) -> tuple[str, str | None]:
