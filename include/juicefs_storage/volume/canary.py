@@ -82,12 +82,14 @@ class Move:
         store: The bucket behind it.
         left: The bucket that it used before; None where that is not at hand: then a block proves less.
         since: When the setting was written (UTC, by Airflow's clock).
+        returning: The clients had this storage before. One that never left it may have failed to reload it.
     """
 
     config: StorageConfig
     store: Bucket
     left: Bucket | None = None
     since: datetime | None = None
+    returning: bool = False
 
     def left_has(self, keys: Sequence[str]) -> bool:
         """Whether the bucket that the client used before has one of these objects.
@@ -162,9 +164,10 @@ def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout
     """Prove that one client uses a storage, by what only this client can have done.
 
     It writes a block through its mount. That block is on the storage and not where the client wrote before, and the
-    client's log shows no failed reload. Where both show the block (one store under two names, other keys for one
-    bucket, replication) the block tells nothing: then the log must show the reload, or the client must have started
-    after the setting was written. The file `canary` in the volume's root is removed again.
+    client's log shows no failed reload, unless the client may never have left the storage. Where both show the block
+    (one store under two names, other keys for one bucket, replication) the block tells nothing: then the log must show
+    the reload, or the client must have started after the setting was written. The file `canary` in the volume's root
+    is removed again.
 
     Args:
         cluster: Where the pod is.
@@ -203,9 +206,10 @@ def _judge_block(cluster: Cluster, pod: Pod, move: Move, keys: Sequence[str]) ->
     bucket, reload = move.config.bucket, _read_reload(cluster, pod, move)
     if missing := [key for key in keys if not move.store.exists(key)]:
         return _unproven(f"a block written through its mount is not in {bucket}: {missing[0]}", reload, stuck=True)
-    if reload.failure:
+    on_both = move.left_has(keys)
+    if reload.failure and (on_both or not move.returning):
         return _unproven("its block is there", reload, stuck=True)
-    if not move.left_has(keys):
+    if not on_both:
         return ClientState(by="block")
     if reload.found:
         return ClientState(by="log")

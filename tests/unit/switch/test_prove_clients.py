@@ -95,6 +95,8 @@ def prove(
     unstick: Callable[[], None] | None = None,
     timeout_s: float = 5,
     sessions: Callable[[], Sequence[Session]] = tuple,
+    *,
+    returning: bool = False,
 ) -> list[ClientProof]:
     now = [0.0]
 
@@ -102,7 +104,7 @@ def prove(
         now[0] += seconds
 
     return prove_every_client(
-        VolumePods(clients, setting(NEW), "main"), Move(NEW, clients.new, clients.old, SINCE), "canary",
+        VolumePods(clients, setting(NEW), "main"), Move(NEW, clients.new, clients.old, SINCE, returning), "canary",
         timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
         unstick=unstick, sessions=sessions,
     )  # fmt: skip
@@ -189,6 +191,18 @@ def test_a_failed_reload_is_no_proof_even_with_the_block_in_place() -> None:
     """It keeps what it had before that reload, and not what the setting says."""
     with pytest.raises(PermanentError, match="could not use the setting"):
         prove(Clients({"stuck": Client(log=RELOADED + FAILED)}))
+
+
+def test_on_the_way_back_a_client_that_never_left_is_proven_by_its_block() -> None:
+    """Its reload failed on the way out and fails on the way back: it has kept the storage that it must have."""
+    clients = Clients({"stayed": Client(log=FAILED)})
+    assert [proof.by for proof in prove(clients, returning=True)] == ["block"]
+    for elsewhere in (
+        Clients({"stuck": Client(uses=OLD, log=FAILED)}),
+        Clients({"stuck": Client(log=FAILED)}, same=True),
+    ):
+        with pytest.raises(PermanentError, match="could not use the setting"):
+            prove(elsewhere, returning=True)
 
 
 def test_an_old_store_that_is_gone_hinders_no_proof() -> None:

@@ -35,7 +35,7 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
     with run.lease.kept_renewed():
         proven = prove_every_client(
             run.runtime.volume_pods(run.before),
-            Move(location.config, location.store, left.store, _written_at(run, forward=forward)),
+            Move(location.config, location.store, left.store, _written_at(run, forward=forward), returning=not forward),
             run.canary,
             timeout_s=run.runtime.params.client_timeout_s,
             clock=time.monotonic,
