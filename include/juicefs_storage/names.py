@@ -31,7 +31,13 @@ def run_url(dag_id: str, run_id: str) -> str:
 
 
 def page_url(page: Page, dag_id: str, run_id: str) -> str:
-    """The plan or the report of a run, relative to the root of the UI."""
+    """Build the URL of a run's plan or report, relative to the root of the UI.
+
+    Args:
+        page: Which of them.
+        dag_id: The DAG.
+        run_id: The run.
+    """
     return f"{PAGES}/runs/{quote(dag_id, safe='')}/{quote(run_id, safe='')}/{page}"
 
 
@@ -41,11 +47,24 @@ def fleet_url(run_id: str) -> str:
 
 
 def volume_run_id(fleet_run_id: str, key: str, *, dry_run: bool = False) -> str:
-    """The id of the run that moves a volume of a fleet, or rehearses that. A cleared task finds its run by it."""
+    """Build the id of the run that moves, or rehearses, a volume of a fleet. A cleared task finds its run by it.
+
+    Args:
+        fleet_run_id: The fleet's run.
+        key: The volume's key.
+        dry_run: Whether the run rehearses.
+    """
     return f"{fleet_run_id}.{key}{'.plan' if dry_run else ''}"
 
 
 def task_url(dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
-    """A task instance in Airflow's UI, relative to the root of the UI."""
+    """Build the URL of a task instance, relative to the root of the UI.
+
+    Args:
+        dag_id: The DAG.
+        run_id: The run.
+        task_id: The task.
+        map_index: -1 where the task is not mapped.
+    """
     mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
     return f"{run_url(dag_id, run_id)}/tasks/{quote(task_id, safe='')}{mapped}"

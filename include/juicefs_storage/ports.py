@@ -258,7 +258,13 @@ class Cluster(Protocol):
         """The Deployments of all namespaces; None where the connection's user may not list them."""
 
     def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
-        """Set annotations of the pod template, which makes the workload replace its pods."""
+        """Set annotations of the pod template, which makes the workload replace its pods.
+
+        Args:
+            kind: The workload's kind.
+            name: The workload's name.
+            annotations: Name -> value, beside those that are there.
+        """
 
     def templates(self) -> Mapping[str, Any]:
         """The pod templates of the CSI workloads, for the backup."""
@@ -278,7 +284,15 @@ class Cluster(Protocol):
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
     ) -> ExecResult:
-        """Run a command in a pod and wait for its end."""
+        """Run a command in a pod, and wait until it ends.
+
+        Args:
+            pod: The pod's name.
+            container: Its container.
+            command: The command and its arguments; no secret, since the API server's audit log shows it.
+            stdin: Its standard input.
+            timeout_s: How long it may run, in seconds.
+        """
 
     def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
         """Objects as the API server sends them; of claims and volumes those of driver csi.juicefs.com alone."""

@@ -47,7 +47,13 @@ class CompressedBlocks:
 
 
 def holds(content: bytes, length: int, compression: str) -> bool:
-    """Whether an object decompresses to exactly so many bytes."""
+    """Report whether an object decompresses to exactly `length` bytes.
+
+    Args:
+        content: The object.
+        length: The block's length in bytes.
+        compression: `lz4` or `zstd`.
+    """
     # Arrow does not tell how many bytes came out: no more than it has room for, and no less if it needs all of that.
     return _fits(content, length, compression) and not _fits(content, length - 1, compression)
 

@@ -289,7 +289,16 @@ class JuiceFSCommand:
             )
 
     def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
-        """Read one of some blocks with a storage's own keys; write, read back and remove an object under a new key."""
+        """Read one of some blocks with a storage's own keys; write, read back and remove an object under a new key.
+
+        Args:
+            config: The storage.
+            blocks: Keys of blocks, of which one must be there; none: nothing is read.
+            probe_key: The new key; None: nothing is written.
+
+        Returns:
+            The problem; empty where there is none.
+        """
         from include.juicefs_storage.adapters.tools.juicefs_sync import sync_urls
 
         keys_of: list[str] = []

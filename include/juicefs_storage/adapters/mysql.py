@@ -210,7 +210,16 @@ class MySqlMetadata:
         return float(self._query("SELECT UNIX_TIMESTAMP()")[0][0])
 
     def replace_setting(self, expected: Setting, new: Setting, *, not_after: float | None = None) -> bool:
-        """Compare and set in one UPDATE. The row is never deleted: clients of 1.2 and later exit without it."""
+        """Compare and set in one UPDATE. The row is never deleted: clients of 1.2 and later exit without it.
+
+        Args:
+            expected: The setting that must be there.
+            new: The setting to write.
+            not_after: Write nothing after this moment by the database's clock, in Unix time; None: no limit.
+
+        Returns:
+            Whether the expected setting was there and was replaced.
+        """
         update = self._sql("UPDATE jfs_setting SET value = %s WHERE name = 'format' AND CAST(value AS BINARY) = %s")
         with self._cursor() as cursor:
             if not_after is None:

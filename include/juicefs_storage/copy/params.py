@@ -203,6 +203,11 @@ def refuse_overlap(source: tuple[str, str, str], target: tuple[str, str, str]) -
 def check_places(params: SyncParams, source_endpoint: str, target_endpoint: str) -> None:
     """Refuse two connections that lead to the same objects.
 
+    Args:
+        params: The run's params.
+        source_endpoint: Where the source's connection leads.
+        target_endpoint: Where the target's connection leads.
+
     Raises:
         PermanentError: Source and target are one place, or one is inside the other.
     """

@@ -135,7 +135,12 @@ def _passed_on(fleet: FleetParams) -> dict[str, Any]:
 
 
 def registered_volume(fleet: FleetParams, registry: dict[str, dict[str, Any]], name: str) -> SwitchParams:
-    """The params of the run of a volume that the registry names.
+    """Resolve the params of the run of a registered volume.
+
+    Args:
+        fleet: The fleet's params.
+        registry: The registered volumes.
+        name: The volume's name there.
 
     Raises:
         PermanentError: It is not registered, or no target is known.

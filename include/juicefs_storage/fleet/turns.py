@@ -48,6 +48,12 @@ def whose_turn(
 
 
 def waves_ahead(waves: Sequence[Sequence[str]], key: str, states: Mapping[str, VolumeState]) -> int:
-    """How many waves have to end before this volume's may begin."""
+    """Count the waves that must end before this volume's may begin.
+
+    Args:
+        waves: The keys of the volumes of each wave, in order.
+        key: The volume's key.
+        states: Key -> state.
+    """
     mine = next(number for number, wave in enumerate(waves) if key in wave)
     return sum(any(states[other] in {"waits", "under way"} for other in wave) for wave in waves[:mine])

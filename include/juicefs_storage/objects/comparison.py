@@ -57,7 +57,16 @@ class Rows:
         outcome: ObjectOutcome,
         comparison: Comparison,
     ) -> None:
-        """Append rows of one outcome."""
+        """Append rows of one outcome.
+
+        Args:
+            keys: Their keys, in order.
+            sizes: Their sizes in bytes.
+            source_etags: Empty where the source has none.
+            target_etags: Empty where the target has none.
+            outcome: Of all rows.
+            comparison: How all rows were compared.
+        """
         self.keys += keys
         self.sizes += sizes
         self.source_etags += source_etags
@@ -68,7 +77,15 @@ class Rows:
     def put(
         self, row: int, outcome: ObjectOutcome, comparison: Comparison, *, checksum: str = "", detail: str = ""
     ) -> None:
-        """Set what became of one row."""
+        """Set the outcome of one row.
+
+        Args:
+            row: Its index.
+            outcome: The outcome.
+            comparison: How it was compared.
+            checksum: Of the content; empty: not computed.
+            detail: For a person.
+        """
         self.outcomes[row], self.comparisons[row] = OUTCOME_CODES[outcome], COMPARISON_CODES[comparison]
         if checksum:
             self.checksums[row] = checksum

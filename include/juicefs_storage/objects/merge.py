@@ -67,6 +67,12 @@ def cut_page(page: Page, last: str) -> tuple[Page, Page]:
 
 
 def slice_page(page: Page, first: int, end: int) -> Page:
-    """Return the rows of a page from `first` up to, not including, `end`."""
+    """Return the rows of a page from `first` up to, not including, `end`.
+
+    Args:
+        page: The page.
+        first: The first row's index.
+        end: The index behind the last row.
+    """
     keys, sizes, etags = page
     return Page(keys[first:end], sizes[first:end], etags[first:end])

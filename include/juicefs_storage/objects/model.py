@@ -139,6 +139,11 @@ class MirrorTool(Protocol):
     def mirror(self, keys: KeyRange, *, compare: Compare, overwrite: bool) -> Mirrored:
         """Copy what the target lacks within a range; with `overwrite` also what differs.
 
+        Args:
+            keys: The range.
+            compare: How both sides are compared.
+            overwrite: Replace objects that differ.
+
         Raises:
             TransientError: Some object was not copied, was lost, or the program failed; its last lines, masked.
             PermanentError: The program is not there, or cannot do what is asked.

@@ -16,7 +16,14 @@ class Totals:
     seconds: float = 0.0
 
     def add(self, outcome: ObjectOutcome, comparison: Comparison, objects: int, size: int) -> None:
-        """Count objects of one kind."""
+        """Count objects of one kind.
+
+        Args:
+            outcome: Of all of them.
+            comparison: How they were compared.
+            objects: How many.
+            size: Their size in bytes.
+        """
         before = self.counts.get((outcome, comparison), (0, 0))
         self.counts[outcome, comparison] = (before[0] + objects, before[1] + size)
 

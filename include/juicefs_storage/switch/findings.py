@@ -25,12 +25,24 @@ def ok(check: str, message: str) -> Finding:
 
 
 def warning(check: str, message: str, remedy: str) -> Finding:
-    """Something that the operator must know and that does not forbid the switch."""
+    """Make a finding that the operator must know and that does not forbid the switch.
+
+    Args:
+        check: The check's name.
+        message: What was expected and what was found.
+        remedy: What to do next.
+    """
     return Finding(check=check, level="warning", message=message, remedy=remedy)
 
 
 def refusal(check: str, message: str, remedy: str) -> Finding:
-    """Something that forbids the switch."""
+    """Make a finding that forbids the switch.
+
+    Args:
+        check: The check's name.
+        message: What was expected and what was found.
+        remedy: What to do next.
+    """
     return Finding(check=check, level="refusal", message=message, remedy=remedy)
 
 

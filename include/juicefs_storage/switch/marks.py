@@ -40,9 +40,17 @@ def mark_id(backup_id: str, how: End) -> str:
 
 
 def read_mark(vault: Vault, backup_id: str, how: End) -> Mark | None:
-    """The mark of a run; None where there is none.
+    """Read the mark of a run.
 
     A mark of an early version is its time alone: whose it is, its backup says.
+
+    Args:
+        vault: The folder of backups.
+        backup_id: The run's backup.
+        how: Which mark.
+
+    Returns:
+        The mark; None where there is none.
 
     Raises:
         StorageSwitchError: It cannot be decrypted, is no mark, or nothing tells whose it is.

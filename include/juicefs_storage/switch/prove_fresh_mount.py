@@ -11,7 +11,12 @@ from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 
 def prove_status(juicefs: JuiceFS, setting: Setting, config: StorageConfig) -> None:
-    """`juicefs status` names this volume on this storage.
+    """Prove that `juicefs status` names this volume on this storage.
+
+    Args:
+        juicefs: Runs the command.
+        setting: The volume's setting.
+        config: The storage.
 
     Raises:
         TransientError: It names something else.

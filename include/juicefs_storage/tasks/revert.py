@@ -129,7 +129,12 @@ def resolve_params() -> dict[str, Any]:
 
 
 def resolve(given: dict[str, Any], chosen: dict[str, Any] | None, vault: Vault) -> dict[str, Any]:
-    """The params of the run, from the form, the answer of choose_backup and the backup itself.
+    """Resolve the params of the run from the form, the answer of choose_backup and the backup.
+
+    Args:
+        given: The form's values.
+        chosen: What choose_backup answered; None: it did not ask.
+        vault: The folder of backups.
 
     Raises:
         PermanentError: A param is refused, there is no such backup, or it is another volume's.

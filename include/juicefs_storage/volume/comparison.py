@@ -52,7 +52,13 @@ class NeededBlocks:
 
     @classmethod
     def of(cls, metadata: MetadataStore, setting: Setting, *, others: bool = False) -> NeededBlocks:
-        """Read them from the metadata; keys begin with the volume's name."""
+        """Read the needed blocks from the metadata. Keys begin with the volume's name.
+
+        Args:
+            metadata: Which blocks files refer to.
+            setting: The volume's setting.
+            others: Keep the blocks as well that no file refers to.
+        """
         return cls(
             chunks=f"{setting.name}/chunks/",
             sizes=ObjectSizes.of(setting),

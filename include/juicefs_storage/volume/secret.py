@@ -130,7 +130,12 @@ def written_by_format(values: Mapping[str, str]) -> StorageConfig | None:
 
 
 def volume_secrets(cluster: Cluster, secret_name: str, volume: str) -> list[SecretObject]:
-    """The Secret of the volume and every other Secret of its namespace with its metadata, the driver's copies included.
+    """Read the volume's Secret and every other Secret of its namespace with its metadata, the driver's copies included.
+
+    Args:
+        cluster: Where they are.
+        secret_name: The volume's Secret.
+        volume: The volume's name.
 
     Raises:
         PermanentError: The Secret belongs to another volume or lacks its metaurl.

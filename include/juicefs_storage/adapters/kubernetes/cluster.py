@@ -197,7 +197,13 @@ class KubernetesCluster:
         return [to_template("Deployment", item) for item in found.items]
 
     def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
-        """Merge-patch the annotations of the pod template, as `kubectl rollout restart` does."""
+        """Merge-patch the annotations of the pod template, as `kubectl rollout restart` does.
+
+        Args:
+            kind: The workload's kind.
+            name: The workload's name.
+            annotations: Name -> value, beside those that are there.
+        """
         patch = {"spec": {"template": {"metadata": {"annotations": dict(annotations)}}}}
         call = {
             "StatefulSet": self._apps.patch_namespaced_stateful_set,
@@ -282,7 +288,15 @@ class KubernetesCluster:
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
     ) -> ExecResult:
-        """Run a command in a pod, see `PodExec.run`."""
+        """Run a command in a pod. See `PodExec.run`.
+
+        Args:
+            pod: The pod's name.
+            container: Its container.
+            command: The command and its arguments; no secret, since the API server's audit log shows it.
+            stdin: Its standard input.
+            timeout_s: How long it may run, in seconds.
+        """
         return self._exec.run(pod, container, command, stdin=stdin, timeout_s=timeout_s)
 
     def lease(self, name: str) -> Lease | None:
@@ -323,7 +337,14 @@ class KubernetesCluster:
         return items
 
     def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
-        """The last lines of a pod's log; an explanation where it cannot be read."""
+        """Read the last lines of a pod's log; return an explanation where it cannot be read.
+
+        Args:
+            pod: The pod's name.
+            lines: How many lines.
+            container: Its container; empty: the only one.
+            since_s: Only lines of so many seconds; None: all.
+        """
         try:
             action = f"read the log of Pod {self.namespace}/{pod}"
             more: dict[str, Any] = {"container": container} if container else {}

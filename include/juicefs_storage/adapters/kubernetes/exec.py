@@ -30,6 +30,13 @@ class PodExec:
     ) -> ExecResult:
         """Run a command in a pod over a WebSocket of its own.
 
+        Args:
+            pod: The pod's name.
+            container: Its container.
+            command: The command and its arguments; no secret, since the API server's audit log shows it.
+            stdin: Its standard input.
+            timeout_s: How long it may run, in seconds.
+
         Raises:
             PermanentError: The connection's user may not exec here.
             TransientError: It could not be started, the connection was lost, or it did not end in time; in the

@@ -44,7 +44,13 @@ class S3Bucket(Bucket):
 
     @classmethod
     def from_connection(cls, conn_id: str, bucket: str, prefix: str = "") -> S3Bucket:
-        """Use an Airflow connection of type `aws`, with the limits of a cut-over. See S3Store.from_connection."""
+        """Use an Airflow connection of type `aws`, with the limits of a cut-over. See S3Store.from_connection.
+
+        Args:
+            conn_id: The connection.
+            bucket: The bucket's name.
+            prefix: Keys are relative to it; empty: the whole bucket.
+        """
         return cls(S3Store.from_connection(conn_id, bucket, prefix, PROMPT))
 
     @classmethod

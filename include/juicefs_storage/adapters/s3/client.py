@@ -203,6 +203,14 @@ class S3Client:
     ) -> Response:
         """Make one request in the calling thread. See `request`.
 
+        Args:
+            method: GET, PUT, …
+            path: From `path`.
+            query: Percent-encoded and sorted.
+            headers: Extra headers.
+            parts: The body.
+            length: The body's length in bytes; None: there is no body.
+
         Raises:
             TransientError: It was not answered well.
             PermanentError: The certificate is not trusted, or the clocks keep differing.
@@ -271,7 +279,13 @@ class S3Client:
             raise self.not_s3(action, headers)
 
     def not_s3(self, action: str, headers: Mapping[str, str], why: str = "") -> TransientError:
-        """Say what was found where an answer of S3 was expected."""
+        """Say what was found where an answer of S3 was expected.
+
+        Args:
+            action: What was asked, for the message.
+            headers: The answer's.
+            why: What is wrong with it; empty: nothing more is known.
+        """
         kind, server = (_shown(headers.get(name, "")) for name in ("content-type", "server"))
         found = f"status 200 of type {kind or '(none)'} from server {server or '(unnamed)'}{f': {why}' if why else ''}"
         return TransientError(

@@ -80,8 +80,13 @@ class JuiceFSSync:
     def mirror(self, keys: KeyRange, *, compare: Compare, overwrite: bool) -> Mirrored:
         """`juicefs sync --check-new`: without `overwrite` with `--ignore-existing`.
 
-        With `overwrite` objects of another size are replaced; also those of another content, for which both sides are
-        read in full, unless `compare` is `size`: it does not look at ETags.
+        With `overwrite` objects of another size are replaced. Unless `compare` is `size`, objects of another content
+        are replaced too: both sides are read in full, since the command does not look at ETags.
+
+        Args:
+            keys: The range.
+            compare: How both sides are compared.
+            overwrite: Replace objects that differ.
         """
         binary = find()
         source, target = _config(self.source), _config(self.target)

@@ -62,6 +62,11 @@ class McMirror:
 
         Only everything (`KeyRange()`) or everything below a prefix (`below`) can be mirrored. It compares in its own
         way, whatever `compare` says. How many objects it handles at once is for it to find out.
+
+        Args:
+            keys: The range.
+            compare: Not used.
+            overwrite: Replace objects that differ.
         """
         binary, prefix = find(), self._prefix(keys)
         sides = [_path("source", self.source, prefix), _path("target", self.target, prefix)]

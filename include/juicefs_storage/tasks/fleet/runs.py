@@ -57,7 +57,13 @@ def run_state(volume_run: str) -> str:
 
 
 def pull_of_run(volume_run: str, task_id: str, key: str = "return_value") -> Any:
-    """An XCom of a volume's run; None where there is none."""
+    """Pull an XCom of a volume's run; None where there is none.
+
+    Args:
+        volume_run: The run's id.
+        task_id: The task.
+        key: The XCom's key.
+    """
     ti: Any = get_current_context()["ti"]
     return ti.xcom_pull(dag_id=SWITCH, run_id=volume_run, task_ids=task_id, key=key)
 

@@ -83,7 +83,13 @@ class SyncRuntime:
         )
 
     def tool(self, source: S3Store, target: S3Store, tasks: int) -> MirrorTool | None:
-        """The program that copies; None: the native engine does."""
+        """Find the program that copies; None: the native engine copies.
+
+        Args:
+            source: Only read.
+            target: Written to.
+            tasks: How many tasks share the bandwidth.
+        """
         params, rate = self.params, self._rate(tasks)
         if params.engine == "juicefs":
             from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
@@ -146,7 +152,13 @@ class SyncRuntime:
 
 
 def needed_blocks(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> NeededBlocks | None:
-    """What the volume needs, as the plan wrote it down; None where the plan is a listing's."""
+    """Read what the volume needs, as the plan recorded it; None where the plan follows a listing.
+
+    Args:
+        plan: The plan of the run.
+        runtime: Of the run.
+        source: Where blocks are read, where their size does not prove them.
+    """
     from include.juicefs_storage.adapters.compressed_blocks import CODECS, CompressedBlocks
     from include.juicefs_storage.adapters.needed_files import NeededFiles
     from include.juicefs_storage.adapters.s3.bucket import S3Bucket

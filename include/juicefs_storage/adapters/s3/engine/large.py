@@ -45,7 +45,13 @@ class ReadError(Exception):
 
 
 def send_large(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copied]:
-    """GET and PUT at once."""
+    """Send an object as it comes in: GET and PUT at once.
+
+    Args:
+        worker: The worker of this thread.
+        item: The object, as the source lists it.
+        create_only: Write only where the target has no such object.
+    """
     _, size, etag = item
     hashes = [] if is_md5(etag) and not worker.shared.foreign_target else [hashlib.md5, xxh3]
     conditions = CREATE_ONLY if create_only else ()

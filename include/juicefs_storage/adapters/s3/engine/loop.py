@@ -27,7 +27,13 @@ class Loop:
         self._known: dict[int, Connection] = {}
 
     def run(self, lanes: list[Steps[None]], worker: Worker, stopped: Callable[[], bool]) -> None:
-        """Until all lanes are at their end. An exception in one ends all."""
+        """Run lanes until each has ended. An exception in one ends all.
+
+        Args:
+            lanes: What to run side by side in this thread.
+            worker: The worker of this thread.
+            stopped: Whether to give up; asked between two steps.
+        """
         waiting: dict[int, tuple[Steps[None], Connection]] = {}
         sleeping: list[tuple[float, int, Steps[None]]] = []
         order = count()

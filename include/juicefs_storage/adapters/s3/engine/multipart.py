@@ -31,7 +31,13 @@ _UPLOAD_ID = re.compile(rb"<UploadId>([^<&]+)</UploadId>")
 
 
 def send_parts(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copied]:
-    """A multipart upload, part after part; aborted where it does not come to its end."""
+    """Send an object as a multipart upload, part by part. Abort the upload where it is not completed.
+
+    Args:
+        worker: The worker of this thread.
+        item: The object, as the source lists it.
+        create_only: Write only where the target has no such object.
+    """
     key, size, etag = item
     source, target = worker.source, worker.target
     found = yield from source.request("HEAD", source.path(key))

@@ -39,7 +39,12 @@ def xxh3() -> Hash:
 
 
 def not_written(worker: Worker, item: Listed, put: Response) -> Steps[Copied]:
-    """A PUT that was refused: because the object is there by now, or for good.
+    """Explain a PUT that was refused: the object exists by now, or the refusal is final.
+
+    Args:
+        worker: The worker of this thread.
+        item: The object, as the source lists it.
+        put: The answer to the PUT.
 
     Raises:
         ObjectError: For good.

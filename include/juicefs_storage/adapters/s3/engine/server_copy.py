@@ -21,7 +21,16 @@ _TRANSFER_BYTES = 16 * 2**20
 
 
 def copy_on_server(worker: Worker, item: Listed, *, overwrite: bool) -> Steps[Copied | None]:
-    """CopyObject, which moves no byte through this process. None: the store does not do it, or not this one."""
+    """Copy an object with CopyObject, which moves no byte through this process.
+
+    Args:
+        worker: The worker of this thread.
+        item: The object, as the source lists it.
+        overwrite: Replace the target's object where there is one.
+
+    Returns:
+        The result; None where the store does not copy, or not this object.
+    """
     key, _, etag = item
     source, target = worker.source, worker.target
     headers: Headers = (("x-amz-copy-source", source.copy_source(key)),)

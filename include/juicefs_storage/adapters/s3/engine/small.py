@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def send_small(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copied]:
-    """GET into memory, then PUT."""
+    """Send an object: GET into memory, then PUT.
+
+    Args:
+        worker: The worker of this thread.
+        item: The object, as the source lists it.
+        create_only: Write only where the target has no such object.
+    """
     key, size, etag = item
     source, target = worker.source, worker.target
     try:

@@ -29,6 +29,11 @@ def drive(steps: Steps[T], limits: Limits, stopped: Callable[[], bool] = lambda:
 
     A connection that stays silent for `idle_s`, or passes its deadline, gets a TimeoutError.
 
+    Args:
+        steps: The exchange.
+        limits: How long it may wait.
+        stopped: Whether to give up.
+
     Raises:
         StoppedError: `stopped` says so; it is asked every half second.
     """
