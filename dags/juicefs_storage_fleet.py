@@ -6,8 +6,7 @@ from airflow.sdk import dag
 
 from include.juicefs_storage.fleet.params import FleetParams
 from include.juicefs_storage.tasks.approval import approve
-from include.juicefs_storage.tasks.fleet import plan as fleet_plan
-from include.juicefs_storage.tasks.fleet import waves as fleet
+from include.juicefs_storage.tasks.fleet import plan, waves
 from include.juicefs_storage.tasks.form import form
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
@@ -38,24 +37,19 @@ After a failure no other volume is started (`on_failure`); those that are moved 
 )
 def juicefs_storage_fleet() -> None:
     """Find, rehearse, plan, approve; move the canary, watch it, approve; then wave by wave."""
-    found, planned, path, approval = (
-        fleet_plan.find_volumes(),
-        fleet_plan.plan(),
-        fleet_plan.choose_path(),
-        approve(),
-    )
-    fleet_plan.resolve_params() >> found
-    fleet_plan.dry_runs.expand(volume=found) >> planned >> path >> approval
+    found, planned, path, approval = plan.find_volumes(), plan.plan(), plan.choose_path(), approve()
+    plan.resolve_params() >> found
+    plan.dry_runs.expand(volume=found) >> planned >> path >> approval
 
-    watched, later = fleet.watch_canary(), fleet.later_volumes()
-    [path, approval] >> fleet.start_canary() >> watched >> fleet.approve_rest() >> later
+    watched, later = waves.watch_canary(), waves.later_volumes()
+    [path, approval] >> waves.start_canary() >> watched >> waves.approve_rest() >> later
 
-    told = Notify("ended")
-    finalize = fleet.finalize.override(on_success_callback=told, on_failure_callback=told)()
-    moved = fleet.waves.expand(volume=later)
+    notify = Notify("ended")
+    finalize = waves.finalize.override(on_success_callback=notify, on_failure_callback=notify)()
+    moved = waves.waves.expand(volume=later)
     # Not by way of others alone: whatever becomes of these, and whatever is cleared, every volume has ended by then.
-    moved >> [restart := fleet.restart_csi(), finalize]
-    restart >> fleet.wait_for_rollouts() >> finalize
+    moved >> [restart := waves.restart_csi(), finalize]
+    restart >> waves.wait_for_rollouts() >> finalize
     [planned, path, watched] >> finalize
 
 

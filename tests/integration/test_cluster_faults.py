@@ -20,7 +20,6 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster, requests
-from include.juicefs_storage.adapters.kubernetes import exec as pod_exec
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.restart_csi import RestartCsi
@@ -315,7 +314,7 @@ def test_an_exec_into_a_pod_that_is_gone_may_be_tried_again(cluster: KubernetesC
 def test_an_exec_that_does_not_start_ends_in_time(
     kube: KubeServer, cluster: KubernetesCluster, monkeypatch: pytest.MonkeyPatch, action: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(pod_exec, "REQUEST_TIMEOUT_S", 2)
+    monkeypatch.setattr("include.juicefs_storage.adapters.kubernetes.exec.REQUEST_TIMEOUT_S", 2)
     kube.order_fault(match("connect", "pods", action, match={"subresource": "exec"}))
     with Limit(5), pytest.raises(TransientError, match="Could not start true in pod"):
         cluster.exec(POD, "juicefs-plugin", ["true"])

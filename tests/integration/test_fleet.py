@@ -46,12 +46,11 @@ def fleet(fleet_lab: Lab, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv(name, value)
     from airflow.sdk.execution_time.context import set_current_context
 
-    from include.juicefs_storage.tasks.fleet import plan as fleet_plan
-    from include.juicefs_storage.tasks.fleet import waves as fleet
+    from include.juicefs_storage.tasks.fleet import plan, waves
 
     context: Any = {"ti": SimpleNamespace(), "dag": SimpleNamespace(dag_id="juicefs_storage_fleet"), "run_id": "fleet"}
     with set_current_context(context):
-        yield SimpleNamespace(**{**vars(fleet_plan), **vars(fleet)})
+        yield SimpleNamespace(**{**vars(plan), **vars(waves)})
 
 
 def params(lab: Lab, **more: Any) -> Any:

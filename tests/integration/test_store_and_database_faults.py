@@ -17,9 +17,8 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters import mysql as metadata
+from include.juicefs_storage.adapters import mysql
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
-from include.juicefs_storage.adapters.s3 import bucket as bucket_module
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.store import PROMPT
 from include.juicefs_storage.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
@@ -111,9 +110,9 @@ def store() -> Iterator[FaultyStore]:
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Shorter limits than those of a real run; their number and order stay."""
     limits = replace(PROMPT, connect_s=READ_TIMEOUT_S, idle_s=READ_TIMEOUT_S, total_s=TOTAL_S)
-    monkeypatch.setattr(bucket_module, "PROMPT", limits)
-    monkeypatch.setattr(metadata, "_TIMEOUTS", dict.fromkeys(metadata._TIMEOUTS, DATABASE_TIMEOUT_S))
-    monkeypatch.setattr(metadata, "_READ_FOR_S", READ_FOR_S)
+    monkeypatch.setattr("include.juicefs_storage.adapters.s3.bucket.PROMPT", limits)
+    monkeypatch.setattr(mysql, "_TIMEOUTS", dict.fromkeys(mysql._TIMEOUTS, DATABASE_TIMEOUT_S))
+    monkeypatch.setattr(mysql, "_READ_FOR_S", READ_FOR_S)
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
 
 
@@ -255,7 +254,7 @@ def test_a_database_that_was_waited_for_just_now_is_not_waited_for_again(
     mariadb: MariaDB, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By another task of the run, or by this one: else each read of a run would take its minute."""
-    monkeypatch.setattr(metadata, "_READ_AGAIN_FOR_S", 0.5)
+    monkeypatch.setattr(mysql, "_READ_AGAIN_FOR_S", 0.5)
     waited: list[None] = []
     own = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password))
 
@@ -269,7 +268,7 @@ def test_a_database_that_was_waited_for_just_now_is_not_waited_for_again(
     mariadb.stop()
     with pytest.raises(StillAwayError, match="it was waited for"):
         own.read_setting()
-    monkeypatch.setattr(metadata, "_READ_FOR_S", 60)
+    monkeypatch.setattr(mysql, "_READ_FOR_S", 60)
     for database in (own, told):
         with limit(15), pytest.raises(StillAwayError):
             database.read_setting()
@@ -281,7 +280,7 @@ def test_a_database_that_was_waited_for_just_now_is_not_waited_for_again(
 def test_a_database_that_comes_back_is_used(
     mariadb: MariaDB, database: MySqlMetadata, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metadata, "_READ_FOR_S", 40)
+    monkeypatch.setattr(mysql, "_READ_FOR_S", 40)
     mariadb.stop()
     found: list[Setting | StorageSwitchError] = []
 
@@ -314,7 +313,7 @@ def test_a_write_that_hangs_ends_in_time_and_the_row_decides(mariadb: MariaDB, d
 
 
 def test_a_wrong_password_is_not_tried_again(mariadb: MariaDB, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "_READ_FOR_S", 60)
+    monkeypatch.setattr(mysql, "_READ_FOR_S", 60)
     wrong = MySqlMetadata.from_metaurl(
         Metaurl.parse(f"mysql://{mariadb.user}:wrong@({mariadb.host}:{mariadb.port})/jfs")
     )

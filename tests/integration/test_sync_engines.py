@@ -19,7 +19,7 @@ from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.s3.wire.limits import Limits
-from include.juicefs_storage.adapters.tools import mc_mirror as mc
+from include.juicefs_storage.adapters.tools import mc_mirror
 from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
 from include.juicefs_storage.copy.manifest import ManifestRow
@@ -134,7 +134,7 @@ class Job:
 def engine(request: pytest.FixtureRequest) -> str:
     if request.param == "mc":
         try:
-            mc.find()
+            mc_mirror.find()
         except PermanentError as error:
             lacking(str(error))
     return str(request.param)

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from include.juicefs_storage.adapters.s3.store import S3Store
-from include.juicefs_storage.adapters.tools import juicefs_sync as juicefs
-from include.juicefs_storage.adapters.tools import mc_mirror as mc
+from include.juicefs_storage.adapters.tools import juicefs_sync, mc_mirror
 from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
 from include.juicefs_storage.errors import PermanentError
@@ -44,7 +43,7 @@ def sides(stores: tuple[MemoryStore, MemoryStore]) -> tuple[S3Store, S3Store]:
 @pytest.fixture
 def client() -> str:
     try:
-        return mc.find()
+        return mc_mirror.find()
     except PermanentError as error:
         lacking(str(error))
 
@@ -81,7 +80,7 @@ def test_juicefs_sync_passes_over_prefixes_when_it_lists_with_several_threads(
     keys = {"MINIO_ACCESS_KEY": "ak", "MINIO_SECRET_KEY": SECRET}
     keys |= {"AWS_ACCESS_KEY_ID": "ak", "AWS_SECRET_ACCESS_KEY": SECRET}
     urls = [source.url.replace("http", "minio") + "/source/", target.url.replace("http", "s3") + "/target/"]
-    run([juicefs.find(), "sync", "--no-https", "--start=b/1", "--end=b0", "--list-threads=4", *urls], **keys)
+    run([juicefs_sync.find(), "sync", "--no-https", "--start=b/1", "--end=b0", "--list-threads=4", *urls], **keys)
     found = set(target.bodies("target"))
     assert not found & {"b/1", "b/2", "b/c/3"}, "what lies below b/ is within the range"
     assert "c" in found, "what comes after the end is not"
@@ -170,6 +169,6 @@ def test_midnight_commander_is_not_taken_for_mc(tmp_path: os.PathLike[str], monk
         script.write("#!/bin/sh\necho GNU Midnight Commander 4.8\n")
     os.chmod(fake, 0o755)  # noqa: PTH101, S103
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(mc, "_UNPACKED", fake)
+    monkeypatch.setattr(mc_mirror, "_UNPACKED", fake)
     with pytest.raises(PermanentError, match="MinIO's client is not on the worker"):
-        mc.find()
+        mc_mirror.find()

@@ -25,13 +25,11 @@ ALL = KeyRange()
 def test_the_files_give_back_every_block_of_a_range_once(
     numbers: set[int], cuts: set[int], per_file: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    from include.juicefs_storage.adapters import needed_files as module
-
     blocks = [(f"chunks/{number:03}", number) for number in sorted(numbers)]
     folder = tmp_path_factory.mktemp("needed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_FILE_KEYS", per_file)
-        patch.setattr(module, "_GROUP_KEYS", 7)
+        patch.setattr("include.juicefs_storage.adapters.needed_files._FILE_KEYS", per_file)
+        patch.setattr("include.juicefs_storage.adapters.needed_files._GROUP_KEYS", 7)
         pages = (Page([name], [length], [""]) for name, length in blocks)
         assert sum(len(page.keys) for page in NeededFiles(folder).write(pages)) == len(blocks)
     bounds = [None, *(f"chunks/{number:03}" for number in sorted(cuts)), None]

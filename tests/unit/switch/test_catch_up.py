@@ -9,7 +9,6 @@ import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.objects.model import Compared, Comparison, Copied, Listed, ObjectOutcome
-from include.juicefs_storage.switch import catch_up as module
 from include.juicefs_storage.switch.catch_up import CatchUp
 from tests.support.fakes import FakeMetadata, FakeStore, setting
 
@@ -116,7 +115,7 @@ def test_a_block_that_no_store_has_is_reported_as_missing() -> None:
 
 
 def test_a_run_that_lost_its_lease_writes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CALL_BYTES", 200)
+    monkeypatch.setattr("include.juicefs_storage.switch.catch_up._CALL_BYTES", 200)
     world = World()
 
     def lose() -> None:
@@ -129,7 +128,7 @@ def test_a_run_that_lost_its_lease_writes_no_more(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_pass_that_takes_too_long_ends_between_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CALL_BYTES", 100)
+    monkeypatch.setattr("include.juicefs_storage.switch.catch_up._CALL_BYTES", 100)
     world = World()
 
     def late() -> None:

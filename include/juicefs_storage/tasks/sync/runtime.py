@@ -107,10 +107,9 @@ class SyncRuntime:
         Raises:
             PermanentError: It is not.
         """
-        from include.juicefs_storage.adapters.tools import juicefs_sync as juicefs
-        from include.juicefs_storage.adapters.tools import mc_mirror as mc
+        from include.juicefs_storage.adapters.tools import juicefs_sync, mc_mirror
 
-        {"juicefs": juicefs.find, "mc": mc.find}.get(self.params.engine, str)()
+        {"juicefs": juicefs_sync.find, "mc": mc_mirror.find}.get(self.params.engine, str)()
 
     def _rate(self, tasks: int) -> float | None:
         """Bytes a second for one task of those that may run at once."""

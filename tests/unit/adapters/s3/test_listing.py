@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.juicefs_storage.adapters.s3 import listing as module
-from include.juicefs_storage.adapters.s3.listing import ListingError, parse_listing
+from include.juicefs_storage.adapters.s3.listing import ListingError, _parse_any, _parse_uniform, parse_listing
 
 KEYS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 
@@ -70,8 +69,8 @@ def test_listings_of_any_form(rows: list[tuple[str, int, str]], form: str, token
 @given(ROWS)
 def test_the_fast_way_and_the_parser_agree(rows: list[tuple[str, int, str]]) -> None:
     text = listing(rows, form="aws").decode()
-    fast = module._parse_uniform(text, "", 0)
-    assert fast == module._parse_any(text, "", 0) or (fast is None and not rows)
+    fast = _parse_uniform(text, "", 0)
+    assert fast == _parse_any(text, "", 0) or (fast is None and not rows)
 
 
 def test_keys_that_are_not_encoded() -> None:

@@ -19,9 +19,7 @@ from airflow.sdk.execution_time.context import set_current_context
 from include.juicefs_storage.fleet.members import Member
 from include.juicefs_storage.fleet.params import FleetParams
 from include.juicefs_storage.fleet.plan import FleetPlan, make_waves
-from include.juicefs_storage.tasks.fleet import plan as fleet_plan
-from include.juicefs_storage.tasks.fleet import runs as fleet_runs
-from include.juicefs_storage.tasks.fleet import waves as fleet
+from include.juicefs_storage.tasks.fleet import plan, runs, waves
 from tests.support.fakes import FakeVault
 
 RUN = "manual__2026-11-23T12:00:00+00:00"
@@ -80,15 +78,15 @@ class TaskInstance:
 @pytest.fixture
 def vault(monkeypatch: pytest.MonkeyPatch) -> FakeVault:
     kept = FakeVault()
-    monkeypatch.setattr(fleet_runs, "open_vault", lambda: kept)
+    monkeypatch.setattr(runs, "open_vault", lambda: kept)
     return kept
 
 
 @pytest.fixture
 def ti(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskInstance]:
     """A run whose plan is a, then b and c, then d; nothing has begun. What needs a cluster agrees with the plan."""
-    monkeypatch.setattr(fleet, "require_as_approved", lambda member: None)
-    monkeypatch.setattr(fleet, "_is_on_target", lambda member: True)
+    monkeypatch.setattr(waves, "require_as_approved", lambda member: None)
+    monkeypatch.setattr(waves, "_is_on_target", lambda member: True)
     instance = TaskInstance()
     planned(instance)
     context: Any = {
@@ -106,11 +104,11 @@ def planned(ti: TaskInstance, *more: Member, **given: Any) -> FleetPlan:
         {"source_endpoint": "http://old:9000", "target_conn_id": "new", "wave_size": 2, "dry_run": False} | given
     )
     members = [Member(key=key, secret=f"juicefs/{key}", params={"target_bucket": "data"}, clients=1) for key in KEYS]
-    waves = make_waves(members, None, params.wave_size)
-    plan = FleetPlan(run_id=RUN, params=params, members=(*members, *more), waves=waves)
-    ti.xcoms[RUN, "plan", "return_value"] = ti.xcoms[RUN, "plan", "planned"] = plan.model_dump(mode="json")
+    turns = make_waves(members, None, params.wave_size)
+    fleet = FleetPlan(run_id=RUN, params=params, members=(*members, *more), waves=turns)
+    ti.xcoms[RUN, "plan", "return_value"] = ti.xcoms[RUN, "plan", "planned"] = fleet.model_dump(mode="json")
     ti.tasks["plan"] = "success"
-    return plan
+    return fleet
 
 
 def moved(ti: TaskInstance, *keys: str) -> None:
@@ -128,7 +126,7 @@ def ended(ti: TaskInstance, key: str, run: str, outcome: str | None, watch: str)
 
 def test_a_run_is_started_with_its_own_id_and_asks_nobody(ti: TaskInstance, vault: FakeVault) -> None:
     with pytest.raises(DagRunTriggerException) as started:
-        fleet.start_canary.function()
+        waves.start_canary.function()
     assert (started.value.trigger_dag_id, started.value.dag_run_id) == ("juicefs_storage_switch", f"{RUN}.a")
     assert started.value.conf == {
         "target_bucket": "data", "dry_run": False, "require_approval": False, "restart_csi": True,
@@ -137,20 +135,20 @@ def test_a_run_is_started_with_its_own_id_and_asks_nobody(ti: TaskInstance, vaul
 
     moved(ti, "a")
     with pytest.raises(DagRunTriggerException) as started:
-        fleet.start.function("c")
+        waves.start.function("c")
     assert started.value.conf
     assert started.value.conf["restart_csi"] is False, "it would cut off what the runs beside it do"
 
 
 def test_a_run_that_is_there_is_not_started_again(ti: TaskInstance) -> None:
     ti.runs[f"{RUN}.a"] = "failed"
-    assert fleet.start_canary.function() is None
+    assert waves.start_canary.function() is None
 
 
 def test_a_paused_dag_is_reported_instead_of_waited_for(ti: TaskInstance) -> None:
     ti.paused = True
     with pytest.raises(AirflowFailException, match="is paused"):
-        fleet.start_canary.function()
+        waves.start_canary.function()
 
 
 def test_a_later_wave_waits_without_a_slot_and_asks_less_often_the_later_it_is(ti: TaskInstance) -> None:
@@ -158,7 +156,7 @@ def test_a_later_wave_waits_without_a_slot_and_asks_less_often_the_later_it_is(t
     waits = {}
     for key in "bd":
         with pytest.raises(AirflowRescheduleException) as waiting:
-            fleet.start.function(key)
+            waves.start.function(key)
         waits[key] = waiting.value.reschedule_date
     assert waits["d"] > waits["b"]
 
@@ -168,44 +166,44 @@ def test_a_run_of_another_wave_in_progress_is_waited_for(ti: TaskInstance) -> No
     moved(ti, "a", "c")
     ended(ti, "b", "running", None, "failed")
     with pytest.raises(AirflowRescheduleException):
-        fleet.start.function("d")
+        waves.start.function("d")
     ti.runs[f"{RUN}.b"] = "failed"
     with pytest.raises(DagRunTriggerException):
-        fleet.start.function("d")
+        waves.start.function("d")
 
 
 def test_after_a_failure_nobody_else_is_started(ti: TaskInstance) -> None:
     moved(ti, "a", "c")
     ended(ti, "b", "failed", "rolled back", "failed")
     with pytest.raises(AirflowSkipException):
-        fleet.start.function("d")
+        waves.start.function("d")
 
 
 def test_a_volume_that_its_run_did_not_move_fails_the_watch_with_what_became_of_it(ti: TaskInstance) -> None:
     ended(ti, "b", "running", None, "none")
-    assert fleet.watch.function("b").is_done is False
+    assert waves.watch.function("b").is_done is False
     ended(ti, "b", "failed", "rolled back", "none")
     with pytest.raises(AirflowFailException, match="ended rolled back: A step failed; the volume is back"):
-        fleet.watch.function("b")
+        waves.watch.function("b")
     ended(ti, "b", "failed", None, "none")
     with pytest.raises(AirflowFailException, match="ended without a report"):
-        fleet.watch.function("b")
+        waves.watch.function("b")
     # A dry run ends green, and moves nothing.
     ended(ti, "b", "success", "planned", "none")
     with pytest.raises(AirflowFailException, match="was not moved"):
-        fleet.watch.function("b")
+        waves.watch.function("b")
 
 
 def test_what_has_begun_keeps_its_volumes_and_its_plan(ti: TaskInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     """Volumes that were moved are not found on the old endpoint any more."""
     before = planned(ti)
-    fleet_runs.record_plan(before)
+    runs.record_plan(before)
     ti.xcoms.clear()
-    monkeypatch.setattr(fleet_plan, "find_members", lambda *_: pytest.fail("looked again"))
-    assert fleet_plan.find_volumes.function() == list(KEYS)
+    monkeypatch.setattr(plan, "find_members", lambda *_: pytest.fail("looked again"))
+    assert plan.find_volumes.function() == list(KEYS)
     ti.xcoms[RUN, "find_volumes", "members"] = ti.xcoms[RUN, "self", "members"]
     ti.tasks["find_volumes"] = "success"
-    assert FleetPlan.model_validate(fleet_plan.plan.function()) == before
+    assert FleetPlan.model_validate(plan.plan.function()) == before
 
 
 def rehearsed(ti: TaskInstance, key: str, outcome: str, *refusals: str) -> None:
@@ -228,44 +226,44 @@ def test_the_plan_puts_the_dry_runs_together(ti: TaskInstance) -> None:
     ti.tasks = {"find_volumes": "success"}
     rehearsed(ti, "a", "planned")
     rehearsed(ti, "b", "refused", "It is read-only.")
-    plan = FleetPlan.model_validate(fleet_plan.plan.function())
-    assert plan.waves == (("a",),)
-    a = plan.member("a")
+    fleet = FleetPlan.model_validate(plan.plan.function())
+    assert fleet.waves == (("a",),)
+    a = fleet.member("a")
     assert (a.after, a.fingerprint, a.clients, a.missing, a.warnings) == ("new", "f", 2, 3, 1)
-    assert plan.member("b").blockers == ("volume: It is read-only. Remedy: mend it",)
-    assert "ended without a report" in plan.member("c").blockers[0]
+    assert fleet.member("b").blockers == ("volume: It is read-only. Remedy: mend it",)
+    assert "ended without a report" in fleet.member("c").blockers[0]
 
     ti.xcoms[RUN, "resolve_params", "return_value"]["on_failure"] = "stop"
     with pytest.raises(AirflowFailException, match="2 of 3 volumes blocked"):
-        fleet_plan.plan.function()
+        plan.plan.function()
     assert "It is read-only." in ti.xcoms[RUN, "self", "markdown"]
 
     ti.xcoms[RUN, "find_volumes", "members"] = []
     with pytest.raises(AirflowFailException, match="No volume was found on http://old:9000"):
-        fleet_plan.plan.function()
+        plan.plan.function()
     ti.tasks = {"find_volumes": "failed"}
     with pytest.raises(AirflowFailException, match="not known"):
-        fleet_plan.plan.function()
+        plan.plan.function()
 
 
 def test_a_fleet_is_green_when_every_volume_is_moved_and_well(
     ti: TaskInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved(ti, *KEYS)
-    assert fleet.finalize.function() == {"outcome": "moved"}
+    assert waves.finalize.function() == {"outcome": "moved"}
     assert ti.xcoms[RUN, "self", "note"] == "moved: 4 of 4 volumes on the new store."
     assert "| canary | `a` | moved |" in ti.xcoms[RUN, "self", "markdown"]
     ti.tasks["wait_for_rollouts"] = "failed"
     assert end(ti)["outcome"] == "incomplete"
     ti.tasks["wait_for_rollouts"] = "success"
-    monkeypatch.setattr(fleet, "_is_on_target", lambda member: member.key != "c")
+    monkeypatch.setattr(waves, "_is_on_target", lambda member: member.key != "c")
     assert end(ti) == {"outcome": "incomplete", "volumes": {"a": "moved", "b": "moved", "c": "moved on", "d": "moved"}}
 
 
 def end(ti: TaskInstance) -> dict[str, Any]:
     """The report of a run that ends red."""
     with pytest.raises(AirflowFailException):
-        fleet.finalize.function()
+        waves.finalize.function()
     report: dict[str, Any] = ti.xcoms[RUN, "self", "report"]
     return report
 
@@ -323,7 +321,7 @@ def test_how_a_fleet_ends_that_moved_nothing(
 ) -> None:
     planned(ti, **given)
     ti.tasks |= tasks | {"start_canary": "skipped", "watch_canary": "skipped", "start": "skipped", "watch": "skipped"}
-    assert (fleet.finalize.function() if outcome == "planned" else end(ti))["outcome"] == outcome
+    assert (waves.finalize.function() if outcome == "planned" else end(ti))["outcome"] == outcome
 
 
 @pytest.mark.parametrize(
@@ -332,7 +330,7 @@ def test_how_a_fleet_ends_that_moved_nothing(
 )
 def test_the_path(given: dict[str, Any], path: str, ti: TaskInstance) -> None:
     planned(ti, **given)
-    assert fleet_plan.choose_path.function() == path
+    assert plan.choose_path.function() == path
 
 
 def test_a_fleet_without_volumes_says_so(ti: TaskInstance) -> None:

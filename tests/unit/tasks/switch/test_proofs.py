@@ -10,14 +10,13 @@ import pytest
 
 from include.juicefs_storage.ports import Session
 from include.juicefs_storage.tasks.runtime import Runtime
-from include.juicefs_storage.tasks.switch import run as run_module
 from include.juicefs_storage.tasks.switch.proofs import other_sessions
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.canary import canary_name
 
 
 def test_a_fresh_mount_that_a_killed_task_left_is_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "run_id", lambda: "run")
+    monkeypatch.setattr("include.juicefs_storage.tasks.switch.run.run_id", lambda: "run")
     live = [
         Session(number, "1.4.2", "host", mount_point, datetime(2026, 1, 1, tzinfo=UTC))
         for number, mount_point in enumerate([f"/x/storage-switch.{canary_name('run')}/mnt", "/mnt"])
