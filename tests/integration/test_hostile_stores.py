@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from include.juicefs_storage.adapters.minio_fence import MinioFence
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
@@ -227,6 +230,43 @@ def test_a_listing_that_does_not_say_how_it_goes_on(
 def test_a_listing_that_repeats_its_token(serve: Callable[[Answer], S3Bucket], call: str) -> None:
     same = listing("<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>")
     assert "found the same page again" in refused(serve(same), call)
+
+
+@pytest.mark.parametrize("call", LISTS)
+@pytest.mark.parametrize(
+    "objects",
+    [
+        contents("x/a").replace("<Size>1", "<Size>-1"),
+        contents("x/a").replace("<Size>1", "<Size>"),
+        contents("x/a")[:-12],
+    ],
+    ids=["negative size", "no size", "cut off"],
+)
+def test_a_listing_of_objects_that_cannot_be(serve: Callable[[Answer], S3Bucket], call: str, objects: str) -> None:
+    refused(serve(listing(f"<IsTruncated>false</IsTruncated>{objects}")), call)
+
+
+@pytest.mark.parametrize("date", ["Fri, 31 Dec 9999 23:59:59 -2300", "Thu, 99 Foo 2026 99:99:99 GMT", "", "soon"])
+def test_a_date_that_is_none_gives_way_to_the_clock(serve: Callable[[Answer], S3Bucket], date: str) -> None:
+    found = serve(body(b"", 'ETag: "e"', f"Date: {date}")).now()
+    assert abs((datetime.now(UTC) - found).total_seconds()) < IN_TIME_S
+
+
+@pytest.mark.parametrize("answer", [body(b""), body(b"<html>Sign in</html>"), body(b"[]"), body(b'{"memberOf": []}')])
+def test_a_fence_is_not_taken_to_be_up_since_something_answered(
+    serve: Callable[[Answer], S3Bucket], answer: Answer
+) -> None:
+    fence = MinioFence(serve(answer).store, SecretStr("user"), "myjfs")
+    with pytest.raises(TransientError, match="MinIO's admin API at http"):
+        fence.up()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Sign in</html>", b"[]"])
+def test_whether_a_fence_is_up_is_not_read_from_a_page(serve: Callable[[Answer], S3Bucket], content: bytes) -> None:
+    fence = MinioFence(serve(body(content)).store, SecretStr("user"), "myjfs")
+    for ask in (fence.is_up, fence.down):
+        with pytest.raises(TransientError, match="expected JSON of a user"):
+            ask()
 
 
 def test_a_listing_of_empty_pages_alone(serve: Callable[[Answer], S3Bucket]) -> None:

@@ -39,11 +39,24 @@ class MinioFence:
 
     def is_up(self) -> bool:
         """Ask for the user's groups."""
-        found = json.loads(self._call("GET", "user-info", accessKey=self._user.get_secret_value()))
+        answer = self._call("GET", "user-info", accessKey=self._user.get_secret_value())
+        try:
+            found = json.loads(answer)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise TransientError(
+                f"user-info of MinIO's admin API at {self._admin.endpoint}: expected JSON of a user, found none.",
+                next_step="the endpoint of `fence_conn_id` must be MinIO's S3 port, not a console or a proxy's page",
+            )
         return self._name in (found.get("memberOf") or ())
 
     def up(self) -> None:
-        """Write the policy, give it to the group, and add the user to its members."""
+        """Write the policy, give it to the group, add the user to its members, and see that it is there.
+
+        Raises:
+            TransientError: Each call was answered well, and the user is no member.
+        """
         resource = f"arn:aws:s3:::{self._admin.bucket}/{self._volume}/*"
         statement = {"Effect": "Deny", "Action": _DENIED, "Resource": [resource]}
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
@@ -51,6 +64,13 @@ class MinioFence:
         self._group([])  # a policy is given to a group that is there
         self._call("PUT", "set-user-or-group-policy", policyName=self._name, userOrGroup=self._name, isGroup="true")
         self._group([self._user.get_secret_value()])
+        if not self.is_up():
+            raise TransientError(
+                f"MinIO's admin API at {self._admin.endpoint}: expected the user in group {self._name}, found it "
+                "outside.",
+                state="the write fence is not up",
+                next_step="the task tries again; then look at the server behind `fence_conn_id`",
+            )
 
     def down(self) -> None:
         """Take the user from the members of the group; without members it denies nobody anything."""

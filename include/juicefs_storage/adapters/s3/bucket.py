@@ -139,7 +139,7 @@ class S3Bucket(Bucket):
             date = client.call("HEAD", client.bucket_path).headers.get("date", "")
         try:
             return parsedate_to_datetime(date).astimezone(UTC)
-        except ValueError:
+        except (ValueError, OverflowError):
             return datetime.now(UTC).replace(microsecond=0)
 
     def first_after(self, key: str) -> str | None:
