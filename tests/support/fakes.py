@@ -40,17 +40,22 @@ MOUNT = MountPod(
 
 def setting(config: StorageConfig = OLD, *, encrypted: bool = True, **more: object) -> Setting:
     """A row as `juicefs format` writes it."""
-    secret = config.secret_key.get_secret_value()
+    secret, token = config.secret_key.get_secret_value(), config.session_token.get_secret_value()
     if encrypted:
-        nonce = os.urandom(12)
-        key = hashlib.md5(UUID.encode(), usedforsecurity=False).digest()
-        secret = base64.b64encode(nonce + AESGCM(key).encrypt(nonce, secret.encode(), None)).decode()
+        secret, token = _sealed(secret), token and _sealed(token)
     fields = {
         "Name": "myjfs", "UUID": UUID, "Storage": config.storage, "Bucket": config.bucket,
         "AccessKey": config.access_key.get_secret_value(), "SecretKey": secret, "BlockSize": 4096,
         "Compression": "none", "TrashDays": 1, "KeyEncrypted": encrypted,
+        **({"SessionToken": token} if token else {}),
     }  # fmt: skip
     return Setting(json.dumps(fields | more, indent=0).encode())
+
+
+def _sealed(text: str) -> str:
+    nonce = os.urandom(12)
+    key = hashlib.md5(UUID.encode(), usedforsecurity=False).digest()
+    return base64.b64encode(nonce + AESGCM(key).encrypt(nonce, text.encode(), None)).decode()
 
 
 @dataclass

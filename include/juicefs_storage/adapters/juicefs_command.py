@@ -316,10 +316,8 @@ class JuiceFSCommand:
 def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
     """The end of what a command printed, without any key."""
     text = (result.stderr or result.stdout)[-2000:]
-    for config in configs:
-        for secret in (config.secret_key, config.access_key):
-            if value := secret.get_secret_value():
-                text = text.replace(value, "***")
+    for secret in (secret for config in configs for secret in config.secrets):
+        text = text.replace(secret, "***")
     return "\n".join(text.splitlines()[-8:])
 
 

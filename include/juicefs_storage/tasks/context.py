@@ -74,8 +74,8 @@ def why_it_failed() -> list[str]:
 
 
 def mask_keys(config: StorageConfig) -> None:
-    """Keep a storage's keys out of the logs."""
-    mask(config.access_key.get_secret_value(), config.secret_key.get_secret_value())
+    """Keep a storage's keys and token out of the logs."""
+    mask(*config.secrets)
 
 
 def mask(*values: str) -> None:

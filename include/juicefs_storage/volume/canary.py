@@ -156,8 +156,9 @@ def last_reload(client_log: str, config: StorageConfig) -> Reload:
         return Reload()
     last = reloads[-1]
     wanted = (config.storage, config.bucket, config.access_key.get_secret_value())
+    found = (last["storage"].lower(), *last.group("bucket", "key"))
     failure = _RELOAD_FAILURE.search(client_log, last.end())
-    return Reload(last.group("storage", "bucket", "key") == wanted, failure[1][:200] if failure else "")
+    return Reload(found == wanted, failure[1][:200] if failure else "")
 
 
 def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout_s: float) -> ClientState:
@@ -181,7 +182,7 @@ def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout
     """
     config = move.config
     form = read_config(cluster, pod).get("Format") or {}
-    if form.get("Storage") != config.storage or form.get("Bucket") != config.bucket:
+    if str(form.get("Storage", "")).lower() != config.storage or form.get("Bucket") != config.bucket:
         options = ", ".join(storage_overrides(mount_options(pod)))
         remedy = f": its mount options say {options}; remove them and restart its pod" if options else ""
         return ClientState(f"its .config shows bucket {form.get('Bucket')!r}{remedy}")

@@ -293,7 +293,7 @@ def _mount_pod(pod: Pod, config: Mapping[str, Any], stats: Mapping[str, float]) 
         restarts=pod.restarts,
         volume_id=pod.labels.get(VOLUME_ID_LABEL, ""),
         mount_path=mount_path(pod),
-        storage=form.get("Storage", ""),
+        storage=form.get("Storage", "").lower(),
         bucket=form.get("Bucket", ""),
         heartbeat_s=float(meta.get("Heartbeat", 0)) / 1e9,
         writeback=bool(chunk.get("Writeback")),

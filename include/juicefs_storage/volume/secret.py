@@ -125,7 +125,7 @@ def written_by_format(values: Mapping[str, str]) -> StorageConfig | None:
     if not found["storage"] or not found["bucket"]:
         return None
     return StorageConfig(
-        found["storage"], found["bucket"], SecretStr(found["access-key"]), SecretStr(found["secret-key"])
+        found["storage"].lower(), found["bucket"], SecretStr(found["access-key"]), SecretStr(found["secret-key"])
     )
 
 

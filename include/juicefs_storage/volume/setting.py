@@ -11,13 +11,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
 from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.volume.bucket_url import BucketUrl, parse_bucket_url
 
 #: The fields of the setting that a switch changes. Everything else in the row is left as it is found.
 STORAGE_FIELDS = ("Storage", "Bucket", "AccessKey", "SecretKey", "SessionToken", "KeyEncrypted")
@@ -26,6 +26,9 @@ S3_STORAGES = ("minio", "s3")
 #: What JuiceFS and S3 clients read in the same way; a path or keys in it they do not.
 ENDPOINT = re.compile(r"^https?://[^/\s?#@]+/?$")
 _NONCE_BYTES = 12
+_NO_TOKEN = SecretStr("")
+#: The fields that JuiceFS encrypts and a switch reads, with what they are called.
+_SEALED = {"SecretKey": "secret key", "SessionToken": "session token"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +40,40 @@ class StorageConfig:
         bucket: The URL that JuiceFS calls `Bucket`: endpoint and bucket in one.
         access_key: Masked in every `repr`.
         secret_key: Masked in every `repr`.
+        session_token: Of temporary keys, else empty. Masked in every `repr`.
     """
 
     storage: str
     bucket: str
     access_key: SecretStr
     secret_key: SecretStr
+    session_token: SecretStr = _NO_TOKEN
+
+    @property
+    def url(self) -> BucketUrl:
+        """What the clients take from storage and bucket, see `parse_bucket_url`."""
+        return parse_bucket_url(self.storage, self.bucket)
 
     @property
     def endpoint_and_bucket(self) -> tuple[str, str]:
         """Endpoint and the bucket's name, see `endpoint_and_bucket`."""
         return endpoint_and_bucket(self.storage, self.bucket)
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The plain keys and the token, for masks: those that there are."""
+        values = (self.secret_key, self.session_token, self.access_key)
+        return tuple(filter(None, (value.get_secret_value() for value in values)))
+
 
 def endpoint_and_bucket(storage: str, bucket: str) -> tuple[str, str]:
     """`https://host:port` and the bucket's name, of the URL that JuiceFS calls `Bucket`.
 
     Raises:
-        PermanentError: The URL is neither `http(s)://host[:port]/bucket` nor `http(s)://bucket.host`.
+        PermanentError: JuiceFS finds no bucket in it.
     """
-    url = urlsplit(bucket if "://" in bucket else f"http://{bucket}")
-    path = url.path.strip("/").removeprefix("minio/" if storage == "minio" else "")
-    if path and "/" not in path:
-        return f"{url.scheme}://{url.netloc}", path
-    first, _, rest = url.netloc.partition(".")
-    if not path and rest and storage != "minio":
-        return f"{url.scheme}://{rest}", first
-    raise PermanentError(
-        f"Bucket URL {bucket!r} of storage {storage!r}: expected http(s)://host[:port]/bucket.",
-        next_step="correct the bucket or the endpoint",
-    )
+    url = parse_bucket_url(storage, bucket)
+    return url.endpoint, url.bucket
 
 
 def normal_endpoint(endpoint: str) -> str:
@@ -115,8 +122,8 @@ class Setting:
 
     @property
     def storage(self) -> str:
-        """The store's kind: `minio`, `s3`, …"""
-        return str(self._fields["Storage"])
+        """The store's kind in lower case, as JuiceFS reads it: `minio`, `s3`, …"""
+        return str(self._fields["Storage"]).lower()
 
     @property
     def bucket(self) -> str:
@@ -173,25 +180,28 @@ class Setting:
 
     @cached_property
     def config(self) -> StorageConfig:
-        """The storage in use, with the secret key decrypted.
-
-        JuiceFS keeps it as base64(nonce ‖ AES-128-GCM) under MD5(UUID) (pkg/meta/config.go of JuiceFS 1.4).
+        """The storage in use, with the secret key and the session token decrypted.
 
         Raises:
-            PermanentError: The secret key cannot be decrypted.
+            PermanentError: One of them cannot be decrypted.
         """
-        secret = str(self._fields.get("SecretKey", ""))
-        if secret and self._fields.get("KeyEncrypted"):
-            try:
-                sealed = base64.b64decode(secret, validate=True)
-                secret = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None).decode()
-            except (ValueError, InvalidTag):
-                raise PermanentError(
-                    f"The secret key in the setting of volume {self.name} cannot be decrypted.",
-                    next_step="give the old store's keys as a connection in `source_conn_id`",
-                ) from None
         access_key = SecretStr(str(self._fields.get("AccessKey", "")))
-        return StorageConfig(self.storage, self.bucket, access_key, SecretStr(secret))
+        secret_key, session_token = (SecretStr(self._decrypted(name)) for name in _SEALED)
+        return StorageConfig(self.storage, self.bucket, access_key, secret_key, session_token)
+
+    def _decrypted(self, name: str) -> str:
+        """A field of `_SEALED`: base64(nonce ‖ AES-128-GCM) under MD5(UUID) (pkg/meta/config.go of JuiceFS 1.4)."""
+        value = str(self._fields.get(name) or "")
+        if not value or not self._fields.get("KeyEncrypted"):
+            return value
+        try:
+            sealed = base64.b64decode(value, validate=True)
+            return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None).decode()
+        except (ValueError, InvalidTag):
+            raise PermanentError(
+                f"The {_SEALED[name]} in the setting of volume {self.name} cannot be decrypted.",
+                next_step="give the old store's keys as a connection in `source_conn_id`",
+            ) from None
 
     @property
     def _cipher(self) -> AESGCM:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+from pydantic import SecretStr
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.volume.setting import Setting, StorageConfig, masked
@@ -65,27 +67,36 @@ def test_no_repr_shows_a_key() -> None:
     assert "old-secret" not in shown
 
 
-@pytest.mark.parametrize(
-    ("storage", "bucket", "expected"),
-    [
-        ("minio", "http://h:9000/data", ("http://h:9000", "data")),
-        ("minio", "https://h:9000/data/", ("https://h:9000", "data")),
-        ("minio", "h:9000/data", ("http://h:9000", "data")),
-        ("minio", "http://h:9000/minio/data", ("http://h:9000", "data")),
-        ("s3", "https://data.s3.eu-west-1.amazonaws.com", ("https://s3.eu-west-1.amazonaws.com", "data")),
-        ("s3", "https://h:9000/data", ("https://h:9000", "data")),
-    ],
-)
-def test_endpoint_and_bucket(storage: str, bucket: str, expected: tuple[str, str]) -> None:
-    assert StorageConfig(storage, bucket, OLD.access_key, OLD.secret_key).endpoint_and_bucket == expected
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_the_session_token_is_decrypted(encrypted: bool) -> None:
+    temporary = replace(OLD, session_token=SecretStr("old-token"))
+    found = setting(temporary, encrypted=encrypted)
+    assert found.config == temporary
+    assert not found.uses(OLD)
+    assert "old-token" not in repr(found.config)
 
 
-@pytest.mark.parametrize(
-    ("storage", "bucket"), [("minio", "http://h:9000"), ("minio", "http://h:9000/a/b"), ("s3", "http://h")]
-)
-def test_a_url_that_juicefs_would_misread_is_refused(storage: str, bucket: str) -> None:
-    with pytest.raises(PermanentError, match="expected http"):
-        StorageConfig(storage, bucket, OLD.access_key, OLD.secret_key).endpoint_and_bucket  # noqa: B018
+def test_a_token_that_cannot_be_decrypted_is_named() -> None:
+    row = json.loads(setting(OLD).raw) | {"SessionToken": "bm90IHNlYWxlZCBieSBqdWljZWZz"}
+    with pytest.raises(PermanentError, match="session token"):
+        Setting(json.dumps(row).encode()).config  # noqa: B018
+
+
+def test_restoring_brings_back_that_there_was_no_token() -> None:
+    before, now = setting(OLD), setting(replace(NEW, session_token=SecretStr("new-token")), TrashDays=7)
+    assert now.with_storage_of(before).config == OLD
+
+
+def test_a_token_is_reencrypted_with_the_key() -> None:
+    temporary = replace(OLD, session_token=SecretStr("old-token"))
+    assert setting(temporary).reencrypted().uses(temporary)
+
+
+def test_a_kind_in_capitals_is_read_as_juicefs_reads_it() -> None:
+    capitals = setting(replace(OLD, storage="MINIO"))
+    assert capitals.storage == "minio"
+    assert capitals.uses(OLD)
+    assert b"MINIO" in setting(NEW).with_storage_of(capitals).raw
 
 
 def test_masked_keys_can_be_told_apart_but_not_used() -> None:

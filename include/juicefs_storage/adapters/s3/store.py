@@ -114,13 +114,17 @@ class S3Store:
         Raises:
             PermanentError: The bucket's URL is not one of an endpoint and a bucket.
         """
-        endpoint, bucket = config.endpoint_and_bucket
+        url = config.url
         return cls(
-            endpoint,
-            bucket,
+            url.endpoint,
+            url.bucket,
             prefix,
             config.access_key.get_secret_value(),
             config.secret_key.get_secret_value(),
+            region=url.region,
+            session_token=config.session_token.get_secret_value(),
+            verify=url.verify,
+            virtual_host=url.virtual_host,
             origin="the volume's setting",
             limits=limits or Limits(),
         )

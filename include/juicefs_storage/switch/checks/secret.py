@@ -68,7 +68,7 @@ def _other_values(secret: SecretObject, setting: Setting) -> Iterator[Finding]:
     name = f"Secret {secret.namespace}/{secret.name}"
     found = {key: secret.data[key] for key in ("storage", "bucket") if secret.data.get(key)}
     expected = {"storage": setting.storage, "bucket": setting.bucket}
-    if any(expected[key] != value for key, value in found.items()):
+    if any(expected[key] != (value.lower() if key == "storage" else value) for key, value in found.items()):
         yield warning(
             CHECK,
             f"{name} says {' '.join(found.values())}, the setting {setting.storage} {setting.bucket}.",

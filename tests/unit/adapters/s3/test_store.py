@@ -109,3 +109,14 @@ def test_a_setting_names_endpoint_bucket_and_keys() -> None:
     store = S3Store.from_storage(StorageConfig("minio", "http://h:9000/data", SecretStr("ak"), SecretStr("sk")))
     assert (store.endpoint, store.bucket, store.access_key, store.secret_key) == ("http://h:9000", "data", "ak", "sk")
     assert store.origin == "the volume's setting"
+
+
+def test_a_setting_says_how_its_clients_reach_the_store() -> None:
+    url = "https://h:9000/data?region=eu-1&tls-insecure-skip-verify=true"
+    store = S3Store.from_storage(StorageConfig("minio", url, SecretStr("ak"), SecretStr("sk"), SecretStr("token")))
+    assert (store.endpoint, store.bucket, store.region) == ("https://h:9000", "data", "eu-1")
+    assert (store.verify, store.session_token, store.virtual_host) == (False, "token", False)
+    amazon = StorageConfig("s3", "data.s3.eu-west-1.amazonaws.com", SecretStr("ak"), SecretStr("sk"))
+    store = S3Store.from_storage(amazon)
+    assert (store.endpoint, store.region) == ("https://s3.eu-west-1.amazonaws.com", "eu-west-1")
+    assert (store.verify, store.session_token, store.virtual_host) == (True, "", True)
