@@ -12,8 +12,8 @@ from include.juicefs_storage.tasks.switch.graph import move_volume
 
 DOC = """
 ### Use this when
-A switch ended well, or was held, and the volume shall go back to where it was: now, or weeks later. Any backup that a
-run made can be gone back to, also one that this DAG made.
+A switch ended well, or was held, and you want to move the volume back to where it was: now, or weeks later. Any backup
+that a run made can be gone back to, also one that this DAG made.
 
 ### Which backup
 Leave `backup_id` empty: the task `choose_backup` offers those that are there, the newest first. Every report names its own.

@@ -11,7 +11,7 @@ from lab.writer import Writer
 
 
 def main() -> int:
-    """The command line; exit code 1: it failed, 2: this machine cannot run it, 130: interrupted."""
+    """Run the command line; exit code 1: it failed, 2: this machine cannot run it, 130: interrupted."""
     parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
     parser.add_argument("--state", type=Path, default=default_state(), help="the lab's folder (default %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)

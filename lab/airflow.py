@@ -148,12 +148,12 @@ class Airflow:
         }
 
     def servers(self) -> list[Server]:
-        """The recorded processes."""
+        """Return the recorded processes."""
         loaded = [Server.load(self.state, f"airflow-{component}") for component in COMPONENTS]
         return [server for server in loaded if server]
 
     def healthy(self) -> bool:
-        """Whether every component runs and says that it is well."""
+        """Return whether every component runs and says that it is well."""
         return all(self._healthy(component) for component in COMPONENTS)
 
     def _healthy(self, component: str) -> bool:
@@ -236,12 +236,12 @@ class Airflow:
         self.api("POST", f"/dags/{dag_id}/clearTaskInstances", json=body)
 
     def import_errors(self) -> dict[str, str]:
-        """DAG files that could not be read: file name to stack trace."""
+        """Return the DAG files that could not be read: file name to stack trace."""
         errors = self.api("GET", "/importErrors")["import_errors"]
         return {error["filename"]: error["stack_trace"] for error in errors}
 
     def run_state(self, dag_id: str, run_id: str) -> str:
-        """State of a run: queued, running, success or failed."""
+        """Return the state of a run: queued, running, success or failed."""
         state: str = self.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}")["state"]
         return state
 
@@ -278,13 +278,13 @@ class Airflow:
                 return state
             if time.monotonic() > deadline:
                 tasks = self.task_states(dag_id, run_id)
-                standing = ", ".join(f"{task.task_id} {task.state}" for task in tasks if task.state)
-                raise LabError(f"expected run {run_id} of {dag_id} to end within {timeout_s:.0f} s, found {standing}")
+                states = ", ".join(f"{task.task_id} {task.state}" for task in tasks if task.state)
+                raise LabError(f"expected run {run_id} of {dag_id} to end within {timeout_s:.0f} s, found {states}")
             # Each look costs the API server some hundredths of a second of CPU.
             time.sleep(1)
 
     def task_states(self, dag_id: str, run_id: str) -> list[TaskState]:
-        """Every task instance of a run, in the order of their start."""
+        """Return every task instance of a run, in the order of their start."""
         answer = self.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 1000})
         tasks = [
             TaskState(
@@ -301,7 +301,7 @@ class Airflow:
         return sorted(tasks, key=lambda task: (task.start is None, task.start or ""))
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
-        """The value that a task pushed; None where there is none."""
+        """Return the value that a task pushed; None where there is none."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         answer = self._request("GET", path, None, {"map_index": map_index})
         if answer.status_code == httpx.codes.NOT_FOUND:
@@ -309,13 +309,13 @@ class Airflow:
         return answer.raise_for_status().json()["value"]
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1, map_index: int = -1) -> str:
-        """The log of one try of a task, a JSON object a line."""
+        """Return the log of one try of a task, a JSON object a line."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
         content = self.api("GET", path, params={"map_index": map_index, "full_content": True})["content"]
         return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in content)
 
     def task_error(self, dag_id: str, run_id: str, task: TaskState) -> str:
-        """What a failed task raised, as its log has it; empty where there is nothing."""
+        """Return what a failed task raised, as its log has it; empty where there is nothing."""
         log = self.task_log(dag_id, run_id, task.task_id, try_number=task.try_number, map_index=task.map_index)
         events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
         errors = [error for event in events for error in event.get("error_detail") or []]

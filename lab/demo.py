@@ -34,7 +34,7 @@ class World:
 
     @classmethod
     def observe(cls, lab: Lab) -> "World":
-        """The buckets that the setting, the Secret and each mount name; the pods that must not restart."""
+        """Read the buckets that the setting, the Secret and each mount name, and the pods that must not restart."""
         secret = lab.kubectl(
             "get", "secret", "juicefs-sc-secret", "-n", "juicefs", "-o", "go-template={{.data.bucket|base64decode}}"
         )
@@ -59,7 +59,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoRun:
     """Everything the account is made of."""
 
     state: str
@@ -72,7 +72,7 @@ class Outcome:
     checks: list[Check]
 
     def failures(self, new_bucket: str) -> list[str]:
-        """What does not hold; empty when the switch is proven."""
+        """Say what does not hold; empty when the switch is proven."""
         after, before = self.after, self.before
         restarted = sorted(name for name, pod in before.pods.items() if after.pods.get(name) != pod)
         facts = {
@@ -133,7 +133,7 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
             checks = [lab.check(seeded, mount, "seed"), lab.check(writer.manifest, mount, "app")]
     finally:
         lab.old_store.start()
-    outcome = Outcome(
+    outcome = DemoRun(
         state=state,
         seconds=end - start,
         tasks=tasks,
@@ -176,7 +176,7 @@ def copy_to_new_store(lab: Lab, airflow: Airflow) -> int:
     return sum(objects for phase in report["phases"] for objects, _ in phase["totals"].values())
 
 
-def account(outcome: Outcome) -> None:
+def account(outcome: DemoRun) -> None:
     """Print what happened."""
     before, after = outcome.before, outcome.after
     restarts = sum(after.pods.get(name) != pod for name, pod in before.pods.items())
@@ -218,7 +218,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def _lab(state: Path, *, keep: bool) -> Iterator[Lab]:
-    """A lab with Airflow that replaces what an earlier demo left; torn down at the end unless it is kept."""
+    """Bring up a lab with Airflow in place of what an earlier demo left; tear it down at the end unless it is kept."""
     tear_down(state, remove=True)
     say("starting MariaDB, two S3 stores, a cluster with two mounts of a volume, and Airflow")
     start = time.monotonic()
@@ -236,7 +236,7 @@ def _lab(state: Path, *, keep: bool) -> Iterator[Lab]:
 
 
 def main() -> int:
-    """The command line; exit code 0 only if all holds."""
+    """Run the command line; exit code 0 only if all holds."""
     parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
     parser.add_argument("--state", type=Path, default=default_state(), help="the lab's folder (default %(default)s)")
     state: Path = parser.parse_args().state

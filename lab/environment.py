@@ -29,7 +29,7 @@ _MARK = ".juicefs-lab"
 
 
 def default_state() -> Path:
-    """Where a lab lives when nobody says otherwise: one a user."""
+    """Return where a lab lives when nobody says otherwise: one a user."""
     return Path(tempfile.gettempdir()) / f"juicefs-lab-{getuser()}"
 
 
@@ -92,7 +92,7 @@ class Lab:
 
     @classmethod
     def load(cls, state: Path) -> "Lab":
-        """The lab that was brought up in this folder.
+        """Load the lab that was brought up in this folder.
 
         Raises:
             LabError: there is none.
@@ -145,14 +145,14 @@ class Lab:
         return status
 
     def mounts(self) -> list[Path]:
-        """The host's paths of the volume's mounts that belong to mount pods, sorted."""
+        """Return the host's paths of the volume's mounts that belong to mount pods, sorted."""
         below = f"{self.kube.state / 'jfs'}{os.sep}"
         lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         points = {Path(fields[4]) for fields in lines if fields[4].startswith(below) and "fuse.juicefs" in fields}
         return sorted(points)
 
     def mount_processes(self) -> dict[str, set[tuple[int, float]]]:
-        """The juicefs processes that serve each mount: its folder's name to (pid, creation time)."""
+        """Return the juicefs processes that serve each mount: its folder's name to (pid, creation time)."""
         processes: dict[str, set[tuple[int, float]]] = {mount.name: set() for mount in self.mounts()}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -164,7 +164,7 @@ class Lab:
         return processes
 
     def kubectl(self, *arguments: str) -> str:
-        """What kubectl prints when it is run against the lab's cluster."""
+        """Run kubectl against the lab's cluster; return what it prints."""
         return run([binary("kubectl"), f"--kubeconfig={self.kube.kubeconfig}", *arguments])
 
     def seed(self, files: int = 300) -> Path:
@@ -179,7 +179,7 @@ class Lab:
 
     @contextlib.contextmanager
     def fresh_mount(self, *, read_only: bool = True, io_retries: int = 10) -> Iterator[Path]:
-        """A mount of its own with an empty cache."""
+        """Provide a mount of its own with an empty cache."""
         with fresh_mount(self.state, self.mariadb, read_only=read_only, io_retries=io_retries) as mount_point:
             yield mount_point
 

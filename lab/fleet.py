@@ -55,12 +55,12 @@ def _create(lab: Lab, name: str, items: list[dict[str, object]]) -> None:
 
 
 def secret_name(name: str) -> str:
-    """The Secret of an added volume."""
+    """Return the name of an added volume's Secret."""
     return f"{name}-secret"
 
 
 def mount_of(lab: Lab, name: str) -> Path:
-    """The machine's path of an added volume's mount."""
+    """Return the machine's path of an added volume's mount."""
     return next(mount for mount in lab.mounts() if mount.name.startswith(f"{_handle(name)}-"))
 
 

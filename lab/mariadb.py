@@ -86,7 +86,7 @@ class MariaDB:
             server.stop()
 
     def server(self) -> Server | None:
-        """The recorded process."""
+        """Return the recorded process."""
         return Server.load(self.state, "mariadb")
 
     @property
@@ -111,7 +111,7 @@ class MariaDB:
             return _execute(connection, sql, args)
 
     def setting(self) -> dict[str, Any]:
-        """The volume's setting: the JSON of `jfs_setting`'s row `format`."""
+        """Return the volume's setting: the JSON of `jfs_setting`'s row `format`."""
         value = self.query("SELECT value FROM jfs_setting WHERE name = 'format'")[0][0]
         setting: dict[str, Any] = json.loads(value)
         return setting
@@ -149,7 +149,7 @@ class MariaDB:
         self._admin(f"SET GLOBAL read_only = {'ON' if on else 'OFF'}")
 
     def general_log_statements(self, user: str = "%") -> list[str]:
-        """What was executed since the general log was switched on, in order: by everybody but root, or by one user."""
+        """Return what was executed since the general log was switched on, in order: by all but root, or by one user."""
         rows = self._admin(
             "SELECT argument FROM mysql.general_log WHERE command_type IN ('Query', 'Execute') "
             "AND user_host NOT LIKE %s AND user_host LIKE %s ORDER BY event_time",
@@ -174,7 +174,7 @@ class MariaDB:
 
 
 def mutating(statements: Sequence[str]) -> list[str]:
-    """The statements that change data, schema or rights."""
+    """Return the statements that change data, schema or rights."""
     return [statement for statement in statements if statement.lstrip("( \n\t").upper().startswith(_MUTATING)]
 
 

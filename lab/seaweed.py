@@ -59,7 +59,7 @@ class Store:
         return f"{self.endpoint_url}/{self.bucket}"
 
     def server(self) -> Server | None:
-        """The recorded process."""
+        """Return the recorded process."""
         return Server.load(self.state, self.name)
 
     def start(self) -> None:
@@ -108,7 +108,7 @@ class Store:
         remove_sockets(self.ports)
 
     def client(self) -> "S3Client":
-        """A boto3 client with the store's keys: path style, no retries."""
+        """Make a boto3 client with the store's keys: path style, no retries."""
         import boto3
         from botocore.config import Config
 
@@ -124,12 +124,12 @@ class Store:
         )
 
     def objects(self, prefix: str = "") -> dict[str, tuple[int, str]]:
-        """Every object below the prefix: key to (bytes, ETag)."""
+        """Return every object below the prefix: key to (bytes, ETag)."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return {item["Key"]: (item["Size"], item["ETag"]) for page in pages for item in page.get("Contents", [])}
 
     def refuse_writes(self) -> None:
-        """From now on every PUT, POST and DELETE is answered 403 AccessDenied at once; reads go on working."""
+        """Answer every PUT, POST and DELETE with 403 AccessDenied from now on; reads still work."""
         self._set_actions(_READ)
 
     def allow_writes(self) -> None:
@@ -151,7 +151,7 @@ class Store:
         return counts
 
     def mutating_requests(self) -> int:
-        """How many requests to the bucket changed something since the server's start; refused ones do not count."""
+        """Count the requests that changed something in the bucket since the start; refused ones do not count."""
         return sum(count for (kind, _), count in self.requests().items() if kind not in {"GET", "LIST"})
 
     @property

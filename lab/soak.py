@@ -82,7 +82,7 @@ class Load:
             worker.stop()
 
     def ended(self) -> list[str]:
-        """Who does not work any more."""
+        """Name the writers and peers that have ended."""
         return [worker.name for worker in (*self.writers, *self.peers) if not worker.alive()]
 
 
@@ -212,7 +212,7 @@ def run_soak(
 def _moves(
     lab: Lab, airflow: Airflow, load: Load, first_mount: Path, timing: dict[str, int], done: list[Move]
 ) -> list[Callable[[], Move]]:
-    """What is done with the volume, each once the ones before are `done`: it ends on the new store."""
+    """List what is done with the volume, each once the ones before are `done`: it ends on the new store."""
     there = timing | {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
     back = timing | {"target_conn_id": "minio_old", "target_bucket": lab.old_store.bucket}
 
@@ -236,7 +236,7 @@ def _moves(
 
 
 def _refuse_writes(lab: Lab, writer: Writer, mount: Path, ended: Callable[[], bool]) -> None:
-    """The old store takes no more writes as soon as a client has moved there and has written something."""
+    """Refuse writes on the old store as soon as a client has moved away and has written something."""
 
     def followed() -> bool:
         return bool(json.loads((mount / ".config").read_text())["Format"]["Bucket"] == lab.old_store.bucket_url)
@@ -290,7 +290,7 @@ def _during(load: Load, done: Move) -> Summary:
 
 
 def _outside(summary: Summary, moves: list[Move]) -> list[str]:
-    """The reads that failed while all clients were on one store."""
+    """Return the reads that failed while all clients were on one store."""
     windows = [done.window for done in moves]
     return [
         f"{error['path']} ({error['error']})"
@@ -332,7 +332,7 @@ def _row(summary: Summary) -> str:
 
 
 def run_control(lab: Lab, airflow: Airflow, *, heartbeat_s: int = CONTROL_HEARTBEAT_S) -> list[str]:
-    """A switch that must lose files, and the checker that must find them; returns what did not hold.
+    """Make a switch that must lose files, and have the checker find them; return what did not hold.
 
     Writers at a high rate on a mount with a long heartbeat, `catch_up` off, and off what would refuse or undo such a
     switch: `consistency` and the rollback. What was acknowledged after the copy and before the setting was written can
@@ -383,7 +383,7 @@ lost: {_some(sorted(lost))}"""
 
 
 def in_a_lab(state: Path, heartbeat_s: int, body: Callable[[Lab, Airflow], list[str]]) -> list[str]:
-    """What did not hold, in a lab of its own. Where something did not, its folder is kept: manifests, logs, reports."""
+    """Run it in a lab of its own; return what did not hold. The folder is kept then: manifests, logs, reports."""
     tear_down(state, remove=True)
     say("starting MariaDB, two S3 stores, a cluster with a volume, and Airflow")
     failures = ["it did not come to an end"]
@@ -399,7 +399,7 @@ def in_a_lab(state: Path, heartbeat_s: int, body: Callable[[Lab, Airflow], list[
 
 
 def main() -> int:
-    """The command line; exit code 0 only if nothing is lost, and the control finds what it has to lose."""
+    """Run the command line; exit code 0 only if nothing is lost, and the control finds what it has to lose."""
     parser = argparse.ArgumentParser(prog="python -m lab.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="of load, at least (default %(default)s)")
     minutes = parser.parse_args().minutes

@@ -45,7 +45,7 @@ class Volume:
 
 
 def config_for_csi(volume: Volume, mariadb: MariaDB, store: Store) -> VolumeConfig:
-    """The values of the Secret with which the CSI driver serves the volume."""
+    """Return the values of the Secret with which the CSI driver serves the volume."""
     return VolumeConfig(
         name=volume.name,
         metaurl=mariadb.meta_url_with_password,
@@ -58,7 +58,7 @@ def config_for_csi(volume: Volume, mariadb: MariaDB, store: Store) -> VolumeConf
 
 @contextlib.contextmanager
 def fresh_mount(state: Path, mariadb: MariaDB, *, read_only: bool = True, io_retries: int = 10) -> Iterator[Path]:
-    """A mount of its own with an empty cache, so that what is read comes from the store; unmounted on leaving.
+    """Provide a mount of its own with an empty cache, so that reads come from the store; unmount it on leaving.
 
     Args:
         state: the lab's folder: mount point and cache lie below it for as long as the mount lives.
@@ -101,7 +101,7 @@ def fresh_mount(state: Path, mariadb: MariaDB, *, read_only: bool = True, io_ret
 
 
 def is_mounted(mount_point: Path) -> bool:
-    """Whether a JuiceFS root is served there."""
+    """Return whether a JuiceFS root is served there."""
     try:
         return mount_point.stat().st_ino == _ROOT_INODE
     except OSError:

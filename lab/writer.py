@@ -122,7 +122,7 @@ class Writer:
         return Server.start(self.state, self.name, argv, cwd=_PROJECT)
 
     def alive(self) -> bool:
-        """Whether it still writes."""
+        """Return whether it still writes."""
         server = Server.load(self.state, self.name)
         return bool(server and server.alive())
 
@@ -133,7 +133,7 @@ class Writer:
         return self.summary()
 
     def summary(self, *, since: float = 0.0, until: float = float("inf")) -> Summary:
-        """What the manifest says of the time between two Unix times."""
+        """Return what the manifest says of the time between two Unix times."""
         return summarize(self.manifest, since=since, until=until)
 
 
@@ -151,7 +151,7 @@ def summarize(*manifests: Path, since: float = 0.0, until: float = float("inf"))
 
 
 def records(manifest: Path) -> Iterator[dict[str, Any]]:
-    """A manifest's records in their order: `at`, `op`, `path` and what belongs to the operation."""
+    """Yield a manifest's records in their order: `at`, `op`, `path` and what belongs to the operation."""
     if not manifest.exists():
         return
     with manifest.open() as lines:
@@ -183,7 +183,7 @@ class _Fate:
         return self.promised is not None and (self.begun is None or self.begun["kind"] == "append")
 
     def allows(self, content: bytes) -> bool:
-        """Whether this is what was acknowledged, or what a change that was not acknowledged may have left."""
+        """Return whether this is what was acknowledged, or what a change that was not acknowledged may have left."""
         size, sha256 = self.promised or (0, hashlib.sha256().hexdigest())
         same = hashlib.sha256(content[:size]).hexdigest() == sha256
         match self.begun["kind"] if self.begun else None:
@@ -195,7 +195,7 @@ class _Fate:
                 return (same and len(content) == size) or self._written_in_part(content)
 
     def _written_in_part(self, content: bytes) -> bool:
-        """Each byte as it was being written, or zero.
+        """Return each byte as it was being written, or zero.
 
         Where a slice could not be uploaded and a later one of the same write could, JuiceFS leaves a hole (pkg/vfs/
         writer.go, commitThread: it continues with the next slice).
@@ -254,7 +254,7 @@ def _fates(*manifests: Path) -> dict[str, _Fate]:
 
 
 def _look(file: Path, fate: _Fate) -> tuple[int, str]:
-    """Bytes read, and what is wrong; the empty string: nothing."""
+    """Read a file back; return how many bytes, and what is wrong; the empty string: nothing."""
     if not fate.promised and not fate.begun:
         return 0, ""  # deleted: that it is there is said elsewhere
     try:
@@ -317,12 +317,12 @@ class _Application(_Journal):
         self.count = 0
 
     def create(self) -> None:
-        """One new file."""
+        """Write one new file."""
         self.count += 1
         self._write(str(Path(self.subfolder, f"{self.count // 100:04d}/{self.count:06d}.bin")), "create")
 
     def step(self) -> None:
-        """One file written, appended to, overwritten or deleted; now and then an earlier one read back."""
+        """Write, append to, overwrite or delete one file; now and then read an earlier one back."""
         draw = self.random.random()
         if self.files and draw < 0.08:
             path = self._any_file()
@@ -367,7 +367,7 @@ class _Application(_Journal):
                     view = view[file.write(view) or 0 :]
                 os.fsync(file.fileno())
         except OSError as error:
-            # Not tried again under this name: nothing is promised about it any more.
+            # Not retried under this name: nothing is promised about it any more.
             self.record(op="failed", kind=kind, path=path, error=error.strerror)
             return
         digest = digest.copy()
@@ -386,7 +386,7 @@ class _Peer(_Journal):
         self.files: dict[str, tuple[int, str]] = {}
 
     def step(self) -> None:
-        """One file that was handed over read; a third of them is deleted then. Else an earlier one read again."""
+        """Read one file that was handed over, and delete a third of them; else read an earlier one again."""
         if new := next(filter(None, map(next, self.handed)), None):
             self.read(new["path"], new["size"], new["sha256"])
             if self.random.random() < 1 / 3:
@@ -439,7 +439,7 @@ _stop_asked = threading.Event()
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m lab.writer", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="a folder of a mount")
     parser.add_argument("--manifest", type=Path, required=True, help="JSON lines of what was acknowledged")

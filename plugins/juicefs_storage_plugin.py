@@ -66,7 +66,7 @@ LINKED: dict[Page, frozenset[str]] = {
 
 
 def page_link(page: Page, ti_key: TaskInstanceKey) -> str:
-    """The page's URL, relative to the root of the UI; empty, so that no link shows, where the task has none."""
+    """Return the page's URL, relative to the root of the UI; empty, so that no link shows, where the task has none."""
     if not ti_key.dag_id.startswith(DAG_PREFIX) or ti_key.task_id not in LINKED[page]:
         return ""
     return page_url(page, ti_key.dag_id, ti_key.run_id)
@@ -78,7 +78,7 @@ class FleetLink(BaseOperatorLink):
     name = "Volumes"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
-        """Empty for the tasks of other DAGs."""
+        """Return the link; empty for the tasks of other DAGs."""
         return fleet_url(ti_key.run_id) if ti_key.dag_id == FLEET else ""
 
 
@@ -103,7 +103,7 @@ class ReportLink(BaseOperatorLink):
 
 
 def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> str:
-    """The HTML of a page; says so where there is no Markdown yet. Nothing in the Markdown is taken as HTML."""
+    """Render a page; it says so where there is no Markdown yet. Nothing in the Markdown is taken as HTML."""
     if markdown is None:
         writer = " or ".join(f"`{task}`" for task in WRITERS[page])
         markdown = f"## No {page} yet\nTask {writer} writes it; in this run it has not done so."
@@ -121,7 +121,7 @@ def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> s
 
 
 def _html(title: str, *, nav: str, about: str, markdown: str) -> str:
-    """A whole page. `nav` and `about` are HTML; the Markdown is not trusted."""
+    """Put a whole page together. `nav` and `about` are HTML; the Markdown is not trusted."""
     from markdown_it import MarkdownIt
 
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -133,7 +133,7 @@ def _html(title: str, *, nav: str, about: str, markdown: str) -> str:
 
 
 def render_volumes(events: "Sequence[tuple[Mapping[str, Any], str | None]]") -> str:
-    """The HTML of the page of the volumes.
+    """Render the page of the volumes.
 
     Args:
         events: What each event of the asset says (`switch/readiness.py` describes it), the latest first, and its run.
@@ -169,7 +169,7 @@ def _readiness_row(volume: str, event: "Mapping[str, Any]", run_id: str | None) 
 
 
 def render_fleet(run_id: str, planned: "Mapping[str, Any] | None", runs: "Mapping[str, tuple[str, str]]") -> str:
-    """The HTML of the page of a fleet's volumes.
+    """Render the page of a fleet's volumes.
 
     Args:
         run_id: Of the fleet's run.
@@ -201,12 +201,12 @@ def _fleet_row(number: int, key: str, run_id: str, runs: "Mapping[str, tuple[str
 
 
 def _minute(moment: object) -> str:
-    """A time of an event (ISO 8601, UTC) for people."""
+    """Format a time of an event (ISO 8601, UTC) for people."""
     return f"{str(moment)[:16].replace('T', ' ')} UTC"
 
 
 def add_outcome(note: str, outcome: str, report: str, failure: str = "") -> str:
-    """A run's note with how it ended, in place of an earlier end, else below the rest.
+    """Write how a run ended into its note, in place of an earlier end, else below the rest.
 
     What a person wrote is never cut: where all together is too long for Airflow's table, the failure is cut, and where
     that does not suffice the note stays as it is.
@@ -280,9 +280,9 @@ def _note_end(dag_run: "DagRun", how: str) -> None:
 
 
 def make_app() -> "FastAPI":
-    """The web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report, /fleets/{run_id}, /volumes.
+    """Make the web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report, /fleets/…, /volumes.
 
-    Who may read the DAG's XComs may read them; 401 or 403 for everybody else, 404 where there is no such page yet.
+    Whoever may read the DAG's XComs may read them; 401 or 403 for everybody else, 404 where there is no such page yet.
     This and RunNote are the only places that know Airflow's own tables and API internals.
     """
     from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity

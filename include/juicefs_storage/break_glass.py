@@ -140,14 +140,14 @@ class Glass:
         return MySqlMetadata.from_metaurl(self.metaurl)
 
     def buckets(self) -> tuple[S3Bucket, S3Bucket]:
-        """The bucket where the volume is now, and the backup's, with the clients' own keys."""
+        """Return the bucket where the volume is now, and the backup's, with the clients' own keys."""
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
         now, recorded = self.way.observe().config, self.backup.setting.config
         return S3Bucket.from_storage(now), S3Bucket.from_storage(recorded)
 
     def problem(self) -> str:
-        """Why the backup's storage would not serve the clients; empty where it would."""
+        """Return why the backup's storage would not serve the clients; empty where it would."""
         from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
 
         juicefs = in_controller_pod(self.cluster, self.metaurl)
@@ -165,7 +165,7 @@ class Glass:
         )
 
     def missing(self) -> str:
-        """How many blocks that files refer to are missing on the backup's storage; empty where none is."""
+        """Return how many blocks that files refer to are missing on the backup's storage; empty where none is."""
         try:
             found = missing_blocks(self.metadata, self.backup.setting, self.buckets()[1], self.backup.lost_before)
         except StorageSwitchError as error:

@@ -24,7 +24,7 @@ _LEASE = "this volume's Lease, which expires within an hour of the last task's e
 
 
 def error_record(error: StorageSwitchError) -> dict[str, str]:
-    """What a task leaves in XCom `error`."""
+    """Return what a task leaves in XCom `error`."""
     return {"problem": error.problem, "state": error.state, "next_step": error.next_step}
 
 
@@ -50,7 +50,7 @@ class Failure:
 
     @classmethod
     def of(cls, dag_id: str, run_id: str, task: str, map_index: int, error: Mapping[str, str]) -> Failure:
-        """A failure with a link to its task.
+        """Build a failure with a link to its task.
 
         Args:
             dag_id: The DAG.
@@ -62,13 +62,13 @@ class Failure:
         return cls(task, map_index, task_url(dag_id, run_id, task, map_index), **error)
 
     def to_text(self) -> list[str]:
-        """For a log: the task, its error, its state, the next command; a line each."""
+        """Render for a log: the task, its error, its state, the next command; a line each."""
         lines = [f"First failed: {self.task}. {self.problem or _NO_ERROR}"]
         lines += [f"State at that time: {self.state}"] if self.state else []
         return [*lines, f"Next: {self.next_step or _SEE_LOG}"]
 
     def to_markdown(self) -> str:
-        """For a page or a note: the task with a link to it, its error and its next command, on one line."""
+        """Render for a page or a note: the task with a link to it, its error and its next command, on one line."""
         problem, next_step = one_line(self.problem or _NO_ERROR), one_line(self.next_step or _SEE_LOG)
         return f"**[{self.task}]({self.page}) failed**: {problem} **Next**: {next_step}."
 

@@ -26,7 +26,7 @@ Page = Literal["plan", "report"]
 
 
 def run_url(dag_id: str, run_id: str) -> str:
-    """A run in Airflow's UI, relative to the root of the UI."""
+    """Build the URL of a run in Airflow's UI, relative to the root of the UI."""
     return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
 
 
@@ -42,7 +42,7 @@ def page_url(page: Page, dag_id: str, run_id: str) -> str:
 
 
 def fleet_url(run_id: str) -> str:
-    """The page of a fleet's volumes, relative to the root of the UI."""
+    """Build the URL of the page of a fleet's volumes, relative to the root of the UI."""
     return f"{PAGES}/fleets/{quote(run_id, safe='')}"
 
 

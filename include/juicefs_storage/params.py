@@ -122,7 +122,7 @@ def without_links(markdown: str) -> str:
 
 
 def refused(error: ValidationError, model: type[BaseModel]) -> PermanentError:
-    """The refusal that names every param that is unknown or has a value that is not allowed."""
+    """Build the refusal that names every param that is unknown or has a value that is not allowed."""
     lines = [_explain(dict(detail), model) for detail in error.errors(include_url=False)]
     return PermanentError(
         "Params refused:\n" + "\n".join(f"- {line}" for line in lines),

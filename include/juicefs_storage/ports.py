@@ -40,7 +40,7 @@ class MetadataStore(Protocol):
         """Read the row `format` of `jfs_setting`."""
 
     def now(self) -> float:
-        """The time by the database's clock, in seconds since the epoch."""
+        """Return the time by the database's clock, in seconds since the epoch."""
 
     def replace_setting(self, expected: Setting, new: Setting, *, not_after: float | None = None) -> bool:
         """Compare and set in one statement.
@@ -62,13 +62,13 @@ class MetadataStore(Protocol):
         """
 
     def sessions(self) -> Sequence[Session]:
-        """The clients whose session has not expired, by the server's clock."""
+        """Return the clients whose session has not expired, by the server's clock."""
 
     def expired_sessions(self, within_s: float) -> Sequence[Session]:
-        """The clients whose session expired in the last `within_s` seconds and is still listed."""
+        """Return the clients whose session expired in the last `within_s` seconds and is still listed."""
 
     def slices(self, first_id: int = 0, end_id: int | None = None) -> Iterator[tuple[int, int]]:
-        """Id and size in bytes of every slice that some file refers to (`jfs_chunk_ref`, refs > 0), ordered by id.
+        """Yield id and size in bytes of every slice that some file refers to (`jfs_chunk_ref`, refs > 0), in id order.
 
         Args:
             first_id: The lowest id wanted.
@@ -76,19 +76,19 @@ class MetadataStore(Protocol):
         """
 
     def still_needed(self, slice_ids: Collection[int]) -> set[int]:
-        """Those of the slices that some file refers to."""
+        """Return those of the slices that some file refers to."""
 
     def files_of(self, slice_ids: Collection[int]) -> Iterator[tuple[int, str]]:
-        """Slices of these and the path of each file that refers to one; what has no path is described in brackets.
+        """Yield slices of these, each with the path of a file that refers to it. Brackets describe what has no path.
 
         Reads every chunk of the volume once.
         """
 
     def slices_of_files(self, prefix: str) -> set[int]:
-        """The slices of the files in the volume's root whose names begin with this. One small query."""
+        """Return the slices of the files in the volume's root whose names begin with this. One small query."""
 
     def next_slice(self) -> int:
-        """No slice of this volume has this id or a higher one yet (`nextChunk` of `jfs_counter`)."""
+        """Read the lowest id that no slice of this volume has yet (`nextChunk` of `jfs_counter`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadTemplate:
-    """What makes a workload start its pods anew, or others.
+    """What makes a workload restart or replace its pods.
 
     Attributes:
         annotations: Its own and those of its pod template.
@@ -252,10 +252,10 @@ class Cluster(Protocol):
         """Read one workload."""
 
     def workload_templates(self) -> Sequence[WorkloadTemplate]:
-        """The Deployments, StatefulSets and DaemonSets."""
+        """Return the Deployments, StatefulSets and DaemonSets."""
 
     def deployments_everywhere(self) -> Sequence[WorkloadTemplate] | None:
-        """The Deployments of all namespaces; None where the connection's user may not list them."""
+        """Return the Deployments of all namespaces; None where the connection's user may not list them."""
 
     def stamp_template(self, kind: WorkloadKind, name: str, annotations: Mapping[str, str]) -> None:
         """Set annotations of the pod template, which makes the workload replace its pods.
@@ -267,19 +267,19 @@ class Cluster(Protocol):
         """
 
     def templates(self) -> Mapping[str, Any]:
-        """The pod templates of the CSI workloads, for the backup."""
+        """Return the pod templates of the CSI workloads, for the backup."""
 
     def pods(self, label_selector: str = "", namespace: str | None = None) -> Sequence[Pod]:
         """Read pods."""
 
     def persistent_volumes(self) -> Sequence[PersistentVolume]:
-        """The PVs of driver csi.juicefs.com."""
+        """Return the PVs of driver csi.juicefs.com."""
 
     def storage_classes(self) -> Sequence[StorageClass]:
-        """The StorageClasses of driver csi.juicefs.com."""
+        """Return the StorageClasses of driver csi.juicefs.com."""
 
     def driver_mount_options(self) -> Sequence[str]:
-        """The mount options in the driver's own configuration, for whichever volumes."""
+        """Return the mount options in the driver's own configuration, for whichever volumes."""
 
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
@@ -295,10 +295,10 @@ class Cluster(Protocol):
         """
 
     def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
-        """Objects as the API server sends them; of claims and volumes those of driver csi.juicefs.com alone."""
+        """Return objects as the API server sends them; of claims and volumes those of driver csi.juicefs.com alone."""
 
     def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
-        """The last lines of a pod's log, as they are.
+        """Return the last lines of a pod's log, as they are.
 
         Args:
             pod: Its name.
@@ -341,19 +341,19 @@ class JuiceFS(Protocol):
     """The juicefs command line, wherever it runs."""
 
     def version(self) -> str:
-        """The version of the executable, such as `1.4.2+2026-01-01.abcdef`."""
+        """Return the version of the executable, such as `1.4.2+2026-01-01.abcdef`."""
 
     def now(self) -> float:
-        """The time by the clock of where the command runs, in seconds since the epoch."""
+        """Return the time by the clock of where the command runs, in seconds since the epoch."""
 
     def write_storage(self, config: StorageConfig, *, not_after: float) -> None:
-        """`juicefs config`: set storage, bucket and keys; refused where it starts later than `not_after` of `now`."""
+        """Set storage, bucket and keys by `juicefs config`; refused where it starts later than `not_after` of `now`."""
 
     def await_config(self, *, timeout_s: float) -> None:
         """Wait until no `juicefs config` of this volume runs: one whose caller is gone may write yet."""
 
     def status(self) -> Mapping[str, Any]:
-        """`juicefs status`."""
+        """Run `juicefs status`."""
 
     def mount_fresh(self, canary: str, lost_files: Sequence[str] = ()) -> Sequence[str]:
         """Mount with an empty cache, read, write a file `canary` and list; the object keys of what was written.
@@ -384,10 +384,10 @@ class WriteFence(Protocol):
     """Keeps the volume's clients from writing to a store that can refuse one key. Each call may be made again."""
 
     def is_up(self) -> bool:
-        """Whether the store refuses their writes."""
+        """Return whether the store refuses their writes."""
 
     def up(self) -> None:
-        """Refuse from now on what would change the volume's objects with the clients' key; reads go on."""
+        """Refuse from now on what would change the volume's objects with the clients' key; reads still work."""
 
     def down(self) -> None:
         """Allow it again."""
@@ -403,7 +403,7 @@ class Vault(Protocol):
         """Read and decrypt; None where there is no such backup."""
 
     def ids(self) -> Sequence[str]:
-        """The ids under which something lies here, sorted."""
+        """Return the ids under which something lies here, sorted."""
 
     def check_room(self, size_bytes: int) -> None:
         """Prove that a file of a size can be written, read back and removed."""

@@ -99,7 +99,7 @@ def _unready(store: Store, kubelet: Kubelet) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m lab.kube", description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="an existing folder, for this server alone")
     state = parser.parse_args().state.resolve()

@@ -61,7 +61,7 @@ class Api:
         store.listeners.append(self._on_change)
 
     def application(self) -> web.Application:
-        """The aiohttp application."""
+        """Build the aiohttp application."""
         app = web.Application(client_max_size=8 * 2**20)
         app.router.add_route("*", "/{path:.*}", self._handle)
         return app
@@ -429,7 +429,7 @@ def _selector(request: web.Request, asked: Asked) -> Callable[[Obj], bool]:
 
 
 def _seen(change: Change, asked: Asked, matches: Callable[[Obj], bool]) -> list[tuple[str, Obj]]:
-    """What a watcher with a selector sees of a change: entering it is ADDED, leaving it is DELETED."""
+    """Return what a watcher with a selector sees of a change: entering it is ADDED, leaving it is DELETED."""
     if change.resource != asked.resource or asked.namespace not in ("", change.obj["metadata"].get("namespace", "")):
         return []
     is_in = matches(change.obj) and change.type != "DELETED"
@@ -445,7 +445,7 @@ def _bookmark(asked: Asked, version: int, annotations: dict[str, str] | None = N
 
 
 def _on(value: str | None) -> bool:
-    """A query flag: kubectl writes `true` or `1`, the Python client `True`."""
+    """Read a query flag: kubectl writes `true` or `1`, the Python client `True`."""
     return value in ("true", "True", "1")
 
 

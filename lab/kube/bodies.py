@@ -34,7 +34,7 @@ async def review_spec(request: web.Request) -> Obj:
 
 
 def _fields_of(message: bytes) -> dict[int, bytes]:
-    """The length-delimited fields of a protobuf message by number; ApiError 400 for any other wire type."""
+    """Return the length-delimited fields of a protobuf message by number; ApiError 400 for any other wire type."""
     fields: dict[int, bytes] = {}
     rest = memoryview(message)
 

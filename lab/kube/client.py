@@ -143,7 +143,7 @@ class KubeServer:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "KubeServer":
-        """The inverse of `to_json`."""
+        """Reverse `to_json`."""
         return cls(int(data["pid"]), float(data["create_time"]), str(data["url"]), Path(data["state"]))
 
     def to_json(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class KubeServer:
         self._lab("DELETE", None)
 
     def audit(self) -> list[AuditEntry]:
-        """All API requests so far, in the order of their completion (watch and exec: of their start)."""
+        """Return all API requests so far, in the order of their completion (watch and exec: of their start)."""
         path = self.state / "audit.jsonl"
         return [AuditEntry(**json.loads(line)) for line in path.read_text().splitlines()]
 

@@ -191,7 +191,7 @@ class Csi:
         self.store.create(PODS, new | {"metadata": new["metadata"] | {"namespace": NAMESPACE}})
 
     async def serving(self, pod: Obj) -> bool:
-        """Whether a pod is ready: a mount pod when its mount answers, any other at once."""
+        """Return whether a pod is ready: a mount pod when its mount answers, any other at once."""
         if not is_mount_pod(pod):
             return True
         try:

@@ -59,7 +59,7 @@ def _resource_list(group: str, version: str) -> Obj:
 
 
 def _openapi(group: str, version: str) -> Obj:
-    """As much of the schema as `kubectl apply` asks for: that its patches may name a field validation."""
+    """Return as much of the schema as `kubectl apply` asks for: that its patches may name a field validation."""
     paths: Obj = {}
     for r in RESOURCES:
         if (r.group, r.version) != (group, version) or r == ACCESS_REVIEWS:

@@ -23,7 +23,7 @@ _DIRECTIVES = ("$patch", "$retainKeys", "$setElementOrder/", "$deleteFromPrimiti
 
 
 def apply_patch(content_type: str, current: Obj, body: bytes) -> Obj:
-    """The object after the patch; `current` stays as it is.
+    """Return the object after the patch; `current` stays as it is.
 
     ApiError 400 for a body that is no patch, 415 for a kind that is not served, 422 where a JSON patch does not apply.
     """

@@ -144,12 +144,12 @@ class Kubelet:
         (bin_dir / "mount.juicefs").symlink_to("/usr/local/bin/juicefs")
 
     def running(self, uid: str) -> Running | None:
-        """The running container of a pod."""
+        """Return the running container of a pod."""
         pod = self._pods.get(uid)
         return pod.running if pod else None
 
     def log_path(self, uid: str, restart: int) -> Path:
-        """The log of a container's n-th run: lines of `time stream F text`."""
+        """Return the log of a container's n-th run: lines of `time stream F text`."""
         return self.state / "pods" / uid / f"{restart}.log"
 
     def kill(self, uid: str) -> None:
@@ -463,7 +463,7 @@ async def enter(
 
 
 def _address() -> str:
-    """What hostNetwork pods show as their IP: the machine's own address, else loopback."""
+    """Return what hostNetwork pods show as their IP: the machine's own address, else loopback."""
     for addresses in psutil.net_if_addrs().values():
         for address in addresses:
             if address.family.name == "AF_INET" and not address.address.startswith("127."):

@@ -127,25 +127,25 @@ class Change:
 
 
 def now() -> str:
-    """The time as Kubernetes writes it: UTC, whole seconds."""
+    """Return the time as Kubernetes writes it: UTC, whole seconds."""
     return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def not_found(resource: Resource, name: str) -> ApiError:
-    """The 404 of a missing object."""
+    """Return the 404 of a missing object."""
     details = {"name": name, "group": resource.group, "kind": resource.plural}
     return ApiError(404, f'{resource.qualified} "{name}" not found', details=details)
 
 
 def conflict(resource: Resource, name: str, why: str) -> ApiError:
-    """The 409 of a failed precondition."""
+    """Return the 409 of a failed precondition."""
     details = {"name": name, "group": resource.group, "kind": resource.plural}
     message = f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}'
     return ApiError(409, message, details=details)
 
 
 def invalid(resource: Resource, name: str, field: str, why: str) -> ApiError:
-    """The 422 of an object that fails validation."""
+    """Return the 422 of an object that fails validation."""
     details = {
         "name": name,
         "group": resource.group,
@@ -168,18 +168,18 @@ class Store:
         self._objects: dict[tuple[Resource, str, str], Obj] = {}
 
     def find(self, resource: Resource, namespace: str, name: str) -> Obj | None:
-        """The object, or None."""
+        """Return the object, or None."""
         return self._objects.get((resource, namespace, name))
 
     def get(self, resource: Resource, namespace: str, name: str) -> Obj:
-        """The object; ApiError 404 when there is none."""
+        """Return the object; ApiError 404 when there is none."""
         found = self.find(resource, namespace, name)
         if found is None:
             raise not_found(resource, name)
         return found
 
     def list(self, resource: Resource, namespace: str = "") -> list[Obj]:
-        """All objects of a kind, of one namespace where it is given, ordered as a server does."""
+        """Return all objects of a kind, of one namespace where it is given, ordered as a server does."""
         keys = sorted(key[1:] for key in self._objects if key[0] == resource and namespace in ("", key[1]))
         return [self._objects[(resource, *key)] for key in keys]
 
@@ -292,7 +292,7 @@ class Store:
 
 
 def random_suffix(length: int) -> str:
-    """Random characters as Kubernetes puts them at the end of generated names."""
+    """Return random characters as Kubernetes puts them at the end of generated names."""
     return "".join(secrets.choice("bcdfghjklmnpqrstvwxz2456789") for _ in range(length))
 
 

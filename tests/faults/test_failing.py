@@ -69,7 +69,7 @@ def test_a_rollback_continues_after_an_undo_that_failed_and_names_it(
     assert run.failed() == {"prove_blocks", undo}
     assert undo in run.errors["finalize"]
     done = [task for task in ROLLBACK if task != undo and run.states[task] == "success"]
-    assert len(done) == len(ROLLBACK) - 1, "the others went on"
+    assert len(done) == len(ROLLBACK) - 1, "the others continued"
 
     run.faults = ()
     run.clear(undo, downstream=True)

@@ -303,7 +303,7 @@ def test_a_rollout_in_progress_is_waited_for(lab: Lab, look: Look, workload: str
     ("fault", "trouble"), [("never-ready", "has not been ready for 1"), ("crash-loop", "is in CrashLoopBackOff")]
 )
 def test_a_workload_that_does_not_get_healthy_must_be_repaired(lab: Lab, look: Look, fault: str, trouble: str) -> None:
-    """It is told from a rollout by why its pod waits, and by how long the pod has not been ready."""
+    """It differs from a rollout in why its pod waits, and in how long the pod has not been ready."""
 
     def broken() -> list[str]:
         return [line for line in refusals(look("check_csi", rollout_timeout_s=10)) if "is not healthy" in line]
@@ -749,7 +749,7 @@ def test_an_immutable_secret(core: client.CoreV1Api, look: Look) -> None:
 
 
 def test_a_secret_that_its_pv_owns_is_managed_by_nobody(core: client.CoreV1Api, look: Look) -> None:
-    """The driver makes its copies so; a controller such as External Secrets is told by its owner reference."""
+    """The driver makes its copies so; the owner reference shows a controller such as External Secrets."""
     owned = {"apiVersion": "v1", "kind": "PersistentVolume", "name": "pv", "uid": "1"}
     rendered = {"apiVersion": "external-secrets.io/v1", "kind": "ExternalSecret", "name": "jfs", "uid": "2"}
     with another_secret(core, NS, metadata={"ownerReferences": [owned]}):

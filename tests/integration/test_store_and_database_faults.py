@@ -262,14 +262,14 @@ def test_a_database_that_was_waited_for_just_now_is_not_waited_for_again(
         waited.append(None)
         return True
 
-    told = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password), was_waited_for)
-    assert told.read_setting().raw.decode() == ROW
+    impatient = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password), was_waited_for)
+    assert impatient.read_setting().raw.decode() == ROW
     assert not waited, "asked while all is well"
     mariadb.stop()
     with pytest.raises(StillAwayError, match="it was waited for"):
         own.read_setting()
     monkeypatch.setattr(mysql, "_READ_FOR_S", 60)
-    for database in (own, told):
+    for database in (own, impatient):
         with limit(15), pytest.raises(StillAwayError):
             database.read_setting()
     assert len(waited) == 1

@@ -39,7 +39,7 @@ MOUNT = MountPod(
 
 
 def setting(config: StorageConfig = OLD, *, encrypted: bool = True, **more: object) -> Setting:
-    """A row as `juicefs format` writes it."""
+    """Make a row as `juicefs format` writes it."""
     secret, token = config.secret_key.get_secret_value(), config.session_token.get_secret_value()
     if encrypted:
         secret, token = _sealed(secret), token and _sealed(token)
@@ -272,7 +272,7 @@ class FakeVault(Vault):
 
 
 def plan(**changes: Any) -> Plan:
-    """The plan of a run from OLD to NEW."""
+    """Make the plan of a run from OLD to NEW."""
     values: dict[str, Any] = {
         "volume": "myjfs", "uuid": UUID, "before": StorageView.of(OLD), "after": StorageView.of(NEW),
         "target_fingerprint": "", "secrets": (), "workloads": (), "mount_pods": (), "business_pods": (),
@@ -282,7 +282,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def backup(backup_id: str, created_at: datetime, *, params: dict[str, Any] | None = None, **more: Any) -> Backup:
-    """The backup of a run from OLD to NEW."""
+    """Make the backup of a run from OLD to NEW."""
     target = (NEW.storage, NEW.bucket, NEW.access_key.get_secret_value(), NEW.secret_key.get_secret_value())
     values: dict[str, Any] = {
         "backup_id": backup_id, "run_id": "run", "created_at": created_at, "setting_hex": setting().raw.hex(),

@@ -41,7 +41,7 @@ SHORT = {
 
 
 def connections(lab: Lab) -> dict[str, str]:
-    """The connections of the lab, as Airflow takes them from the environment."""
+    """Return the connections of the lab, as Airflow takes them from the environment."""
 
     def aws(store: Any) -> dict[str, Any]:
         extra = {"endpoint_url": store.endpoint_url, "region_name": "us-east-1"}
@@ -60,12 +60,12 @@ def connections(lab: Lab) -> dict[str, str]:
 
 
 def backup_key() -> str:
-    """The key of the runs' backups, base64."""
+    """Return the key of the runs' backups, base64."""
     return _KEY
 
 
 def vault(lab: Lab) -> FileVault:
-    """The backups of the runs."""
+    """Return the backups of the runs."""
     from airflow.sdk import ObjectStoragePath
 
     from include.juicefs_storage.adapters.vault import FileVault, Keyring
@@ -135,7 +135,7 @@ class Run:
                 self.errors.pop(task_id, None)
 
     def mark(self, task_id: str, state: str) -> None:
-        """What the UI's Mark Success and Mark Failed do: the state is set, the XComs stay."""
+        """Do what the UI's Mark Success and Mark Failed do: the state is set, the XComs stay."""
         self.states[task_id] = state
 
     def xcom(self, task_id: str, key: str = "return_value") -> Any:
@@ -144,11 +144,11 @@ class Run:
         return json.loads(file.read_text()) if file.exists() else None
 
     def failed(self) -> set[str]:
-        """The tasks that failed, `finalize` left out: a run that did not do what it was for ends red."""
+        """Return the tasks that failed, `finalize` left out: a run that did not do what it was for ends red."""
         return {task for task, state in self.states.items() if state == "failed"} - {"finalize"}
 
     def _may_start(self, task: Any) -> bool:
-        """Whether a task may run now; where its trigger rule says that it never will, its state is set."""
+        """Return whether a task may run now; where its trigger rule says that it never will, its state is set."""
         found = [self.states.get(up) for up in task.upstream_task_ids]
         if {None, "running"} & set(found):
             return False
@@ -198,7 +198,7 @@ class Run:
         shown.replace(self.folder / "states.json")
 
     def _kept(self, task_id: str) -> set[str]:
-        """The tasks below this one that it has not skipped: all of them, where it is no branch that has chosen."""
+        """List the tasks below this one that it has not skipped: all, unless it is a branch that has chosen."""
         task = find_dag(self.dag_id).get_task(task_id)
         if not hasattr(task, "choose_branch") or self.states.get(task_id) != "success":
             return set(task.downstream_task_ids)

@@ -31,7 +31,7 @@ def finish(airflow: Airflow, dag_id: str, run_id: str) -> tuple[str, dict[str, A
 
 
 def buckets(lab: Lab) -> set[str]:
-    """Where the setting, the Secret and every mount point to."""
+    """Return where the setting, the Secret and every mount point to."""
     secret = json.loads(lab.kubectl("get", "secret", "juicefs-sc-secret", "-n", "juicefs", "-o", "json"))
     mounts = {json.loads((mount / ".config").read_text())["Format"]["Bucket"] for mount in lab.mounts()}
     return {lab.mariadb.setting()["Bucket"], base64.b64decode(secret["data"]["bucket"]).decode()} | mounts

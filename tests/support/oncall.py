@@ -22,7 +22,7 @@ EXTRA = {
 
 @contextmanager
 def oncall() -> Iterator[tuple[dict[str, Any], list[dict[str, str]]]]:
-    """The fields of the connection `oncall`, and the list that fills with what was posted."""
+    """Provide the fields of the connection `oncall`, and the list that fills with what was posted."""
     posted: list[dict[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):

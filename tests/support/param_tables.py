@@ -25,12 +25,12 @@ BETWEEN_MARKS = re.compile(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", re
 
 
 def param_page(name: str) -> Path:
-    """The page of a DAG."""
+    """Return the page of a DAG."""
     return DOCS / f"{name}.md"
 
 
 def with_table(text: str, model: type[Params]) -> str:
-    """The page's text with the current table between its marks."""
+    """Return the page's text with the current table between its marks."""
     rows = [
         [schema["section"], f"`{name}`", schema["title"], _default(schema), schema["description_md"] + _limits(schema)]
         for name, schema in describe(model).items()

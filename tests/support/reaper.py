@@ -41,7 +41,7 @@ def watch(folder: Path) -> None:
 
 
 def of_session(session: str) -> list[psutil.Process]:
-    """The processes that run with the mark of a session."""
+    """Return the processes that run with the mark of a session."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -67,7 +67,7 @@ def reap(session: str, folder: Path) -> list[str]:
 
 
 def name_of(process: psutil.Process) -> str:
-    """A process's name; `?` where it has just ended."""
+    """Return a process's name; `?` where it has just ended."""
     try:
         return process.name()
     except psutil.Error:

@@ -30,7 +30,7 @@ class Object:
     modified_s: float = field(default_factory=time.time)
 
     def entry(self, key: str, *, encoded: bool) -> str:
-        """Its part of a listing."""
+        """Return an object's part of a listing."""
         modified = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.modified_s))
         return contents(key, len(self.body), self.etag, modified, encoded=encoded)
 
@@ -84,7 +84,7 @@ class MemoryStore(ThreadingHTTPServer):
         self._thread.join()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is no error of the store's."""
+        """Ignore a client that goes away: that is no error of the store's."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -114,17 +114,17 @@ class S3Proxy(ThreadingHTTPServer):
         self._thread.join()
 
     def get_request(self) -> tuple[socket.socket, object]:
-        """A connection; the thread that serves it makes the TLS handshake, with its first read."""
+        """Accept a connection; the thread that serves it makes the TLS handshake, with its first read."""
         connection, address = super().get_request()
         if self._tls:
             connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away, or does not trust the certificate, is no error of the proxy's."""
+        """Ignore a client that goes away, or does not trust the certificate: that is no error of the proxy's."""
 
     def administer(self, request: Request, body: bytes) -> bytes:
-        """What MinIO's admin API answers; the rights of who asks are not looked at."""
+        """Answer as MinIO's admin API; the rights of who asks are not looked at."""
         url = urlsplit(request.target)
         query = {name: values[0] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         match url.path.removeprefix(_ADMIN):

@@ -71,7 +71,7 @@ class Job:
         return self.folder / f"{self.task_id}.result.json"
 
     def xcom(self, task_id: str, key: str) -> Path:
-        """The file of an XCom."""
+        """Return the file of an XCom."""
         return self.folder / "xcom" / f"{task_id}.{key}.json"
 
 
@@ -99,7 +99,7 @@ class TaskInstance:
 
 @cache
 def find_dag(dag_id: str) -> Any:
-    """The DAG of a file in dags/."""
+    """Return the DAG of a file in dags/."""
     return getattr(importlib.import_module(f"dags.{dag_id}"), dag_id)()
 
 

@@ -1,4 +1,4 @@
-"""Whether compressed blocks are whole, which no listing tells: they are read and decompressed."""
+"""Find out whether compressed blocks are whole. No listing shows it: they are read and decompressed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def holds(content: bytes, length: int, compression: str) -> bool:
         length: The block's length in bytes.
         compression: `lz4` or `zstd`.
     """
-    # Arrow does not tell how many bytes came out: no more than it has room for, and no less if it needs all of that.
+    # Arrow does not return the decompressed length: it is at most `length`, and at least if all of that is needed.
     return _fits(content, length, compression) and not _fits(content, length - 1, compression)
 
 

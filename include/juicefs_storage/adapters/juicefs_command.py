@@ -27,7 +27,7 @@ from include.juicefs_storage.volume.setting import StorageConfig
 #: In the CSI images the community client; /usr/bin/juicefs is the enterprise one.
 _IN_POD = "/usr/local/bin/juicefs"
 _CONFIG_TIMEOUT_S, _STATUS_TIMEOUT_S, _MOUNT_TIMEOUT_S, _PROBE_TIMEOUT_S = 90, 60, 180, 180
-#: After so many seconds a `juicefs config` is ended where it runs, whatever became of its caller: `await_config` can
+#: After so many seconds a `juicefs config` is ended where it runs, even if its caller is gone: `await_config` can
 #: then wait for the last that it may write. coreutils are in the CSI image (docker/csi.Dockerfile: Debian).
 _END_CONFIG = ("timeout", "-k", "5", "80")
 #: The longest that a `juicefs config` runs, in seconds.
@@ -36,7 +36,7 @@ _PARALLEL_PLACES = 16
 #: What runs on the worker ends with the task that called it (util-linux).
 _END_WITH_CALLER = ("setpriv", "--pdeathsig", "TERM")
 
-#: The exit code of a script that has come too late, or waited in vain.
+#: The exit code of a script that started after its deadline, or whose wait timed out.
 _TOO_LATE = 75
 #: Runs an argument vector with the given standard input and time limit in seconds.
 Run = Callable[[Sequence[str], str, float], ExecResult]
@@ -160,7 +160,7 @@ class JuiceFSCommand:
         return ExecResult(result.returncode, result.stdout, result.stderr.replace(password, "***"))
 
     def version(self) -> str:
-        """`juicefs --version`; the metadata are not asked."""
+        """Run `juicefs --version`; the metadata is not asked."""
         result = self._script(_VERSION, stdin=(), timeout_s=_STATUS_TIMEOUT_S)
         found = re.search(r"version (\S+)", result.stdout)
         if result.returncode != 0 or not found:
@@ -210,9 +210,9 @@ class JuiceFSCommand:
             )
 
     def await_config(self, *, timeout_s: float) -> None:
-        """Look once a second at what runs in every place where this project may have started a `juicefs config`.
+        """Poll every place where this project may have started a `juicefs config`, once a second.
 
-        A place that cannot be asked is waited for as long as a `juicefs config` runs at most.
+        Where a place cannot be asked, wait for the longest time that a `juicefs config` can run.
 
         Args:
             timeout_s: How long to wait in each place, in seconds.
@@ -228,7 +228,7 @@ class JuiceFSCommand:
             try:
                 return run(arguments, "", timeout_s + _STATUS_TIMEOUT_S)
             except TransientError as error:
-                log.warning("%s It is waited for until a `juicefs config` there has ended by itself.", error.problem)
+                log.warning("%s Waiting until a `juicefs config` there has ended by itself.", error.problem)
                 return None
 
         with ThreadPoolExecutor(_PARALLEL_PLACES) as pool:
@@ -244,7 +244,7 @@ class JuiceFSCommand:
             sleep(max(0.0, start + CONFIG_RUNS_FOR_S - monotonic()))
 
     def status(self) -> Mapping[str, Any]:
-        """`juicefs status`: log lines before the JSON are skipped."""
+        """Run `juicefs status`; skip the log lines before its JSON."""
         result = self._on_metadata(_STATUS, timeout_s=_STATUS_TIMEOUT_S)
         start = result.stdout.find("{")
         if result.returncode != 0 or start < 0:
@@ -314,7 +314,7 @@ class JuiceFSCommand:
 
 
 def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
-    """The end of what a command printed, without any key."""
+    """Return the end of what a command printed, without any key."""
     text = (result.stderr or result.stdout)[-2000:]
     for secret in (secret for config in configs for secret in config.secrets):
         text = text.replace(secret, "***")
@@ -347,7 +347,7 @@ def in_controller_pod(cluster: Cluster, metaurl: Metaurl) -> JuiceFSCommand:
         )
 
     def places() -> dict[str, Run]:
-        """The pods that may have been chosen while a `juicefs config` that was started there may still run."""
+        """Return the pods that may have been chosen while a `juicefs config` that was started there may still run."""
         long_ago = datetime.now(UTC) - timedelta(seconds=CONFIG_RUNS_FOR_S)
         pods = [pod for selector in _RUNNERS for pod in cluster.pods(selector) if not pod.ended]
         recent = [pod for pod in pods if pod.ready or pod.unready_since is None or pod.unready_since > long_ago]

@@ -87,7 +87,7 @@ class ParquetManifest:
             totals.merge(counted)
             self._parts.append(part)
         if not self._parts and self.file.exists():
-            # Of an earlier pass: should this one not come to its end, nothing says that it did.
+            # An earlier pass left it. Without it nothing claims that this pass is complete before it is.
             self.file.unlink()
         return last, totals
 
@@ -137,7 +137,7 @@ class ParquetManifest:
             (part for part in folder.iterdir() if part.name.endswith(".parquet")), key=lambda part: part.name
         )
         expected = [f"{number:08}.parquet" for number in range(1, len(parts) + 1)]
-        # A gap is no way to go on: what follows it is done again.
+        # Do not resume behind a gap: what follows it is done again.
         return [part for part, name in zip(parts, expected, strict=True) if part.name == name]
 
     def _described(self, table: pa.Table, totals: Totals, last: str) -> pa.Table:
@@ -154,7 +154,7 @@ def write(file: Folder, content: bytes) -> None:
 
 
 def parquet() -> Any:
-    """`pyarrow.parquet`, which gives memory back: with its own allocator a task holds 50 MiB more."""
+    """Import `pyarrow.parquet` so that it gives memory back: with its own allocator a task holds 50 MiB more."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -207,7 +207,7 @@ class ManifestReader:
     file: Folder
 
     def about(self) -> tuple[dict[str, str], Totals]:
-        """What it belongs to, and what it says was counted."""
+        """Return what it belongs to, and what it says was counted."""
         about, totals, _ = _read_footer(self.file)
         return about, totals
 
@@ -220,7 +220,7 @@ class ManifestReader:
         return totals
 
     def rows(self, outcomes: Collection[ObjectOutcome]) -> Iterator[ManifestRow]:
-        """The rows with one of these outcomes, ordered by key."""
+        """Yield the rows with one of these outcomes, ordered by key."""
         import pyarrow.compute as pc
 
         names = [str(outcome) for outcome in outcomes]
@@ -235,7 +235,7 @@ class ManifestReader:
                     yield ManifestRow(**row)
 
     def listed(self) -> Iterator[tuple[list[str], list[int]]]:
-        """Keys and sizes of what the source had, a row group at a time."""
+        """Yield keys and sizes of what the source had, a row group at a time."""
         import pyarrow.compute as pc
 
         with self._opened() as manifest:
@@ -253,7 +253,7 @@ class ManifestReader:
 
 
 def _strings(names: list[str]) -> pa.Array:
-    """Names as Arrow compares them."""
+    """Return names in the form that Arrow compares."""
     import pyarrow as pa
 
     return pa.array(names, pa.string())

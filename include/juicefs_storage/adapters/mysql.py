@@ -37,7 +37,7 @@ _READ_FOR_S, _READ_AGAIN_FOR_S = 60.0, 3.0
 #: Extras of a connection that do what the option `tls` of JuiceFS' driver does; `true` verifies by the system's CAs.
 _TLS: dict[str, dict[str, Any]] = {
     "": {},
-    # MariaDB's client library takes REQUIRED for a wish, and PREFERRED for nothing.
+    # MariaDB's client library treats REQUIRED as a preference, and ignores PREFERRED.
     "preferred": {"ssl_mode": "REQUIRED"},
     "skip-verify": {"ssl_mode": "REQUIRED"},
     "true": {"ssl_mode": "VERIFY_IDENTITY", "ssl": {"ca": ssl.get_default_verify_paths().cafile}},
@@ -157,11 +157,11 @@ class MySqlMetadata:
             ) from None
 
     def _sql(self, statement: str) -> str:
-        """A statement of ours with the volume's own prefix in place of `jfs_`; values are no part of it."""
+        """Return a statement of ours with the volume's own prefix in place of `jfs_`; values are no part of it."""
         return statement.replace("jfs_", self._prefix)
 
     def _query(self, sql: str, *args: object) -> Sequence[Any]:
-        """The rows of a SELECT; tried again for a while where the server is away.
+        """Return the rows of a SELECT. Retry for a while where the server is away.
 
         Raises:
             StillAwayError: It stayed away.
@@ -249,11 +249,11 @@ class MySqlMetadata:
             ) from None
 
     def sessions(self) -> Sequence[Session]:
-        """The live sessions of `jfs_session2`; `expire` is in Unix seconds."""
+        """Return the live sessions of `jfs_session2`; `expire` is in Unix seconds."""
         return self._sessions("expire > UNIX_TIMESTAMP()")
 
     def expired_sessions(self, within_s: float) -> Sequence[Session]:
-        """The rows of `jfs_session2` that no client has removed yet: others do within a heartbeat or two."""
+        """Return the rows of `jfs_session2` that no client has removed yet: others do within a heartbeat or two."""
         return self._sessions("expire <= UNIX_TIMESTAMP() AND expire > UNIX_TIMESTAMP() - %s", int(within_s))
 
     def _sessions(self, condition: str, *args: object) -> list[Session]:
@@ -343,7 +343,7 @@ class MySqlMetadata:
             last = int(rows[-1][0])
 
     def _paths(self, inode: int, folders: dict[int, str]) -> list[str]:
-        """Every path of a file; `folders` keeps the paths of folders from one call to the next."""
+        """Return every path of a file; `folders` keeps the paths of folders from one call to the next."""
 
         def folder(inode: int) -> str:
             if inode not in folders:
@@ -356,12 +356,12 @@ class MySqlMetadata:
 
 
 def _records(layout: struct.Struct, slices: bytes) -> Iterator[tuple[Any, ...]]:
-    """The records of a row. One that is damaged may end in the middle of one: the others are named all the same."""
+    """Yield the records of a row. A damaged row may end within a record: the complete ones are yielded all the same."""
     return layout.iter_unpack(slices[: len(slices) // layout.size * layout.size])
 
 
 def _text(name: bytes | str) -> str:
-    """A file's name, which need not be UTF-8."""
+    """Return a file's name, which need not be UTF-8."""
     return name.decode(errors="backslashreplace") if isinstance(name, bytes) else name
 
 
@@ -375,7 +375,7 @@ def _refuse_plain(cursor: Any) -> None:
 
 
 def _hook(**options: Any) -> MySqlHook:
-    """A MySqlHook whose connections do not wait for ever."""
+    """Return a MySqlHook whose connections have timeouts."""
     from airflow.providers.mysql.hooks.mysql import MySqlHook
 
     class TimedMySqlHook(MySqlHook):

@@ -58,7 +58,7 @@ class NeededFiles:
         self._index.append((keys[0], keys[-1], name))
 
     def pages(self, keys: KeyRange) -> Iterator[Page]:
-        """The needed blocks of a range, in order; sizes are the blocks' lengths.
+        """Yield the needed blocks of a range, in order; sizes are the blocks' lengths.
 
         Raises:
             PermanentError: They were not written down.

@@ -32,7 +32,7 @@ _PERMANENT_ERRNO = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOT
 
 
 def read_key(text: str) -> bytes | None:
-    """The key that a text holds as base64 of 32 bytes; None where it holds none."""
+    """Return the key that a text holds as base64 of 32 bytes; None where it holds none."""
     try:
         key = base64.b64decode(text.strip(), validate=True)
     except ValueError:
@@ -93,7 +93,7 @@ class Keyring:
 
 
 def key_id(key: bytes) -> bytes:
-    """What names a key without telling anything of it."""
+    """Return an id that names a key and reveals nothing of it."""
     return hmac.new(key, b"juicefs-storage-switch key id", hashlib.sha256).digest()[:_KEY_ID_BYTES]
 
 

@@ -14,10 +14,10 @@ class Manifest(Protocol):
     """Where the rows of one partition go."""
 
     def resume(self) -> tuple[str | None, Totals]:
-        """The last key that is written down, None where there is none, and what was counted up to it."""
+        """Return the last key that is written down, None where there is none, and what was counted up to it."""
 
     def append(self, rows: Rows) -> None:
-        """Write rows down: a checkpoint. A try that comes after a kill goes on behind it."""
+        """Write rows down: a checkpoint. The try after a kill resumes behind it."""
 
     def finish(self) -> None:
         """Make one file of all checkpoints. The partition is complete."""
@@ -40,10 +40,10 @@ class Reader(Protocol):
     """A finished manifest."""
 
     def about(self) -> tuple[dict[str, str], Totals]:
-        """What it belongs to, and what it says was counted."""
+        """Return what it belongs to, and what it says was counted."""
 
     def count(self) -> Totals:
-        """Its rows, counted again."""
+        """Count its rows again."""
 
     def rows(self, outcomes: Collection[ObjectOutcome]) -> Iterator[ManifestRow]:
-        """The rows with one of these outcomes, ordered by key."""
+        """Yield the rows with one of these outcomes, ordered by key."""

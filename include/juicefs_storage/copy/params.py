@@ -174,11 +174,11 @@ class SyncParams(Params):
         return KeyRange(self.after, self.until)
 
     def source_place(self, endpoint: str) -> tuple[str, str, str]:
-        """Endpoint, bucket, prefix."""
+        """Return endpoint, bucket, prefix."""
         return endpoint, self.source_bucket, self.source_prefix
 
     def target_place(self, endpoint: str) -> tuple[str, str, str]:
-        """Endpoint, bucket, prefix."""
+        """Return endpoint, bucket, prefix."""
         return endpoint, self.target_bucket, self.target_prefix
 
 

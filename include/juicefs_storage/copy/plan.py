@@ -37,7 +37,7 @@ class NeededPlan(Record):
     shard: str = ""
 
     def scope(self, since_id: int) -> list[str]:
-        """Which of the volume's blocks these are, where not all."""
+        """Return which of the volume's blocks these are, where not all."""
         return [f"of slices from id {since_id} on"] * bool(since_id) + [self.shard] * bool(self.shard)
 
 
@@ -81,7 +81,7 @@ class SyncPlan(Record):
         return sum(partition.bytes for partition in self.partitions)
 
     def to_markdown(self) -> str:
-        """The plan for a person."""
+        """Render the plan for a person."""
         params = self.params
         different = "are overwritten" if params.overwrite else "are reported, not overwritten"
         lines = [
@@ -125,6 +125,6 @@ class SyncPlan(Record):
 
 
 def _cell(key: str | None) -> str:
-    """A key in a cell of a table."""
+    """Return a key as a cell of a table."""
     shown = "".join(character if character.isprintable() and character not in "|`" else "?" for character in key or "")
     return shown or " "

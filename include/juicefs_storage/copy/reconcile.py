@@ -38,7 +38,7 @@ _COLUMNS = ("phase", "partition", "key", "size", "source_etag", "target_etag", "
 
 
 def about(plan: SyncPlan, phase: str, partition: Partition) -> dict[str, str]:
-    """What a manifest belongs to.
+    """Describe what a manifest belongs to.
 
     Args:
         plan: The plan of the run.
@@ -135,7 +135,7 @@ class _Phase:
         self.totals.merge(counted)
 
     def problems(self, partitions: int) -> list[str]:
-        """What a person must act on, one sentence each.
+        """Return what a person must act on, one sentence each.
 
         Args:
             partitions: How many the plan has.
@@ -160,7 +160,7 @@ class _Phase:
         return found
 
     def notes(self, compare: str) -> list[str]:
-        """What a person may want to know, one sentence each.
+        """Return what a person may want to know, one sentence each.
 
         Args:
             compare: The param.
@@ -188,7 +188,7 @@ class _Phase:
         return [f"`{self.name}`: {count:,} {text}." for count, text in counts if count]
 
     def report(self, compare: str, spans: Sequence[tuple[float, float]]) -> PhaseReport:
-        """The phase as the report shows it.
+        """Return the phase as the report shows it.
 
         Args:
             compare: The param.
@@ -274,7 +274,7 @@ class _Join:
         return count, size
 
     def _copied_keys(self, partition: Partition) -> Iterator[str] | None:
-        """The keys that `copy` of this run had listed, in order; None where it did not run."""
+        """Return the keys that `copy` of this run had listed, in order; None where it did not run."""
         manifest = self.read("copy", partition) if "copy" in self.plan.phases else None
         return (row.key for row in manifest.rows(tuple(ObjectOutcome))) if manifest else None
 

@@ -74,7 +74,7 @@ class SyncReport(Record):
 
     @classmethod
     def of(cls, plan: SyncPlan, run_id: str, outcome: SyncOutcome, **found: Any) -> Self:
-        """The report of a plan.
+        """Build the report of a plan.
 
         Args:
             plan: The plan.
@@ -106,7 +106,7 @@ class SyncReport(Record):
         return f"{line}; copied: {amount(copies[0].objects(*_MOVED), copies[0].bytes(*_MOVED))}"
 
     def to_markdown(self) -> str:
-        """The report for a person."""
+        """Render the report for a person."""
         lines = [
             f"## {self.headline[0].upper()}{self.headline[1:]}",
             self.meaning,

@@ -196,7 +196,7 @@ class _Partition:
         return Classifier(self.transfer.options.compare == "size", self._trusted)
 
     def _trusted(self, source: Page, target: Page) -> bool:
-        """Whether ETags are MD5 on both sides: a sample of each is read once a partition."""
+        """Return whether ETags are MD5 on both sides: a sample of each is read once a partition."""
         if self.transfer.options.compare != "etag":
             return False
         if self._md5 is None:

@@ -7,7 +7,7 @@ from include.juicefs_storage.volume.setting import Setting, normal_endpoint
 
 
 def below_prefix(setting: Setting, prefix: str) -> str:
-    """Where the volume's blocks lie below a prefix.
+    """Return where the volume's blocks lie below a prefix.
 
     Raises:
         PermanentError: The prefix leads elsewhere.
@@ -23,7 +23,7 @@ def below_prefix(setting: Setting, prefix: str) -> str:
 
 
 def shard_at(setting: Setting, endpoint: str, bucket: str) -> int | None:
-    """Which of the volume's shards a bucket is, counted from 0; None: the volume keeps all its blocks in one.
+    """Return which of the volume's shards a bucket is, counted from 0; None: the volume keeps all its blocks in one.
 
     Args:
         setting: The volume's.

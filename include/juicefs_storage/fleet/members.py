@@ -54,12 +54,12 @@ class Member(Record):
         return not self.there and not self.blockers
 
     def conf(self, *, dry_run: bool, restart_csi: bool) -> dict[str, Any]:
-        """The params of a run of its own. The run asks for no approval: the fleet's plan was approved."""
+        """Return the params of a run of its own. The run asks for no approval: the fleet's plan was approved."""
         return {**self.params, "dry_run": dry_run, "require_approval": False, "restart_csi": restart_csi}
 
 
 def unique_keys(members: Sequence[Member]) -> list[Member]:
-    """The volumes with unique keys: where two have one name, part of the UUID follows it."""
+    """Give the volumes unique keys: where two have one name, part of the UUID follows it."""
     count = Counter(member.key for member in members)
     return [
         member if count[member.key] == 1 else member.model_copy(update={"key": f"{member.key}-{member.uuid[:8] or n}"})
@@ -68,7 +68,7 @@ def unique_keys(members: Sequence[Member]) -> list[Member]:
 
 
 def volumes_by_secret(secrets: Sequence[SecretObject], namespace: str) -> list[tuple[SecretObject, bool]]:
-    """One Secret for each volume that some Secret names, and whether a switch can patch it: those of `namespace`.
+    """Return one Secret for each volume, and whether a switch can patch it: those of `namespace`.
 
     Copies of a Secret (the same metadata and name) are one volume. The driver's own copies are left out.
     """
@@ -91,5 +91,5 @@ def volumes_by_secret(secrets: Sequence[SecretObject], namespace: str) -> list[t
 
 
 def on_endpoint(bucket_endpoint: str, endpoint: str) -> bool:
-    """Whether two endpoints are the same, however they are written."""
+    """Return whether two endpoints are the same, however they are written."""
     return normal_endpoint(bucket_endpoint) == normal_endpoint(endpoint)

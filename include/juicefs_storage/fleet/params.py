@@ -129,7 +129,7 @@ _OF_THE_FLEET_ALONE = {"dry_run", "require_approval", "on_failure"}
 
 
 def _passed_on(fleet: FleetParams) -> dict[str, Any]:
-    """What every volume's run takes over, where a volume's entry in the registry says nothing else."""
+    """Return what every volume's run takes over, where a volume's entry in the registry says nothing else."""
     shared = FleetParams.model_fields.keys() & SwitchParams.model_fields.keys() - _OF_THE_FLEET_ALONE
     return {name: getattr(fleet, name) for name in shared}
 
@@ -152,7 +152,7 @@ def registered_volume(fleet: FleetParams, registry: dict[str, dict[str, Any]], n
 def found_volume(
     fleet: FleetParams, registry: dict[str, dict[str, Any]], secret_name: str, bucket: str = "unknown"
 ) -> SwitchParams:
-    """The params of the run of a volume that was found by its Secret.
+    """Resolve the params of the run of a volume that was found by its Secret.
 
     Args:
         fleet: The fleet's.

@@ -26,11 +26,11 @@ class FleetPlan(Record):
     waves: tuple[tuple[str, ...], ...]
 
     def member(self, key: str) -> Member:
-        """The volume of this key."""
+        """Return the volume of this key."""
         return next(member for member in self.members if member.key == key)
 
     def wave_of(self, key: str) -> int | None:
-        """The number of its wave, 0 for the canary; None where it is not to be moved."""
+        """Return the number of its wave, 0 for the canary; None where it is not to be moved."""
         return next((number for number, wave in enumerate(self.waves) if key in wave), None)
 
     @property
@@ -51,7 +51,7 @@ class FleetPlan(Record):
         return f"Move {counted(len(self.keys), 'volume')} from {source}{waves}"
 
     def to_markdown(self) -> str:
-        """The plan for the person who approves it."""
+        """Render the plan for the person who approves it."""
         order = {key: number for number, key in enumerate(self.keys)}
         members = sorted(self.members, key=lambda member: order.get(member.key, len(order)))
         blockers = [f"`{member.key}`: {one_line(line)}" for member in self.blocked for line in member.blockers]
@@ -95,7 +95,7 @@ class FleetPlan(Record):
 
 
 def make_waves(ready: Sequence[Member], canary: str | None, size: int) -> tuple[tuple[str, ...], ...]:
-    """A canary, then waves; the volumes with the fewest clients first.
+    """Plan a canary, then waves; the volumes with the fewest clients first.
 
     Args:
         ready: The volumes that can be moved.

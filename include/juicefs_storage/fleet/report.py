@@ -25,7 +25,7 @@ FLEET_MEANING: Mapping[FleetOutcome, str] = {
 
 
 def explain_run(outcome: str | None, run_id: str) -> str:
-    """How a volume's run ended, for the person who reads the fleet's report."""
+    """Return how a volume's run ended, for the person who reads the fleet's report."""
     meaning = next((text for name, text in RUN_MEANING.items() if name == outcome), "It left no report.")
     return f"run {run_id} ended {outcome or 'without a report'}: {meaning}"
 
@@ -41,7 +41,7 @@ class VolumeEnd(Record):
 
 
 def fleet_markdown(title: str, meaning: str, ends: Sequence[VolumeEnd], failed: Sequence[str] = ()) -> str:
-    """The table of the volumes and their states; no table where there are none.
+    """Return the table of the volumes and their states; no table where there are none.
 
     Args:
         title: How the fleet ended, in a line.

@@ -13,7 +13,7 @@ Turn = Literal["go", "wait", "stop"]
 
 
 def volume_state(start: str, watch: str) -> VolumeState:
-    """The state of a volume, by the states of the two tasks that start its run and watch it."""
+    """Return the state of a volume, by the states of the two tasks that start its run and watch it."""
     if start in {"skipped", "upstream_failed", "removed"}:
         return "left out"
     if start == "failed" or watch in {"failed", "upstream_failed"}:
@@ -31,7 +31,7 @@ def whose_turn(
     running: bool,
     on_failure: OnFailure,
 ) -> Turn:
-    """Whether a volume may be started now: never beside another wave, and after a failure only with `continue`.
+    """Return whether a volume may be started now: never beside another wave, and after a failure only with `continue`.
 
     Args:
         waves: As planned.

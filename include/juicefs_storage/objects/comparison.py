@@ -118,12 +118,12 @@ class Rows:
             yield group
 
     def listed(self, row: int) -> Listed:
-        """The object as the source's listing showed it."""
+        """Return the object as the source's listing showed it."""
         return self.keys[row], self.sizes[row], self.source_etags[row]
 
 
 def plain_md5(etags: Sequence[str]) -> bool:
-    """Whether all ETags have the form of an MD5: those of multipart uploads do not."""
+    """Return whether all ETags have the form of an MD5: those of multipart uploads do not."""
     text = "".join(etags)
     if len(text) != _MD5_HEX * len(etags):
         return False
@@ -174,7 +174,7 @@ class Classifier:
             self._add_mixed(source, target)
 
     def _add_common(self, source: Page, target: Page) -> None:
-        """Both sides have these keys."""
+        """Add keys that both sides have."""
         rows, first = self.rows, len(self.rows)
         if source.etags == target.etags:
             target = target._replace(etags=source.etags)  # one copy of each in memory
@@ -199,7 +199,7 @@ class Classifier:
             rows.put(row, ObjectOutcome.DIFFERENT, Comparison.SIZE, detail=detail)
 
     def _add_mixed(self, source: Page, target: Page) -> None:
-        """Some keys are on one side alone: the runs of keys of one kind are added one after the other."""
+        """Add keys of which some are on one side alone: runs of one kind, one after the other."""
         ours, theirs = frozenset(source.keys), frozenset(target.keys)
         left = right = 0
         for kind, run in groupby(sorted(ours | theirs), lambda key: (key in ours, key in theirs)):

@@ -52,7 +52,7 @@ class KeyRange:
 
 
 def below(prefix: str) -> KeyRange:
-    """The keys below a prefix that ends with `/`, without the key that is the prefix itself."""
+    """Select the keys below a prefix that ends with `/`, without the key that is the prefix itself."""
     return KeyRange(after=prefix, until=f"{prefix}\U0010ffff")
 
 

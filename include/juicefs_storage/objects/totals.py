@@ -50,24 +50,24 @@ class Totals:
         self.seconds += other.seconds
 
     def objects(self, *outcomes: ObjectOutcome) -> int:
-        """How many objects have one of these outcomes; all, where none is named."""
+        """Return how many objects have one of these outcomes; all, where none is named."""
         return sum(count[0] for (outcome, _), count in self.counts.items() if not outcomes or outcome in outcomes)
 
     def bytes(self, *outcomes: ObjectOutcome) -> int:
-        """The size of the objects with one of these outcomes; of all, where none is named."""
+        """Return the size of the objects with one of these outcomes; of all, where none is named."""
         return sum(count[1] for (outcome, _), count in self.counts.items() if not outcomes or outcome in outcomes)
 
     def compared_by(self, comparison: Comparison) -> int:
-        """How many objects were compared in this way."""
+        """Return how many objects were compared in this way."""
         return sum(count[0] for (_, by), count in self.counts.items() if by == comparison)
 
     def as_json(self) -> dict[str, list[int]]:
-        """`outcome/comparison` -> objects, bytes."""
+        """Return `outcome/comparison` -> objects, bytes."""
         return {f"{key[0]}/{key[1]}": list(count) for key, count in sorted(self.counts.items())}
 
     @classmethod
     def from_json(cls, data: dict[str, list[int]]) -> Totals:
-        """The reverse of `as_json`."""
+        """Reverse `as_json`."""
         totals = cls()
         for name, (objects, size) in data.items():
             outcome, _, comparison = name.partition("/")

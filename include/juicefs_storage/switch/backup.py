@@ -146,7 +146,7 @@ def _not_a_backup(backup_id: str) -> PermanentError:
 
 
 def backup_size(setting: Setting, secrets: Iterable[Mapping[str, str]], templates: Mapping[str, Any]) -> int:
-    """About how large a backup will be, in bytes; rather more than less.
+    """Estimate how large a backup will be, in bytes; rather more than less.
 
     Args:
         setting: The setting as it is.
@@ -158,12 +158,12 @@ def backup_size(setting: Setting, secrets: Iterable[Mapping[str, str]], template
 
 
 def backup_id(volume: str, run_id: str) -> str:
-    """The id of a run's backup: one per run, so that a repeated task finds what it wrote before."""
+    """Return the id of a run's backup: one per run, so that a repeated task finds what it wrote before."""
     return f"{volume}.{re.sub(r'[^A-Za-z0-9._-]+', '-', run_id)}"
 
 
 def backup_ids(vault: Vault, volume: str | None = None) -> list[str]:
-    """The ids of the backups in a vault, without what lies beside them, such as how a run ended.
+    """Return the ids of the backups in a vault, without what lies beside them, such as how a run ended.
 
     Args:
         vault: Where they lie.
@@ -176,7 +176,7 @@ def backup_ids(vault: Vault, volume: str | None = None) -> list[str]:
 
 
 def read_backup(vault: Vault, backup_id: str) -> Backup:
-    """A backup that must be there.
+    """Read a backup that must be there.
 
     Raises:
         PermanentError: There is none of this id, or it cannot be read.
@@ -193,7 +193,7 @@ def read_backup(vault: Vault, backup_id: str) -> Backup:
 
 
 def foreign_to(backup: Backup, plan: Plan, keys: Sequence[bytes], triggered_at: datetime | None) -> str:
-    """Why a backup that lies under a run's id is not this run's; empty where it is.
+    """Return why a backup that lies under a run's id is not this run's; empty where it is.
 
     Ids come again: another volume of the same name in the same folder, or a run that was deleted and triggered again.
 
@@ -213,7 +213,7 @@ def foreign_to(backup: Backup, plan: Plan, keys: Sequence[bytes], triggered_at: 
 
 
 def deviation(backup: Backup, plan: Plan, keys: Sequence[bytes]) -> str:
-    """How what a backup's run carries out differs from a plan, and so from what was approved; empty where it does not.
+    """Return how the move that a backup records differs from a plan, and so from what was approved; empty: not at all.
 
     Args:
         backup: The backup.

@@ -129,7 +129,7 @@ def collect(
 
 
 def _sections(cluster: Cluster, juicefs: JuiceFS, problems: list[str]) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Title and reader of each part, the most useful first."""
+    """Yield title and reader of each part, the most useful first."""
     yield "juicefs status", lambda: json.dumps(juicefs.status(), indent=1)
     yield "Events of the driver's namespace", lambda: _events(cluster)
     for title, kind in _NODES:

@@ -55,7 +55,7 @@ def watch_setting(read: Callable[[], Setting], first: Setting) -> Iterator[list[
 
 
 def lost_fields(earlier: Sequence[Setting], now: Setting) -> tuple[str, ...]:
-    """The fields, storage aside, that another administrator changed and that our write took back to an older value.
+    """Return the fields, storage aside, that another administrator changed and our write took back to an older value.
 
     Args:
         earlier: What was seen before our write, oldest first; at least one.

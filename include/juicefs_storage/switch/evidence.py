@@ -65,7 +65,7 @@ class Evidence:
 
 
 def unproven(tasks: Sequence[str], evidence: Mapping[str, Evidence], plan: str) -> dict[str, str]:
-    """The tasks that did not prove what they are for, each with the reason.
+    """Return the tasks that did not prove what they are for, each with the reason.
 
     Args:
         tasks: In the order of the runbook.
@@ -89,7 +89,7 @@ def _why_not(task: str, evidence: Mapping[str, Evidence], plan: str) -> str:
 
 
 def stale_proofs_of_blocks(tasks: Sequence[str], evidence: Mapping[str, Evidence]) -> list[str]:
-    """The proofs of blocks that are older than the proof of the clients, as after a clear of that proof alone.
+    """Return the proofs of blocks that are older than the proof of the clients, as after a clear of that proof alone.
 
     Args:
         tasks: Those of the way that is looked at.
@@ -106,6 +106,6 @@ def stale_proofs_of_blocks(tasks: Sequence[str], evidence: Mapping[str, Evidence
 
 
 def proven_clients(evidence: Mapping[str, Evidence]) -> frozenset[str]:
-    """The UIDs of the mount pods that some task proved on the new store."""
+    """Return the UIDs of the mount pods that some task proved on the new store."""
     rows = [row for task in _PROVE_CLIENTS if task in evidence for row in evidence[task].result.get("clients", ())]
     return frozenset(row["uid"] for row in rows if row.get("uid"))

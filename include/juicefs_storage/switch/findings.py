@@ -20,7 +20,7 @@ class Finding(Record):
 
 
 def ok(check: str, message: str) -> Finding:
-    """A check that passed."""
+    """Make a finding of a check that passed."""
     return Finding(check=check, level="ok", message=message)
 
 
@@ -66,7 +66,7 @@ def gather(check: str, *parts: Callable[[], Iterable[Finding]]) -> list[Finding]
 
 
 def findings_markdown(findings: Sequence[Finding]) -> list[str]:
-    """Findings as a Markdown list, refusals first."""
+    """Render findings as a Markdown list, refusals first."""
     order = {"refusal": 0, "warning": 1, "ok": 2}
     marks = {"refusal": "**refused**", "warning": "**warning**", "ok": "ok"}
     return bullets(

@@ -232,7 +232,7 @@ class Follower:
         return done
 
     def _present(self, keys: Collection[str]) -> set[str]:
-        """Those of these keys that the target has."""
+        """Return those of these keys that the target has."""
         folders: dict[str, list[str]] = defaultdict(list)
         for key in keys:
             folders[f"{key.rpartition('/')[0]}/"].append(key)
@@ -245,7 +245,7 @@ class Follower:
 
 
 def _ask(ask: Callable[[str], _Answer], keys: Sequence[str]) -> list[_Answer]:
-    """Some at a time; after one that fails no other is begun, since each may take as long to fail."""
+    """Ask for some keys at a time; after one that fails ask for no other, since each may take as long to fail."""
     pool = ThreadPoolExecutor(_PARALLEL_REQUESTS)
     try:
         return list(pool.map(ask, keys))

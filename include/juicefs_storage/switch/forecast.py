@@ -19,7 +19,7 @@ _JITTER = 1.05
 
 
 def reading_rate(metadata: MetadataStore, setting: Setting, store: Bucket, clock: Callable[[], float]) -> float | None:
-    """Blocks a second: some of the volume's newest blocks are read from a store, several at once, for two seconds.
+    """Measure blocks a second: read some of the volume's newest blocks from a store, several at once, for two seconds.
 
     A copy has to read them too, so it is hardly faster. None where there is nothing to read.
 
@@ -41,7 +41,7 @@ def reading_rate(metadata: MetadataStore, setting: Setting, store: Bucket, clock
 
 
 def forecast_lines(blocks_left: int | None, blocks_s: float | None, heartbeats_s: Sequence[float]) -> list[str]:
-    """What is left and how long it takes, a sentence each.
+    """Say what is left and how long it takes, a sentence each.
 
     Args:
         blocks_left: Blocks that the new store lacks; None: nobody has counted.
@@ -64,7 +64,7 @@ def forecast_lines(blocks_left: int | None, blocks_s: float | None, heartbeats_s
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Format seconds as a person says them."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -115,12 +115,12 @@ class LateWrites:
         return found
 
     def _newer(self) -> Iterator[StoredObject]:
-        """The blocks that were written later, by the store's dates and by their ids."""
+        """Yield the blocks that were written later, by the store's dates and by their ids."""
         chunks = f"{self.setting.name}/chunks/"
         yield from self.left.newer(chunks, self.left_at - _MARGIN)
         if self.setting.hash_prefix:
             return  # its folders hold ids of any age
-        # A store whose clock went back, or that keeps the dates of what was copied to it, is found out by the ids.
+        # The ids show late writes where the store's clock went back, or where it keeps the dates of copied objects.
         first, end = self.next_slice // 1_000, self.metadata.next_slice() // 1_000 + 1
         for folder in range(first, min(end, first + _MOST_FOLDERS)):
             for item in self.left.list(f"{chunks}{folder // 1_000}/{folder}/"):

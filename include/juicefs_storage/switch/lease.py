@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def lease_name(uuid: str) -> str:
-    """The name of a volume's Lease, from its UUID: the same whatever bucket, Secret or connection leads to it."""
+    """Return the name of a volume's Lease, from its UUID: the same for every bucket, Secret or connection."""
     return f"juicefs-storage-{re.sub(r'[^a-z0-9.-]+', '-', uuid.lower())}".strip("-.")
 
 
@@ -53,7 +53,7 @@ class VolumeLease:
     sleep: Callable[[float], None] = time.sleep
 
     def other_holder(self) -> Lease | None:
-        """The Lease, where another run holds it and it has not expired."""
+        """Return the Lease where another run holds it and it has not expired; else None."""
         found = self.leases.lease(self.name)
         return found if found and self._is_anothers(found) else None
 

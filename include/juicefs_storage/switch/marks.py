@@ -35,7 +35,7 @@ class Mark:
 
 
 def mark_id(backup_id: str, how: End) -> str:
-    """Where the mark of a run lies."""
+    """Return the id under which the mark of a run lies."""
     return f"{backup_id}.{how}"
 
 

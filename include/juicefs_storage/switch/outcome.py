@@ -45,8 +45,8 @@ RUN_MEANING: Mapping[RunOutcome, str] = {
 
 #: Follows the reason why a run that failed did not go back.
 LEFT = (
-    "So the run did not go back: the volume is on the new store. Clear the failed task with Downstream to go on there; "
-    "once the old store serves again, clear `decide` with Downstream to go back."
+    "So the run did not go back: the volume is on the new store. Clear the failed task with Downstream to continue "
+    "there; once the old store serves again, clear `decide` with Downstream to go back."
 )
 
 
@@ -149,7 +149,7 @@ def _lines(unproven: Mapping[str, str] | None) -> tuple[str, ...]:
 
 
 def failed_first(order: Sequence[str], states: Mapping[str, str], unproven: Mapping[str, str]) -> str:
-    """The task that failed first, else the first that left no evidence though it ended; empty where there is none.
+    """Return the task that failed first, else the first that ended without evidence; empty where there is none.
 
     Args:
         order: The tasks in the order of the runbook.

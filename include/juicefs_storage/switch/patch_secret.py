@@ -32,11 +32,11 @@ class PatchSecrets:
     confirm_lease: LeaseCheck = no_lease
 
     def observe(self) -> list[SecretObject]:
-        """The volume's Secrets as they are now."""
+        """Read the volume's Secrets as they are now."""
         return volume_secrets(self.cluster, self.secret_name, self.volume)
 
     def plan(self) -> list[tuple[SecretObject, dict[str, str]]]:
-        """Which values each Secret lacks; Secrets that lack none are left out."""
+        """Find out which values each Secret lacks; leave out Secrets that lack none."""
         wanted = []
         for secret in self.observe():
             desired = {**desired_values(secret, self.target), **self.exact.get(secret.name, {})}

@@ -68,7 +68,7 @@ class Plan(Record):
 
     @property
     def identity(self) -> str:
-        """The same for every plan that moves this volume to this storage with these keys."""
+        """Return a text that is the same for every plan that moves this volume to this storage with these keys."""
         return f"{self.uuid}/{self.target_fingerprint}"
 
     @property
@@ -86,7 +86,7 @@ class Plan(Record):
         return [finding for finding in self.findings if finding.level == "refusal"]
 
     def to_markdown(self) -> str:
-        """The plan for the person who approves it."""
+        """Render the plan for the person who approves it."""
         rows = [
             ("storage", self.before.storage, self.after.storage),
             ("bucket", self.before.bucket, self.after.bucket),
@@ -128,7 +128,7 @@ class Plan(Record):
 
 
 def fingerprint(config: StorageConfig, key: bytes) -> str:
-    """A keyed digest of a storage with its keys: tells whether a connection changed since the plan was made."""
+    """Return a keyed digest of a storage with its keys: tells whether a connection changed since the plan was made."""
     text = "\0".join(
         (config.storage, config.bucket, config.access_key.get_secret_value(), config.secret_key.get_secret_value())
     )

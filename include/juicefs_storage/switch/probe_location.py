@@ -64,7 +64,7 @@ def find_problem(
 
 
 def _oldest_blocks(metadata: MetadataStore, setting: Setting, lost_before: Collection[str]) -> Iterator[str]:
-    """One block of each slice that has one left, the oldest slice first."""
+    """Yield one block of each slice that has one left, the oldest slice first."""
     for slice_id, size in metadata.slices():
         keys = (key for key, _ in block_objects(setting, slice_id, size) if key not in lost_before)
         yield from islice(keys, 1)

@@ -118,7 +118,7 @@ def prove_every_client(
 
 
 def _state(pods: VolumePods, pod: Pod, move: Move, canary: str) -> ClientState | None:
-    """None for another volume's client."""
+    """Ask for one client's state; None for another volume's client."""
     try:
         if pods.config(pod) is None:
             return None

@@ -40,14 +40,14 @@ class Readiness(Record):
     findings: tuple[Finding, ...]
 
     def to_markdown(self) -> str:
-        """One volume of the report."""
+        """Render one volume of the report."""
         state = "ready" if self.ready else "**not ready**"
         backup = f"`{self.backup_id}` of {_minute(self.backup_at)}" if self.backup_at else "none yet"
         lines = [f"### `{self.volume}`: {state} since {_minute(self.since)}", f"Newest backup: {backup}.", ""]
         return "\n".join([*lines, *findings_markdown(self.findings)])
 
     def event(self) -> dict[str, Any]:
-        """What the asset event carries. The findings stay with the run."""
+        """Return what the asset event carries. The findings stay with the run."""
         return self.model_dump(mode="json", exclude={"findings"})
 
 

@@ -54,7 +54,7 @@ class Report(Record):
     results: dict[str, dict[str, Any]]
 
     def to_note(self) -> str:
-        """How the run ended, in a line. The plugin puts the task that failed first before it."""
+        """Say how the run ended, in a line. The plugin puts the task that failed first before it."""
         what = [self.outcome, f"volume `{self.volume}`" if self.volume else ""]
         if self.before and self.after:
             what.append(f"from `{self.before.bucket}` to `{self.after.bucket}`")
@@ -64,14 +64,14 @@ class Report(Record):
         return " ".join(filter(None, [f"{', '.join(filter(None, what))}.", *more]))
 
     def to_error(self) -> str:
-        """Why the run is red: what failed first, what that means, what is missing."""
+        """Say why the run is red: what failed first, what that means, what is missing."""
         lines = [f"{self.outcome}: {self.meaning}"]
         if self.failure:
             lines += self.failure.to_text()
         return "\n".join([*lines, *(f"- not proven: {line}" for line in self.missing)])
 
     def to_markdown(self) -> str:
-        """The report for a person."""
+        """Render the report for a person."""
         lines = [f"## {self.outcome.capitalize()}: volume `{self.volume or '?'}`"]
         if self.failure:
             lines += [self.failure.to_markdown(), ""]
@@ -105,7 +105,7 @@ class Report(Record):
 
 
 def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the steps proved, a sentence each, from what they returned: task id -> result."""
+    """Say what the steps proved, a sentence each, from what they returned: task id -> result."""
     lines = []
     for task, side in (("prove_clients", "new"), ("prove_clients_on_old", "old")):
         lines += _client_lines(task, results.get(task, {}), side)
@@ -124,7 +124,7 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _client_lines(task: str, result: Mapping[str, Any], side: str) -> list[str]:
-    """By what each client was proven."""
+    """Say by what each client was proven."""
     if "clients" in result and not result["clients"]:
         return [f"no client was there: none was proven on the {side} store"]
     return [
@@ -135,7 +135,7 @@ def _client_lines(task: str, result: Mapping[str, Any], side: str) -> list[str]:
 
 
 def _written_lines(result: Mapping[str, Any]) -> list[str]:
-    """What another administrator changed in the setting while it was written."""
+    """Say what another administrator changed in the setting while it was written."""
     lines = []
     if put_right := result.get("put_right"):
         lines.append(
@@ -151,7 +151,7 @@ def _written_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _pod_lines(result: Mapping[str, Any]) -> list[str]:
-    """What became of the pods that must not restart."""
+    """Say what became of the pods that must not restart."""
     if not result:
         return []
     pods = f"{result['mount_pods']} mount pods and {result['business_pods']} business pods"
@@ -163,7 +163,7 @@ def _pod_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _follow_lines(result: Mapping[str, Any], side: str) -> list[str]:
-    """What clients still wrote to the store that they were leaving."""
+    """Say what clients still wrote to the store that they were leaving."""
     lines = []
     if "slowest_s" in result:
         slowest = f", the slowest {result['slowest_s']} s after it was seen" if result["copied"] else ""
@@ -179,7 +179,7 @@ def _follow_lines(result: Mapping[str, Any], side: str) -> list[str]:
 
 
 def _failed_lines(result: Mapping[str, Any]) -> list[str]:
-    """What the clients could not read or write at once, by their own count."""
+    """Say what the clients could not read or write at once, by their own count."""
     if "failed_requests" not in result:
         return []
     failed = [f"{number} in `{pod}`" for pod, number in result.get("failed_in", {}).items()]
@@ -188,12 +188,12 @@ def _failed_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _blocks(result: Mapping[str, Any]) -> str:
-    """The blocks that a task proved, where it proved some."""
+    """Say which blocks a task proved, where it proved some."""
     return blocks_there(result.get("blocks", 0), result.get("lost_before", 0))
 
 
 def _late_lines(result: Mapping[str, Any]) -> list[str]:
-    """What was committed minutes after it was written."""
+    """Say what was committed minutes after it was written."""
     if not result:
         return []
     if not result["waited_s"]:
@@ -213,7 +213,7 @@ def _late_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _settle_lines(result: Mapping[str, Any]) -> list[str]:
-    """Who may have written old values while the setting was guarded, and who still may."""
+    """Say who may have written old values while the setting was guarded, and who still may."""
     lines = []
     if repaired := result.get("repaired"):
         pods = ", ".join(f"`{pod}`" for pod in result["wrote"]) or "none was seen"

@@ -25,7 +25,7 @@ class RestartCsi:
     confirm_lease: LeaseCheck = no_lease
 
     def plan(self) -> list[tuple[WorkloadKind, str]]:
-        """The workloads that do not carry this run's stamp yet."""
+        """List the workloads that do not carry this run's stamp yet."""
         return [
             (kind, name)
             for kind, name in CSI_WORKLOADS

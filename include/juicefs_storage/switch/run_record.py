@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def backup_of_run(vault: Vault, run_id: str, triggered_at: datetime | None) -> Backup | None:
-    """The backup of a run whose plan has gone with its XComs, as after a clear; None where it has none.
+    """Find the backup of a run whose plan has gone with its XComs, as after a clear; None where it has none.
 
     Args:
         vault: The folder of backups.
@@ -71,7 +71,7 @@ class RunRecord:
         return backup, foreign_to(backup, self.plan, self.keys, self.triggered_at)
 
     def find(self) -> Backup | None:
-        """The run's backup; None where it has made none, and so has changed nothing.
+        """Find the run's backup; None where it has made none, and so has changed nothing.
 
         Raises:
             StorageSwitchError: What lies under the run's id cannot be read.
@@ -80,7 +80,7 @@ class RunRecord:
         return None if foreign else backup
 
     def existing(self) -> Backup | None:
-        """The run's backup; None where nothing lies under its id.
+        """Find the run's backup; None where nothing lies under its id.
 
         Raises:
             NeedsHumanError: What lies there is not this run's.
@@ -96,7 +96,7 @@ class RunRecord:
         return backup
 
     def backup(self) -> Backup:
-        """The run's backup, which must be there.
+        """Read the run's backup, which must be there.
 
         Raises:
             PermanentError: There is none.
@@ -123,7 +123,7 @@ class RunRecord:
         return ""
 
     def ended(self, how: End) -> str:
-        """When the run ended so (UTC, ISO 8601); empty where it did not, or where that cannot be read."""
+        """Return when the run ended so (UTC, ISO 8601); empty where it did not, or where that cannot be read."""
         try:
             mark = read_mark(self.vault, self.backup_id, how) if self.find() else None
         except StorageSwitchError as error:
@@ -132,7 +132,7 @@ class RunRecord:
         return mark.at.isoformat() if mark and mark.uuid == self.plan.uuid else ""
 
     def superseded(self) -> Supersession:
-        """Whether another run moved the volume after this run had made its backup.
+        """Return whether another run moved the volume after this run had made its backup.
 
         Raises:
             StorageSwitchError: This run's own backup cannot be read.

@@ -113,7 +113,7 @@ class _Guard:
             self._quiet_since = self.clock()
 
     def quiet_for(self, for_s: float) -> bool:
-        """Whether nothing has moved for so many seconds, and all of them could be seen."""
+        """Return whether nothing has moved for so many seconds, and all of them could be seen."""
         return self._failing_since is None and self.clock() - self._quiet_since >= for_s
 
     def _put_right(self) -> list[str]:
@@ -121,7 +121,7 @@ class _Guard:
         return moved + [f"Secret {name} held other values" for name in self.secrets.apply()]
 
     def _failing_for_s(self) -> float:
-        """Since when polls fail, in seconds. The quiet time counts from here again."""
+        """Return since when polls fail, in seconds. The quiet time starts again from here."""
         self._quiet_since = self.clock()
         self._failing_since = self._quiet_since if self._failing_since is None else self._failing_since
         return self._quiet_since - self._failing_since

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def no_lease() -> None:
-    """For a caller that needs no Lease."""
+    """Confirm nothing, for a caller that needs no Lease."""
 
 
 def carry_out(plan: Callable[[], list[T]], write: Callable[[T], None], confirm_lease: LeaseCheck) -> list[T]:

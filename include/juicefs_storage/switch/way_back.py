@@ -87,7 +87,7 @@ class WayBack:
     confirm_lease: LeaseCheck = no_lease
 
     def observe(self) -> Setting:
-        """The setting as it is now.
+        """Read the setting as it is now.
 
         Raises:
             NeedsHumanError: It is another volume's.
@@ -136,7 +136,7 @@ class WayBack:
         )
 
     def clients(self) -> list[MountPod]:
-        """The volume's mount pods."""
+        """Return the volume's mount pods."""
         return VolumePods(self.cluster, self.backup.setting, self.secret_name).mounts()
 
     def apply(self, *, restart: bool, stamp: str) -> list[str]:

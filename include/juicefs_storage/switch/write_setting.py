@@ -59,7 +59,7 @@ class WriteSetting:
     stale: Sequence[StorageConfig] = ()
 
     def observe(self) -> Setting:
-        """The setting as it is now.
+        """Read the setting as it is now.
 
         Raises:
             NeedsHumanError: It is neither what was backed up, setting or Secrets, nor the target.
@@ -81,7 +81,7 @@ class WriteSetting:
         return now
 
     def plan(self) -> str:
-        """What `apply` does, in words."""
+        """Say what `apply` does."""
         how = "one UPDATE that compares and sets" if self.recorded else "`juicefs config`"
         return f"{how}: bucket `{self.before.bucket}` → `{self.target.bucket}`, keys likewise"
 

@@ -37,7 +37,7 @@ class PlanApproval(ApprovalOperator):
 
 
 def approve() -> ApprovalOperator:
-    """The human gate: shows the plan; a rejection or 24 hours without an answer end the run, nothing changed."""
+    """Ask the human gate: show the plan; a rejection or 24 hours without an answer end the run, nothing changed."""
     return PlanApproval(
         task_id="approve",
         subject="{{ ti.xcom_pull(task_ids='plan', key='subject') }}",

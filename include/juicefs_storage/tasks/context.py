@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def pull(task_id: str, key: str = "return_value") -> Any:
-    """An XCom of this run; None where there is none."""
+    """Return an XCom of this run; None where there is none."""
     return get_current_context()["ti"].xcom_pull(task_ids=task_id, key=key)
 
 
@@ -32,18 +32,18 @@ def push(key: str, value: Any) -> None:
 
 
 def run_id() -> str:
-    """The id of this run."""
+    """Return the id of this run."""
     return str(get_current_context()["run_id"])
 
 
 def triggered_at() -> datetime | None:
-    """When this run was triggered; the same after a clear. None where Airflow does not say."""
+    """Return when this run was triggered, the same after a clear; None where Airflow does not say."""
     dag_run = get_current_context().get("dag_run")
     return getattr(dag_run, "run_after", None)
 
 
 def task_states(*task_ids: str) -> dict[str, str]:
-    """The states of tasks of this run; `none` where a task has none yet."""
+    """Return the states of this run's tasks; `none` where a task has none yet."""
     context = get_current_context()
     states = context["ti"].get_task_states(dag_id=context["dag"].dag_id, task_ids=list(task_ids), run_ids=[run_id()])
     found = states.get(run_id(), {})
@@ -51,14 +51,14 @@ def task_states(*task_ids: str) -> dict[str, str]:
 
 
 def failure_of(task_id: str, map_index: int = -1) -> Failure:
-    """A task of this run that failed, with the error that it left."""
+    """Return a task of this run that failed, with the error that it left."""
     context: Any = get_current_context()
     error = context["ti"].xcom_pull(task_ids=task_id, key=ERROR, map_indexes=map_index) or {}
     return Failure.of(context["dag"].dag_id, run_id(), task_id, map_index, error)
 
 
 def why_it_failed() -> list[str]:
-    """The task of this run that failed first, with its error and next command: one line of Markdown, or none."""
+    """Return the task of this run that failed first, with its error and next command: one line of Markdown, or none."""
     context: Any = get_current_context()
     ti, dag = context["ti"], context["dag"]
     found = ti.get_task_states(dag_id=dag.dag_id, task_ids=list(dag.task_ids), run_ids=[run_id()]).get(run_id(), {})
@@ -95,7 +95,7 @@ def note_metadata_away() -> None:
 
 
 def metadata_is_away() -> bool:
-    """Whether another task of this run has just exhausted its retry budget for the metadata database.
+    """Return whether another task of this run has just exhausted its retry budget for the metadata database.
 
     Otherwise every task repeats the full wait, and a run without a database takes a quarter of an hour to say so.
     """

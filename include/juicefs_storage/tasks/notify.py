@@ -42,7 +42,7 @@ class Notify(BaseNotifier):
             log.exception("No notification was sent: %s.", self.event)
 
     def news(self, context: Any) -> dict[str, str]:
-        """What happened: a line, a text, an address."""
+        """Put together what happened: a line, a text, an address."""
         ti = context["ti"]
         report = ti.xcom_pull(task_ids=self.source, key="report") or {}
         plan = ti.xcom_pull(task_ids="plan", key="return_value") or {}
@@ -53,7 +53,7 @@ class Notify(BaseNotifier):
 
 
 def make_notifier(extra: dict[str, Any]) -> BaseNotifier:
-    """The notifier that a connection's extra describes.
+    """Make the notifier that a connection's extra describes.
 
     Raises:
         PermanentError: It names no notifier.

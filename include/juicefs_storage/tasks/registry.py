@@ -13,7 +13,7 @@ REGISTRY = Path(os.environ.get("JUICEFS_STORAGE_VOLUMES") or Path(__file__).pare
 
 
 def read_registry() -> dict[str, dict[str, Any]]:
-    """Volume name -> the params that it fills in.
+    """Read the registry: volume name -> the params that it fills in.
 
     Raises:
         PermanentError: The file is not there, or is not of that form.

@@ -29,7 +29,7 @@ READINESS = Asset(names.READINESS)
 
 @runbook_task
 def list_volumes() -> list[str]:
-    """The registered volumes that name a target; the one in param `volume`, where that is given.
+    """List the registered volumes that name a target; only the one in param `volume`, where that is given.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
@@ -69,7 +69,7 @@ def rehearse(volume: str) -> dict[str, Any]:
 
 
 def rehearse_volume(volume: str, registry: dict[str, dict[str, Any]], earlier: Sequence[dict[str, Any]]) -> Readiness:
-    """The dry run of one volume: whatever goes wrong is a finding.
+    """Make the dry run of one volume. Whatever goes wrong is a finding.
 
     Args:
         volume: Its name in the registry.
@@ -112,7 +112,7 @@ def _way_back(runtime: Runtime, backup: Backup) -> list[Finding]:
 
 
 def _attempt(name: str, check: Any) -> list[Finding]:
-    """A check that could not be made, for whatever reason, is a refusal: it hides no other one."""
+    """Make a check. One that could not be made, for whatever reason, is a refusal: it hides no other one."""
     try:
         with missing_connections_explained():
             found: list[Finding] = check()

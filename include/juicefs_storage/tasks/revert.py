@@ -30,7 +30,7 @@ _UUID_SHOWN = 8
 
 
 def readable_backups(vault: Vault, volume: str | None = None) -> list[Backup]:
-    """The backups in a vault, the newest first. One that cannot be read is logged and left out."""
+    """Read the backups in a vault, the newest first. One that cannot be read is logged and left out."""
     found = []
     for name in backup_ids(vault, volume):
         try:
@@ -43,7 +43,7 @@ def readable_backups(vault: Vault, volume: str | None = None) -> list[Backup]:
 
 
 def offer(backups: Iterable[Backup], vault: Vault) -> str:
-    """The backups as a table in Markdown. Keys are masked."""
+    """Format the backups as a table in Markdown. Keys are masked."""
     rows = []
     for backup in backups:
         setting = backup.setting
@@ -58,7 +58,7 @@ def offer(backups: Iterable[Backup], vault: Vault) -> str:
 
 
 def _ended(vault: Vault, backup_id: str) -> str:
-    """How the run of a backup ended."""
+    """Say how the run of a backup ended."""
     try:
         return next((how for how in ENDS if read_mark(vault, backup_id, how)), "unfinished")
     except StorageSwitchError as error:
@@ -92,11 +92,11 @@ class ChooseBackup(HITLOperator):
         return super().execute(context)
 
     def validate_chosen_options(self, chosen_options: list[str]) -> None:
-        """The API server has compared the answer with what was offered; this process has not seen the offer."""
+        """Accept the answer: the API server has compared it with the offer, which this process has not seen."""
 
 
 def choose_backup() -> HITLOperator:
-    """The backup to go back to: the param, or a human's choice among those that are there."""
+    """Choose the backup to go back to: the param, or a human's choice among those that are there."""
     return ChooseBackup(
         task_id="choose_backup",
         subject="Which backup should the volume go back to?",
@@ -110,7 +110,7 @@ def choose_backup() -> HITLOperator:
 
 
 def choose_and_resolve() -> Any:
-    """`choose_backup`, then `resolve_params`, which is returned."""
+    """Wire `choose_backup`, then `resolve_params`, which is returned."""
     return choose_backup() >> resolve_params()
 
 

@@ -33,7 +33,7 @@ def runbook_task(function: Callable[..., Any], /) -> Any: ...
 @overload
 def runbook_task(**options: Any) -> Callable[[Callable[..., Any]], Any]: ...
 def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """`@task` for a step of the runbook.
+    """Decorate a step of the runbook, as `@task` does.
 
     The docstring becomes `doc_md`. XCom `timing` is the evidence that the task ran to its end: `began_at` and
     `applied_at` (UTC), `took_s` (seconds), and `plan`, which identifies the plan that it carried out.
@@ -61,7 +61,7 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
 
 @contextmanager
 def errors_for_airflow() -> Iterator[None]:
-    """A permanent error of ours fails the task at once; Airflow retries the others."""
+    """Turn our errors into Airflow's: a permanent one fails the task at once; Airflow retries the others."""
     try:
         with _failure_recorded(), missing_connections_explained():
             yield

@@ -31,7 +31,7 @@ class Runtime:
 
     @classmethod
     def of_run(cls) -> Runtime:
-        """The runtime of the task that is running, from the params that the run's first task validated."""
+        """Build the runtime of the task that is running, from the params that the run's first task validated."""
         params = pull("resolve_params")
         if not params:
             raise PermanentError(
@@ -41,7 +41,7 @@ class Runtime:
 
     @classmethod
     def of_params(cls, params: dict[str, Any]) -> Runtime:
-        """The runtime of a run with these params, as its first task resolved them."""
+        """Build the runtime of a run with these params, as its first task resolved them."""
         return cls((RevertParams if "backup_id" in params else SwitchParams).model_validate(params))
 
     @cached_property
@@ -85,11 +85,11 @@ class Runtime:
         return open_vault()
 
     def setting(self) -> Setting:
-        """The setting as it is now."""
+        """Read the setting as it is now."""
         return self.metadata.read_setting()
 
     def volume_pods(self, setting: Setting) -> VolumePods:
-        """The volume's mount pods."""
+        """Return the volume's mount pods."""
         from include.juicefs_storage.volume.mount_pods import VolumePods
 
         return VolumePods(self.cluster, setting, self.params.secret_name)
@@ -102,7 +102,7 @@ class Runtime:
         return read_backup(self.vault, self.params.backup_id)
 
     def target(self, setting: Setting) -> StorageConfig:
-        """The storage that the volume's clients will use."""
+        """Return the storage that the volume's clients will use."""
         from include.juicefs_storage.adapters.s3.store import connection_storage
 
         params = self.params
@@ -115,7 +115,7 @@ class Runtime:
         return config
 
     def source(self, setting: Setting) -> StorageConfig:
-        """What the clients use by a setting."""
+        """Return what the clients use by a setting."""
         config = setting.config
         mask_keys(config)
         return config
@@ -130,7 +130,7 @@ class Runtime:
         return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket)
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
-        """The old bucket, as Airflow reaches it."""
+        """Return the old bucket, as Airflow reaches it."""
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
         if self.params.source_conn_id:
@@ -138,7 +138,7 @@ class Runtime:
         return S3Bucket.from_storage(config)
 
     def fence(self, setting: Setting) -> WriteFence | None:
-        """The write fence on the store that a setting names; None where none is wanted."""
+        """Return the write fence on the store that a setting names; None where none is wanted."""
         from include.juicefs_storage.adapters.minio_fence import MinioFence
         from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
 
@@ -150,7 +150,7 @@ class Runtime:
 
 
 def open_vault() -> FileVault:
-    """The backups, which belong to no single volume."""
+    """Open the backups, which belong to no single volume."""
     from include.juicefs_storage.adapters.vault import FileVault
 
     return FileVault.from_connection(BACKUP_CONN_ID, mask)

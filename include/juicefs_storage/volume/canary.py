@@ -92,7 +92,7 @@ class Move:
     returning: bool = False
 
     def left_has(self, keys: Sequence[str]) -> bool:
-        """Whether the bucket that the client used before has one of these objects.
+        """Return whether the bucket that the client used before has one of these objects.
 
         One that cannot be read has nothing that could have been copied from there.
         """
@@ -104,7 +104,7 @@ class Move:
 
 
 def canary_name(salt: str) -> str:
-    """Prefix of the names of the canary files. The same salt gives the same name: a retry removes what is left."""
+    """Return the prefix of the canary files' names. The same salt gives the same: a retry removes what is left."""
     return f"{CANARY_PREFIX}{hashlib.sha256(salt.encode()).hexdigest()[:12]}"
 
 
@@ -203,7 +203,7 @@ def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout
 
 
 def _judge_block(cluster: Cluster, pod: Pod, move: Move, keys: Sequence[str]) -> ClientState:
-    """What a block says that was written through a client's mount."""
+    """Judge by a block that was written through a client's mount."""
     bucket, reload = move.config.bucket, _read_reload(cluster, pod, move)
     if missing := [key for key in keys if not move.store.exists(key)]:
         return _unproven(f"a block written through its mount is not in {bucket}: {missing[0]}", reload, stuck=True)
@@ -230,7 +230,7 @@ def _unproven(problem: str, reload: Reload, *, stuck: bool) -> ClientState:
 
 
 def _read_reload(cluster: Cluster, pod: Pod, move: Move) -> Reload:
-    """The client's last reload, as far as its log can be read."""
+    """Read the client's last reload, as far as its log can be read."""
     since_s = (datetime.now(UTC) - move.since).total_seconds() + _CLOCK_MARGIN_S if move.since else None
     try:
         return last_reload(cluster.log_tail(pod.name, _LOG_LINES, MOUNT_CONTAINER, since_s), move.config)

@@ -146,7 +146,7 @@ def classify(batch: Classifier, needed: NeededBlocks, wanted: Page, source: Page
     lengths, ours, theirs = (dict(zip(page.keys, page.sizes, strict=True)) for page in (wanted, source, target))
 
     def outcome(key: str) -> ObjectOutcome | None:
-        """None: as without metadata."""
+        """Return a block's outcome; None: as without metadata."""
         length = lengths.get(key)
         if length is None:
             return ObjectOutcome.SKIPPED if key.startswith(needed.chunks) and not needed.others else None

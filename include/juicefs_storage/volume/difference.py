@@ -63,7 +63,7 @@ class Difference:
     examples: list[str] = field(default_factory=list)
 
     def examples_of(self, kind: Kind) -> list[str]:
-        """The examples of one kind."""
+        """Return the examples of one kind."""
         return [example for example in self.examples if example.startswith(kind)]
 
     def note(self, kind: Kind, text: str) -> None:
@@ -235,7 +235,7 @@ def missing_blocks(
 
 
 def files_of(keys: Collection[str], metadata: MetadataStore) -> list[str]:
-    """The paths of the files that refer to some blocks; none where the metadata cannot be asked."""
+    """List the paths of the files that refer to some blocks; none where the metadata cannot be asked."""
     try:
         return sorted({path for _, path in metadata.files_of({slice_of(key) for key in keys})})
     except StorageSwitchError:  # the blocks are named in any case
@@ -243,7 +243,7 @@ def files_of(keys: Collection[str], metadata: MetadataStore) -> list[str]:
 
 
 def files_of_examples(difference: Difference, metadata: MetadataStore) -> list[str]:
-    """The paths of the files that refer to the examples; none where the metadata cannot be asked."""
+    """List the paths of the files that refer to the examples; none where the metadata cannot be asked."""
     return files_of([example.split(" ")[1] for example in difference.examples], metadata)
 
 

@@ -30,7 +30,7 @@ class ObjectSizes:
 
     @classmethod
     def of(cls, setting: Setting) -> ObjectSizes:
-        """As a volume stores its blocks."""
+        """Take them from a volume's setting."""
         return cls(setting.compression, setting.encrypted)
 
     @property
@@ -39,7 +39,7 @@ class ObjectSizes:
         return not self.compression and not self.encrypted
 
     def fit(self, length: int, size: int) -> bool:
-        """Whether an object of `size` bytes can hold a block of `length` bytes.
+        """Return whether an object of `size` bytes can hold a block of `length` bytes.
 
         What cannot be is an object that was cut. What can be is not proven to be whole, unless `exact`.
         """
@@ -52,7 +52,7 @@ class ObjectSizes:
 
 
 def block_objects(setting: Setting, slice_id: int, size: int) -> Iterator[tuple[str, int]]:
-    """The objects of one slice: key and uncompressed length in bytes.
+    """Yield the objects of one slice: key and uncompressed length in bytes.
 
     The layout is `cachedStore.key` of JuiceFS 1.4 (pkg/chunk/cached_store.go); the volume's name is the prefix.
 
@@ -73,7 +73,7 @@ def block_objects(setting: Setting, slice_id: int, size: int) -> Iterator[tuple[
 
 
 def shard_of(key: str, shards: int) -> int:
-    """In which of a sharded volume's buckets an object lies, counted from 0.
+    """Return the number, from 0, of the sharded volume's bucket in which an object lies.
 
     32-bit FNV-1a of the whole key, the volume's name included: `pick` in pkg/object/sharding.go, with the name put
     before the key by `createStorage` in cmd/format.go of JuiceFS 1.4.
@@ -85,12 +85,12 @@ def shard_of(key: str, shards: int) -> int:
 
 
 def slice_of(key: str) -> int:
-    """The id of the slice that a block belongs to; -1 where the key is not a block's."""
+    """Return the id of the slice that a block belongs to; -1 where the key is not a block's."""
     found = _BLOCK.search(key)
     return int(found[1]) if found else -1
 
 
 def length_of(key: str) -> int:
-    """The uncompressed length in bytes of a block; -1 where the key is not a block's."""
+    """Return the uncompressed length in bytes of a block; -1 where the key is not a block's."""
     found = _BLOCK.search(key)
     return int(found[2]) if found else -1

@@ -111,7 +111,7 @@ class Metaurl:
         return {"0": "", "f": "", "false": "", "1": "true", "t": "true"}.get(value, value)
 
     def identity(self, namespace: str) -> MetadataId:
-        """What tells the metadata of two volumes apart; the account and other options do not.
+        """Return what tells the metadata of two volumes apart; the account and other options do not.
 
         Args:
             namespace: Where the clients run: a host name without a dot is a Service there.
@@ -132,7 +132,7 @@ def _refused(why: str) -> PermanentError:
 
 
 def _address(network: str, address: str) -> tuple[str, int, str]:
-    """Host, port and socket (ParseDSN, normalize and ensureHavePort of the driver)."""
+    """Return host, port and socket (ParseDSN, normalize and ensureHavePort of the driver)."""
     if network == "unix":
         return "", 0, address or "/tmp/mysql.sock"  # noqa: S108  the driver's default
     if network not in _TCP:
@@ -173,7 +173,7 @@ def _decoded(text: str) -> str:
 
 
 def _password(raw: str, environment: Mapping[str, str], *, has_account: bool) -> SecretStr:
-    """The password of the URL, else META_PASSWORD (setPasswordFromEnv), which is taken literally."""
+    """Return the password of the URL, else META_PASSWORD (setPasswordFromEnv), which is taken literally."""
     if raw:
         return SecretStr(_as_go_decodes(raw))
     password = environment.get("META_PASSWORD", "")
@@ -187,7 +187,7 @@ def _password(raw: str, environment: Mapping[str, str], *, has_account: bool) ->
 
 
 def _as_go_decodes(raw: str) -> str:
-    """The password that JuiceFS uses: decoded where Go's net/url takes it in a URL, else as it is (recoveryMysqlPwd).
+    """Return the password that JuiceFS uses: decoded where Go's net/url takes it, else as it is (recoveryMysqlPwd).
 
     It tries `mysql://root:<password>@127.0.0.1`. A `#` or `/` in the password ends what Go takes for the account.
     """
@@ -202,7 +202,7 @@ def _as_go_decodes(raw: str) -> str:
 
 
 def forms_of(metaurl: str, environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Every form of the secrets in a metadata URL, for masks: the URL itself, the password as written and decoded."""
+    """List every form of the secrets in a metadata URL, for masks: the URL, the password as written and decoded."""
     account = metaurl.partition("?")[0].rpartition("@")[0]
     raw = account.partition("://")[2].partition(":")[2]
     variables = (environment or {}).get("META_PASSWORD", "")

@@ -64,12 +64,12 @@ class MountPod(BaseModel):
 
 
 def find_mount_path(pod: Pod) -> str:
-    """Where a mount pod mounts its volume, from its command line; empty where the command names no path below /jfs."""
+    """Return where a mount pod mounts its volume, by its command; empty where that names no path below /jfs."""
     return next((found[1] for command in pod.commands if (found := _MOUNT_PATH.search(command))), "")
 
 
 def mount_path(pod: Pod) -> str:
-    """As `find_mount_path`.
+    """Return what `find_mount_path` finds.
 
     Raises:
         PermanentError: The command names no path below /jfs.
@@ -101,7 +101,7 @@ def run_in_mount(cluster: Cluster, pod: str, script: str, *args: str, timeout_s:
 
 
 def read_config(cluster: Cluster, pod: Pod) -> dict[str, Any]:
-    """What the client in a mount pod believes: `.config` of its mount. Holds keys: never log it."""
+    """Read what the client in a mount pod believes: `.config` of its mount. Holds keys: never log it."""
     path = mount_path(pod)
     result = run_in_mount(cluster, pod.name, _READ_CONFIG, path)
     try:
@@ -117,14 +117,14 @@ def read_config(cluster: Cluster, pod: Pod) -> dict[str, Any]:
 
 
 def _read_stats(cluster: Cluster, pod: Pod) -> Mapping[str, float]:
-    """The counters of a client without labels (`.stats`)."""
+    """Read the counters of a client without labels (`.stats`)."""
     result = run_in_mount(cluster, pod.name, _READ_STATS, mount_path(pod))
     rows = (line.split() for line in result.stdout.splitlines())
     return {row[0]: float(row[1]) for row in rows if len(row) == 2}
 
 
 def request_errors(cluster: Cluster, mounts: Sequence[MountPod]) -> dict[str, int]:
-    """How many object requests failed in each client since it started; each try counts, whatever the request was for.
+    """Count the object requests that failed in each client since it started; each try counts, of whatever request.
 
     Returns:
         Name of the mount pod to number; those that are not the same pods any more, or cannot be asked, are left out.
@@ -144,12 +144,12 @@ def request_errors(cluster: Cluster, mounts: Sequence[MountPod]) -> dict[str, in
 
 
 def storage_overrides(options: str) -> tuple[str, ...]:
-    """`bucket=…` and `storage=…` among mount options: a client that has them does not follow the setting."""
+    """Return `bucket=…` and `storage=…` among mount options: a client that has them does not follow the setting."""
     return tuple(found["option"] for found in _OVERRIDE.finditer(options))
 
 
 def mount_options(pod: Pod) -> str:
-    """The mount command without the `format` before it, which names the bucket as well."""
+    """Return the mount command without the `format` before it, which names the bucket as well."""
     return " ".join(_MOUNT_COMMAND.split(command, maxsplit=1)[-1] for command in pod.commands)
 
 
@@ -176,18 +176,18 @@ def stale_mount_pods(cluster: Cluster, known: Sequence[MountPod], target: Storag
 
 
 def _format_bucket(pod: Pod) -> str | None:
-    """The bucket that a mount pod's `format` writes into the setting as it starts."""
+    """Return the bucket that a mount pod's `format` writes into the setting as it starts."""
     commands = (_MOUNT_COMMAND.split(command, maxsplit=1)[0] for command in pod.commands)
     return next((found[1] for command in commands if (found := _FORMAT_BUCKET.search(command))), None)
 
 
 def mount_pods_naming(cluster: Cluster, bucket: str) -> list[str]:
-    """Names of the mount pods whose command names a bucket: restarted, such a pod writes it into the setting."""
+    """Name the mount pods whose command names a bucket: restarted, such a pod writes it into the setting."""
     return sorted(pod.name for pod in running_mount_pods(cluster) if _format_bucket(pod) == bucket)
 
 
 def running_mount_pods(cluster: Cluster) -> list[Pod]:
-    """The mount pods of all volumes, without those that have ended: these serve nobody."""
+    """List the mount pods of all volumes, without those that have ended: these serve nobody."""
     return [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if not pod.ended]
 
 
@@ -223,7 +223,7 @@ class VolumePods:
         ]
 
     def volumes_of(self, mounts: Sequence[MountPod]) -> list[PersistentVolume]:
-        """The PVs that mount this volume: by their Secrets, or served by one of these mount pods."""
+        """List the PVs that mount this volume: by their Secrets, or served by one of these mount pods."""
         handles, names = {mount.volume_id for mount in mounts}, {volume.name for volume in self.persistent_volumes}
         return [
             volume
@@ -242,14 +242,14 @@ class VolumePods:
         return frozenset({volume.volume_handle for volume in self.persistent_volumes} | self._copies)
 
     def belongs(self, pod: Pod) -> bool:
-        """Whether a mount pod serves this volume by what the cluster says: its volume-id, the driver's annotation."""
+        """Return whether a mount pod serves this volume by its volume-id and the driver's annotation."""
         return (
             pod.annotations.get(UUID_ANNOTATION) == self.setting.uuid
             or pod.labels.get(VOLUME_ID_LABEL, "") in self.volume_ids
         )
 
     def config(self, pod: Pod) -> dict[str, Any] | None:
-        """What the client in a mount pod believes, see `read_config`; None where the pod serves another volume.
+        """Read what the client in a mount pod believes, see `read_config`; None where the pod serves another volume.
 
         Raises:
             StorageSwitchError: The pod serves this volume and cannot be asked.
@@ -265,7 +265,7 @@ class VolumePods:
         return config if (config.get("Format") or {}).get("UUID") == self.setting.uuid else None
 
     def mounts(self) -> list[MountPod]:
-        """Every mount pod that serves this volume and stays.
+        """List every mount pod that serves this volume and stays.
 
         Raises:
             StorageSwitchError: A pod of this volume cannot be asked.
@@ -276,7 +276,7 @@ class VolumePods:
             return sorted((mount for mount in found if mount), key=lambda mount: mount.name)
 
     def leaving(self) -> list[str]:
-        """The mount paths of the pods, of whichever volume, that are being deleted and may still run."""
+        """List the mount paths of the pods, of whichever volume, that are being deleted and may still run."""
         return [path for pod in running_mount_pods(self.cluster) if pod.terminating and (path := find_mount_path(pod))]
 
     def _mount(self, pod: Pod) -> MountPod | None:

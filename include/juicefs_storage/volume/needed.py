@@ -27,7 +27,7 @@ _ROW = struct.Struct("<QI")
 
 
 def watermark(metadata: MetadataStore) -> int:
-    """From which slice id on the next delta begins: what was given out by now, without what live clients may still use.
+    """Return the slice id from which the next delta begins: below what was given out by now and live clients may use.
 
     Read it before the slices. A client uses up its batch of ids however slowly: what one that writes little commits
     later, under an id from long ago, no delta sees, and only a run without `since_id` does.
@@ -39,7 +39,7 @@ def watermark(metadata: MetadataStore) -> int:
 def needed_objects(
     metadata: MetadataStore, setting: Setting, first_id: int = 0, shard: int | None = None
 ) -> Iterator[tuple[str, int]]:
-    """The key and the uncompressed length of every block that some file refers to, ordered by the key's UTF-8 bytes.
+    """Yield key and uncompressed length of every block that some file refers to, ordered by the key's UTF-8 bytes.
 
     Memory does not grow with the number of slices. With HashPrefix they go through temporary files, 12 bytes each.
     Blocks that a client has staged (writeback) and not uploaded yet are among them.
@@ -77,7 +77,7 @@ def to_pages(
     keys: KeyRange | None = None,
     taken: Callable[[str], object] | None = None,
 ) -> Iterator[Page]:
-    """Blocks as a side would list them.
+    """Yield blocks in pages, as a side would list them.
 
     Args:
         blocks: Key and length, in the order of a listing.
@@ -98,7 +98,7 @@ def to_pages(
 
 
 def _by_hash(metadata: MetadataStore, first_id: int) -> Iterator[list[Iterator[tuple[int, int]]]]:
-    """For each id % 256: the slices with ids of one digit, of two, …"""
+    """Group slices by id % 256, then by the number of digits of their ids."""
     with ExitStack() as stack:
         files = [stack.enter_context(TemporaryFile()) for _ in range(_HASHES)]
         for slice_id, size in metadata.slices(first_id):

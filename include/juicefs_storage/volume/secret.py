@@ -20,7 +20,7 @@ _ALIASES = {
 
 
 def environment(secret: SecretObject) -> dict[str, str]:
-    """The variables that the driver gives to the volume's clients: the key `envs`, JSON or YAML.
+    """Read the variables that the driver gives to the volume's clients: the key `envs`, JSON or YAML.
 
     Raises:
         PermanentError: The driver cannot read it either.
@@ -40,7 +40,7 @@ def environment(secret: SecretObject) -> dict[str, str]:
 
 
 def metaurl_of(secret: SecretObject) -> Metaurl:
-    """The metadata URL of a volume's Secret, with the password that its clients use.
+    """Read the metadata URL of a volume's Secret, with the password that its clients use.
 
     Raises:
         PermanentError: The Secret has no metaurl, or one that cannot be used.
@@ -54,7 +54,7 @@ def metaurl_of(secret: SecretObject) -> Metaurl:
 
 
 def metaurl_secrets(secret: SecretObject) -> tuple[str, ...]:
-    """Every form in which the password of a Secret's metaurl may be printed, for masks."""
+    """List every form in which the password of a Secret's metaurl may be printed, for masks."""
     try:
         variables = environment(secret)
     except PermanentError:
@@ -63,7 +63,7 @@ def metaurl_secrets(secret: SecretObject) -> tuple[str, ...]:
 
 
 def metadata_id(secret: SecretObject, namespace: str) -> MetadataId | None:
-    """What tells a Secret's metadata apart from others'; None where its metaurl cannot be used.
+    """Return what tells a Secret's metadata apart from others'; None where its metaurl cannot be used.
 
     Args:
         secret: Any Secret.
@@ -76,7 +76,7 @@ def metadata_id(secret: SecretObject, namespace: str) -> MetadataId | None:
 
 
 def holds_volume(secret: SecretObject, main: SecretObject) -> bool:
-    """Whether a Secret belongs to the same volume as another: the same tables, and no other volume's name.
+    """Return whether a Secret belongs to the same volume as another: the same tables, and no other volume's name.
 
     Args:
         secret: The Secret in question.
@@ -91,7 +91,7 @@ def holds_volume(secret: SecretObject, main: SecretObject) -> bool:
 
 
 def desired_values(secret: SecretObject, config: StorageConfig) -> dict[str, str]:
-    """The values that a Secret should hold for a storage: key -> value.
+    """Return the values that a Secret should hold for a storage: key -> value.
 
     Every alias that is present is set. Keys come in pairs with a bucket: where a Secret has `bucket` it is given keys.
     `storage` and `bucket` are never added: a Secret without them makes starting mount pods leave the setting alone.
@@ -112,12 +112,12 @@ def desired_values(secret: SecretObject, config: StorageConfig) -> dict[str, str
 
 
 def storage_values(values: Mapping[str, str]) -> dict[str, str]:
-    """Those values of a Secret that a switch may change."""
+    """Return those values of a Secret that a switch may change."""
     return {key: values[key] for aliases in _ALIASES.values() for key in aliases if key in values}
 
 
 def written_by_format(values: Mapping[str, str]) -> StorageConfig | None:
-    """What a starting mount pod writes into the setting by these values of a Secret; None where it writes nothing."""
+    """Return what a starting mount pod writes into the setting by these values; None where it writes nothing."""
     found = {
         canonical: next((values[alias] for alias in aliases if values.get(alias)), "")
         for canonical, aliases in _ALIASES.items()

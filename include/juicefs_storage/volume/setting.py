@@ -67,7 +67,7 @@ class StorageConfig:
 
 
 def endpoint_and_bucket(storage: str, bucket: str) -> tuple[str, str]:
-    """`https://host:port` and the bucket's name, of the URL that JuiceFS calls `Bucket`.
+    """Return `https://host:port` and the bucket's name, of the URL that JuiceFS calls `Bucket`.
 
     Raises:
         PermanentError: JuiceFS finds no bucket in it.
@@ -77,13 +77,13 @@ def endpoint_and_bucket(storage: str, bucket: str) -> tuple[str, str]:
 
 
 def normal_endpoint(endpoint: str) -> str:
-    """An endpoint in one form: lower case, no default port, no `/` at the end."""
+    """Return an endpoint in one form: lower case, no default port, no `/` at the end."""
     scheme, _, host = endpoint.lower().rstrip("/").partition("://")
     return f"{scheme}://{host.removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
 
 
 def masked(value: SecretStr) -> str:
-    """An access key as plans and reports show it: enough to tell two keys apart, not enough to use one."""
+    """Return an access key as plans and reports show it: enough to tell two keys apart, not enough to use one."""
     text = value.get_secret_value()
     return f"{text[:2]}…{text[-2:]}" if len(text) >= 12 else ("…" if text else "(none)")
 
@@ -224,7 +224,7 @@ class Setting:
         return Setting(json.dumps(fields, indent=0, ensure_ascii=False).encode())
 
     def uses(self, config: StorageConfig) -> bool:
-        """Whether the setting names exactly this storage and these keys."""
+        """Return whether the setting names exactly this storage and these keys."""
         return self.config == config
 
     @property
@@ -233,13 +233,13 @@ class Setting:
         return {key: value for key, value in self._fields.items() if key not in STORAGE_FIELDS and value}
 
     def with_fields_of(self, other: Setting, names: Collection[str]) -> Setting:
-        """This setting with some fields of another; everything else stays as it is."""
+        """Return this setting with some fields of another; everything else stays as it is."""
         merged = {key: value for key, value in self._fields.items() if key not in names}
         merged |= {key: value for key, value in other._fields.items() if key in names}
         return Setting(json.dumps(merged, indent=0, ensure_ascii=False).encode())
 
     def with_storage_of(self, other: Setting) -> Setting:
-        """This setting with the storage fields of another; everything else stays as it is now.
+        """Return this setting with the storage fields of another; everything else stays as it is now.
 
         Where nothing else differs the result is the other's exact bytes.
         """

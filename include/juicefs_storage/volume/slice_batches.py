@@ -20,12 +20,12 @@ _ID, _ROW = struct.Struct("<Q"), struct.Struct("<QI")
 
 
 def batch_of(slice_id: int) -> int:
-    """The number of the batch that an id belongs to."""
+    """Return the number of the batch that an id belongs to."""
     return slice_id // ID_BATCH
 
 
 def digest_of(slice_ids: Iterable[int]) -> int:
-    """A digest of the ids in a batch, whatever their order. Two sets have the same one by chance once in 4 billion."""
+    """Return a digest of the ids in a batch, in any order. Two sets collide by chance once in 4 billion."""
     return sum(zlib.crc32(_ID.pack(slice_id)) for slice_id in slice_ids) & 0xFFFFFFFF
 
 
@@ -52,11 +52,11 @@ class SliceBatches:
         return cls({batch: total & 0xFFFFFFFF for batch, total in sums.items() if batch >= first}, first)
 
     def unchanged(self, batch: int, slice_ids: Iterable[int]) -> bool:
-        """Whether a batch still holds exactly these slices."""
+        """Return whether a batch still holds exactly these slices."""
         return batch < self.first or self.digests.get(batch, 0) == digest_of(slice_ids)
 
     def to_text(self) -> str:
-        """Text for an XCom."""
+        """Encode as text for an XCom."""
         rows = b"".join(_ROW.pack(*row) for row in sorted(self.digests.items()))
         return base64.b64encode(zlib.compress(_ROW.pack(self.first, 0) + rows)).decode()
 

@@ -23,7 +23,7 @@ class PodIdentity(BaseModel):
 
 
 def business_pods(cluster: Cluster, volumes: Sequence[PersistentVolume]) -> list[PodIdentity]:
-    """The pods that use the volume through a claim, in whatever namespace they are."""
+    """List the pods that use the volume through a claim, in whatever namespace they are."""
     claims = {(volume.claim_namespace, volume.claim_name) for volume in volumes if volume.claim_name}
     return [
         PodIdentity(namespace=pod.namespace, name=pod.name, uid=pod.uid, node=pod.node, restarts=pod.restarts)
@@ -34,7 +34,7 @@ def business_pods(cluster: Cluster, volumes: Sequence[PersistentVolume]) -> list
 
 
 def unknown_sessions(sessions: Sequence[Session], mount_paths: Iterable[str]) -> list[Session]:
-    """Sessions of clients that are not among the mount pods and so cannot be proven.
+    """List the sessions of clients that are not among the mount pods and so cannot be proven.
 
     The last part of the mount point (`<volume id>-<6 random characters>`) tells a mount pod's session.
     """

@@ -187,7 +187,7 @@ def test_a_killed_try_leaves_the_next_only_what_is_missing(tmp_path: Path, monke
     assert totals.objects() == 100
     assert list(rows_of(tmp_path)) == sorted(bodies)
     assert list((tmp_path / "00000").iterdir()) == []
-    # A partition that is complete and is cleared runs anew.
+    # A complete partition runs again when it is cleared.
     totals = Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
     assert totals.objects(ObjectOutcome.SAME) == 100
     assert len(engine.copied) == 100

@@ -144,19 +144,19 @@ def test_nothing_is_copied_by_a_run_that_lost_its_lease() -> None:
 def test_it_looks_once_more_when_all_have_moved_and_a_failed_look_does_not_end_it() -> None:
     world = World()
     asked = iter([False, False, True])
-    told: list[str] = []
+    polls: list[str] = []
     exists = world.target.exists
 
     def down(key: str) -> bool:
         raise TransientError("down")
 
     def sleep(seconds: float) -> None:
-        told.append(f"{world.follower.copied} copied {world.follower.problem}".strip())
-        world.commit(1 + len(told), on=[world.source])
-        world.target.exists = down if len(told) == 2 else exists  # type: ignore[method-assign]
+        polls.append(f"{world.follower.copied} copied {world.follower.problem}".strip())
+        world.commit(1 + len(polls), on=[world.source])
+        world.target.exists = down if len(polls) == 2 else exists  # type: ignore[method-assign]
 
-    world.follower.follow(lambda: next(asked), lambda: told.append("begun"), sleep)
-    assert told == ["begun", "0 copied", "0 copied down"]
+    world.follower.follow(lambda: next(asked), lambda: polls.append("begun"), sleep)
+    assert polls == ["begun", "0 copied", "0 copied down"]
     assert (world.follower.copied, world.follower.problem) == (2, "")
 
 

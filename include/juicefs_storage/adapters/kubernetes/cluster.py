@@ -95,7 +95,7 @@ class KubernetesCluster:
         return cls(api_client, namespace)
 
     def allows(self, right: Right) -> bool:
-        """SelfSubjectAccessReview."""
+        """Ask by a SelfSubjectAccessReview."""
         attributes = {
             "verb": right.verb,
             "group": right.group,
@@ -135,7 +135,7 @@ class KubernetesCluster:
         return [to_secret(item) for item in found.items]
 
     def patch_secret(self, secret: SecretObject, values: Mapping[str, str]) -> None:
-        """JSON patch that tests the resourceVersion; `add`, which also replaces, since keys may be absent."""
+        """Send a JSON patch that tests the resourceVersion; `add`, which also replaces, since keys may be absent."""
         patch: list[dict[str, str]] = [
             {"op": "test", "path": "/metadata/resourceVersion", "value": secret.resource_version}
         ]
@@ -213,7 +213,7 @@ class KubernetesCluster:
             call(name, self.namespace, patch, _content_type=_MERGE_PATCH, _request_timeout=REQUEST_TIMEOUT_S)
 
     def templates(self) -> Mapping[str, Any]:
-        """The pod templates of the CSI workloads, as the API server sends them."""
+        """Return the pod templates of the CSI workloads, as the API server sends them."""
         return {
             f"{kind}/{name}": self._api.sanitize_for_serialization(self._read_workload(kind, name).spec.template)
             for kind, name in CSI_WORKLOADS
@@ -228,7 +228,7 @@ class KubernetesCluster:
         return [to_pod(item) for item in found.items]
 
     def persistent_volumes(self) -> Sequence[PersistentVolume]:
-        """The PVs of the JuiceFS CSI driver."""
+        """Return the PVs of the JuiceFS CSI driver."""
         found = self._requests.read("list PersistentVolumes", self._core.list_persistent_volume)
         volumes = []
         for item in found.items:
@@ -250,7 +250,7 @@ class KubernetesCluster:
         return volumes
 
     def storage_classes(self) -> Sequence[StorageClass]:
-        """The StorageClasses of the JuiceFS CSI driver."""
+        """Return the StorageClasses of the JuiceFS CSI driver."""
         from kubernetes.client import StorageV1Api
 
         found = self._requests.read("list StorageClasses", StorageV1Api(self._api).list_storage_class)
@@ -267,7 +267,7 @@ class KubernetesCluster:
         ]
 
     def driver_mount_options(self) -> Sequence[str]:
-        """The `mountOptions` of every `mountPodPatch` in the driver's ConfigMap; none where there is no ConfigMap."""
+        """Return the `mountOptions` of every `mountPodPatch` in the driver's ConfigMap; none where it is absent."""
         import yaml
 
         action = f"get ConfigMap {self.namespace}/{CSI_CONFIG_MAP}"
@@ -308,7 +308,7 @@ class KubernetesCluster:
         return self._leases.write(lease)
 
     def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
-        """Objects as the API server sends them; of claims and volumes those of the JuiceFS CSI driver alone."""
+        """Return objects as the API server sends them; of claims and volumes those of the JuiceFS CSI driver alone."""
         from kubernetes.client import StorageV1Api
 
         storage = StorageV1Api(self._api)

@@ -67,7 +67,7 @@ class PodExec:
                 socket.close()
 
     def _open(self, pod: str, container: str, command: Sequence[str], where: str, *, stdin: bool) -> Any:
-        """The WebSocket of an exec, opened within `REQUEST_TIMEOUT_S`: the client itself would wait for ever."""
+        """Open the WebSocket of an exec within `REQUEST_TIMEOUT_S`: the client itself would wait forever."""
         from kubernetes import client, stream
 
         # stream() swaps the request method of its client: one client per call keeps threads apart.
@@ -113,7 +113,7 @@ class PodExec:
 
 
 def _not_started(error: Exception, where: str, namespace: str) -> PermanentError | TransientError:
-    """What a refused handshake means.
+    """Return the error that a refused handshake stands for.
 
     The client fails over its own ApiException then, which is left in the context; its text holds the answer's
     headers and body.

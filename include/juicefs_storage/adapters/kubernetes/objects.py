@@ -84,7 +84,7 @@ def to_pod(item: Any) -> Pod:
 
 
 def rollout(kind: WorkloadKind, item: Any) -> tuple[bool, str]:
-    """Whether a rollout is done, and its progress, as kubectl decides it (polymorphichelpers/rollout_status.go)."""
+    """Return whether a rollout is done, and its progress, by kubectl's rules (polymorphichelpers/rollout_status.go)."""
     status = item.status
     observed = (status.observed_generation or 0) >= item.metadata.generation
     if kind == "DaemonSet":

@@ -70,7 +70,7 @@ class Requests:
             return tries(call, *args, _request_timeout=REQUEST_TIMEOUT_S, **more)
 
     def find(self, action: str, call: Callable[..., Any], *args: Any) -> Any:
-        """As `read`; None where there is no such object."""
+        """Call `read`; return None where there is no such object."""
         from kubernetes.client import ApiException
 
         def once(**more: Any) -> Any:
@@ -94,7 +94,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _pause_s(state: RetryCallState) -> float:
-    """Seconds to the next try: what the server asks for, within reason, else twice as long as before."""
+    """Return the seconds to the next try: what the server asks for, within reason, else twice as long as before."""
     error = state.outcome.exception() if state.outcome else None
     asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
     return min(float(asked) if asked.isdecimal() else 0.25 * 2 ** (state.attempt_number - 1), _LONGEST_PAUSE_S)

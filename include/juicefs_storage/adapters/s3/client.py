@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 
 #: The longest answer that is no object: a page of 1,000 keys of 1 KiB, percent-encoded, is half as long.
 ANSWER_LIMIT_BYTES = 8 * 2**20
-#: What such an answer is given the time for.
+#: The bytes that such an answer is given time for.
 _ANSWER_BYTES = 2**20
 #: Larger objects cannot be sent in one PUT.
 PUT_LIMIT_BYTES = 5 * 2**30
 OBJECT_LIMIT_BYTES = 5 * 2**40  # the largest that S3 knows
-#: So many refusals without a single success: the keys are at fault, and no object.
+#: So many refusals without a single success: the keys are at fault, not an object.
 _DENIALS = 50
 _TRIED_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: Keys that need no percent-encoding.
@@ -105,11 +105,11 @@ class S3Client:
             self.idle.pop().close()
 
     def path(self, key: str) -> str:
-        """The request path of a key (relative to the prefix), percent-encoded."""
+        """Return the request path of a key (relative to the prefix), percent-encoded."""
         return f"{self.bucket_path}{self._prefix}{key if _PLAIN(key) else quote(key, safe='/~')}"
 
     def connection(self) -> Steps[Connection]:
-        """One that is idle, the last used first, or a new one."""
+        """Return an idle connection, the last used first, or open a new one."""
         if self.idle:
             return self.idle.pop()
         return (yield from self.host.connect(self.limits))
@@ -221,7 +221,7 @@ class S3Client:
             raise TransientError(f"{method} in {self.store.name}: {error}.", next_step="look at the store") from None
 
     def again(self, response: Response) -> bool:
-        """Whether the answer may be another one next time. Corrects the clock where that is what was wrong."""
+        """Return whether to retry. Correct the clock where that is what was wrong."""
         if response.status < 300:
             return False
         if response.status in _TRIED_AGAIN:
@@ -294,7 +294,7 @@ class S3Client:
         )
 
     def refuse(self, action: str, response: Response) -> ObjectError:
-        """What a refusal of one object means.
+        """Turn the refusal of one object into an error.
 
         Raises:
             PermanentError: It concerns every request to this store.
@@ -327,7 +327,7 @@ class S3Client:
         )
 
     def copy_source(self, key: str) -> str:
-        """A key as CopyObject names its source."""
+        """Return a key in the form in which CopyObject names its source."""
         return f"/{quote(self.store.bucket, safe='')}/{self._prefix}{quote(key, safe='/~')}"
 
 
@@ -344,7 +344,7 @@ class Tries:
         self.until = time.monotonic() + client.limits.total_s + transfer_bytes / SLOWEST_BYTES_S
 
     def delay(self, action: str, problem: str, retry_after: str | None = None) -> float:
-        """Seconds to wait before the next try: doubled each time, with jitter, at least what the store asks for.
+        """Return the seconds to the next try: doubled each time, with jitter, at least what the store asks for.
 
         Args:
             action: What was tried, for messages.
@@ -374,18 +374,18 @@ class Tries:
 
 
 def _shown(text: str) -> str:
-    """A header's value as a message may quote it."""
+    """Return a header's value as a message may quote it."""
     return "".join(character for character in text[:80] if character.isprintable())
 
 
 def error_code(response: Response) -> str:
-    """The S3 error code in a body, or an empty text."""
+    """Return the S3 error code in a body, or an empty text."""
     code = _CODE.search(response.body) if response.size else None
     return code[1].decode() if code else ""
 
 
 def is_md5(etag: str) -> bool:
-    """Whether an ETag has the form of an MD5."""
+    """Return whether an ETag has the form of an MD5."""
     return len(etag) == 32 and "-" not in etag
 
 

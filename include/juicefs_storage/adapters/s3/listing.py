@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.client import S3Client
 
 _ALL = KeyRange()
-#: So many pages without a key, one after the other, are a listing without an end.
+#: So many consecutive pages without a key are a listing without an end.
 _EMPTY_PAGES = 1000
 
 
@@ -73,7 +73,7 @@ def parse_listing(body: bytes, prefix: str, cut: int | None = None) -> Listing:
 
 
 def _parse_uniform(text: str, prefix: str, cut: int) -> Listing | None:
-    """The usual form: every object has the same elements in the same order, keys are URL-encoded. Else None.
+    """Parse the usual form: all objects have the same elements in one order, keys are URL-encoded. Else return None.
 
     A regular expression made from the first object has to match all of them; this is 20 times as fast as a parser.
     """
@@ -117,9 +117,9 @@ def _parse_uniform(text: str, prefix: str, cut: int) -> Listing | None:
 
 
 def _objects_like(names: tuple[str, ...], values: tuple[str, ...] = ()) -> re.Pattern[str]:
-    """Matches one object with these elements; of those that may be of any length, as long as these values.
+    """Match one object with these elements; of those that may be of any length, as long as these values.
 
-    Groups: those of `_WANTED`, in the order they stand in.
+    Groups: those of `_WANTED`, in their order in the text.
     """
     named = zip(names, values, strict=False)
     forms = ((0, "") if name in _VARYING else (len(value), _QUOTED.findall(value)[0]) for name, value in named)
@@ -152,7 +152,7 @@ def _relative(keys: list[str], prefix: str, cut: int) -> list[str]:
 
 
 def _parse_any(text: str, prefix: str, cut: int) -> Listing:
-    """Any well-formed answer. Entities and document types are refused."""
+    """Parse any well-formed answer. Entities and document types are refused."""
     from xml.parsers import expat
 
     path: list[str] = []

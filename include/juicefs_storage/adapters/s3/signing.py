@@ -37,7 +37,7 @@ class Signer:
         return f"Signer(host={self._host!r})"
 
     def head(self, method: str, path: str, query: str = "", headers: Headers = (), length: int | None = None) -> bytes:
-        """The request's head, signed now.
+        """Return the request's head, signed now.
 
         Args:
             method: GET, PUT, …
@@ -79,7 +79,7 @@ class Signer:
             self._inner, self._outer = (sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))
 
     def _make_block(self, headers: Headers) -> tuple[str, str, str, str, str]:
-        """The canonical headers before and after the date, the names signed, the constant part, the payload's hash."""
+        """Return the canonical headers around the date, the signed names, the constant part, the payload's hash."""
         payload = dict(headers).get(PAYLOAD_HEADER, _PAYLOAD)
         constant = [("host", self._host), (PAYLOAD_HEADER, payload)]
         constant += [header for header in headers if header[0] != PAYLOAD_HEADER]

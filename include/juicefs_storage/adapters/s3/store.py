@@ -158,7 +158,7 @@ def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | 
 
 
 def _aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[AwsConnectionWrapper, str]:
-    """A connection that has both keys, and the endpoint that it names or that is given."""
+    """Read a connection that has both keys, and the endpoint that it names or that is given."""
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
     from airflow.sdk import BaseHook
 
@@ -179,7 +179,7 @@ def _aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[AwsConne
 
 
 def _verify(conn_id: str, given: object) -> bool | str:
-    """The connection's `verify`: JSON or text, a truth value or a path."""
+    """Return the connection's `verify`: JSON or text, a truth value or a path."""
     if given is None or given == "":
         return True
     text = str(given)
@@ -194,7 +194,7 @@ def _verify(conn_id: str, given: object) -> bool | str:
 
 
 def _limits(config: dict[str, Any], limits: Limits) -> Limits:
-    """What the connection's botocore options say of time-outs and tries."""
+    """Return what the connection's botocore options say of time-outs and tries."""
     retries = config.get("retries") or {}
     tries = retries.get("total_max_attempts") or (retries["max_attempts"] + 1 if "max_attempts" in retries else None)
     return replace(

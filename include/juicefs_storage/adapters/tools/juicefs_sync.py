@@ -78,7 +78,7 @@ class JuiceFSSync:
     stall_s: float = 600
 
     def mirror(self, keys: KeyRange, *, compare: Compare, overwrite: bool) -> Mirrored:
-        """`juicefs sync --check-new`: without `overwrite` with `--ignore-existing`.
+        """Run `juicefs sync --check-new`: without `overwrite` with `--ignore-existing`.
 
         With `overwrite` objects of another size are replaced. Unless `compare` is `size`, objects of another content
         are replaced too: both sides are read in full, since the command does not look at ETags.
@@ -129,7 +129,7 @@ class JuiceFSSync:
         return Mirrored(command=" ".join(command), **counts)
 
     def _settings(self) -> dict[str, str]:
-        """What `juicefs sync` reads from the environment besides keys; one region and one style serve both sides."""
+        """Return the environment of `juicefs sync` besides keys: one region and one style for both sides."""
         styles = {self.source.virtual_host, self.target.virtual_host}
         if len(styles) > 1:
             raise PermanentError(
@@ -179,7 +179,7 @@ def sync_urls(
     *,
     tokens: tuple[str, str] = ("", ""),
 ) -> tuple[list[str], dict[str, str]]:
-    """Source and target URL for `juicefs sync` without keys in them, and the environment that carries the keys.
+    """Return source and target URL for `juicefs sync` without keys in them, and the environment that carries the keys.
 
     Each side needs a scheme that reads its keys from variables of its own (pkg/object/{minio,s3,eos}.go of
     JuiceFS 1.4): `minio://` reads MINIO_*, is always plain HTTP; `s3://` reads AWS_*; `eos://` reads EOS_*. Where both
@@ -225,7 +225,7 @@ def sync_urls(
 
 
 def find() -> str:
-    """The path of juicefs.
+    """Find the path of juicefs.
 
     Raises:
         PermanentError: There is none.
@@ -249,13 +249,13 @@ def _folder(prefix: str) -> bool:
 
 
 def _mbps(bytes_s: float) -> int:
-    """`--bwlimit` counts in 10⁶ bits; 0 would mean no limit."""
+    """Convert for `--bwlimit`, which counts in 10⁶ bits; 0 would mean no limit."""
     return max(1, int(bytes_s * 8 / 1e6))
 
 
 @contextlib.contextmanager
 def _trusted(*stores: S3Store) -> Iterator[dict[str, str]]:
-    """Where Go reads certificates from: the stores' own besides those of the machine (crypto/x509, SSL_CERT_FILE)."""
+    """Provide the variables that Go reads certificates from: the stores' own besides the machine's (SSL_CERT_FILE)."""
     if any(store.verify is False for store in stores):
         raise PermanentError(
             "`juicefs sync` always verifies certificates, and a connection says verify=false.",
@@ -272,7 +272,7 @@ def _trusted(*stores: S3Store) -> Iterator[dict[str, str]]:
 
 
 def _summary(stderr: IO[bytes]) -> dict[str, int]:
-    """The counts of the summary line, the last one; empty where there is none. Bytes are rounded to what it shows."""
+    """Return the counts of the last summary line; empty where there is none. Bytes are rounded as shown there."""
     stderr.seek(0)
     found = None
     for line in stderr:

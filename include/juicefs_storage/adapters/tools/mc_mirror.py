@@ -58,7 +58,7 @@ class McMirror:
     stall_s: float = 600
 
     def mirror(self, keys: KeyRange, *, compare: Compare, overwrite: bool) -> Mirrored:  # noqa: ARG002
-        """`mc mirror --preserve`, with `--overwrite` only where that is wanted, then `mc du` of both sides.
+        """Run `mc mirror --preserve`, with `--overwrite` only where that is wanted, then `mc du` of both sides.
 
         Only everything (`KeyRange()`) or everything below a prefix (`below`) can be mirrored. It compares in its own
         way, whatever `compare` says. How many objects it handles at once is for it to find out.
@@ -157,24 +157,24 @@ class _Said:
     def add(self, line: str) -> None:
         """Take one line."""
         try:
-            told = json.loads(line)
+            event = json.loads(line)
         except ValueError:
             return
-        if told.get("status") == "error":
-            error = told.get("error") or {}
+        if event.get("status") == "error":
+            error = event.get("error") or {}
             text = f"{error.get('message')} {(error.get('cause') or {}).get('message', '')}".strip()
             # Without --overwrite this is what was asked for; the comparison afterwards shows the difference.
             if _NOT_OVERWRITTEN not in text:
                 self.errors.append(text)
-        elif "objects" in told:
-            self.used, self.used_bytes = told["objects"], told["size"]
-        elif "source" in told:
+        elif "objects" in event:
+            self.used, self.used_bytes = event["objects"], event["size"]
+        elif "source" in event:
             self.found += 1
-            self.found_bytes += told["size"]
+            self.found_bytes += event["size"]
 
 
 def find() -> str:
-    """The path of MinIO's client; Midnight Commander, which has the same name, is passed over.
+    """Find the path of MinIO's client. Pass over Midnight Commander, which has the same name.
 
     Raises:
         PermanentError: There is none.
@@ -191,7 +191,7 @@ def find() -> str:
 
 
 def prefix_of(keys: KeyRange) -> str | None:
-    """The prefix whose keys a range holds, empty for all keys; None where the range is none of `below`'s."""
+    """Return the prefix whose keys a range holds, empty for all keys; None where the range is none of `below`'s."""
     if keys == KeyRange():
         return ""
     return keys.after if keys.after is not None and keys == below(keys.after) else None
@@ -214,7 +214,7 @@ def _refuse_keys(store: S3Store, keys: KeyRange, prefix: str) -> None:
 
 
 def _clean(prefix: str) -> bool:
-    """Whether mc leaves a prefix as it is."""
+    """Return whether mc leaves a prefix as it is."""
     return not prefix or (prefix.endswith("/") and not {"", ".", ".."} & set(prefix[:-1].split("/")))
 
 
@@ -223,7 +223,7 @@ def _path(alias: str, store: S3Store, prefix: str) -> str:
 
 
 def _alias(store: S3Store) -> str:
-    """The form that mc reads from MC_HOST_*: the keys as they are, not percent-encoded."""
+    """Return the form that mc reads from MC_HOST_*: the keys as they are, not percent-encoded."""
     scheme, _, host = store.endpoint.partition("://")
     token = f":{store.session_token}" if store.session_token else ""
     return f"{scheme}://{store.access_key}:{store.secret_key}{token}@{host}"

@@ -33,20 +33,20 @@ class Ended:
     stderr: IO[bytes]
 
     def lines(self) -> Iterator[str]:
-        """Standard output."""
+        """Read standard output."""
         self.stdout.seek(0)
         for line in self.stdout:
             yield line.decode(errors="replace")
 
     def last_errors(self, secrets: Sequence[str], count: int = 8) -> str:
-        """The end of standard error, without any of the secrets."""
+        """Return the end of standard error, without any of the secrets."""
         size = self.stderr.seek(0, os.SEEK_END)
         self.stderr.seek(max(0, size - 4000))
         return masked("\n".join(self.stderr.read().decode(errors="replace").splitlines()[-count:]), secrets)
 
 
 def masked(text: str, secrets: Sequence[str]) -> str:
-    """A text without secrets, plain or percent-encoded."""
+    """Return a text without secrets, plain or percent-encoded."""
     for secret in filter(None, secrets):
         for form in {secret, quote(secret), quote(secret, safe="")}:
             text = text.replace(form, "***")
@@ -87,7 +87,7 @@ def run(
         TransientError: It hung.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    # A task that is killed must not leave a copy behind that goes on beside its next try.
+    # A killed task must not leave a copy running beside its next try.
     with_parent = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
@@ -120,7 +120,7 @@ def run(
 
 
 def moved(pid: int) -> int:
-    """What a process has read and written, sockets included, in units of 64 KiB; 0 where it is gone.
+    """Return what a process has read and written, sockets included, in units of 64 KiB; 0 where it is gone.
 
     A Go program that waits wakes itself by a few bytes now and then: in smaller units that would look like work.
     """

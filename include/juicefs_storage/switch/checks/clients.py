@@ -39,7 +39,7 @@ def check_volume(
     *,
     leaving: Sequence[str] = (),
 ) -> list[Finding]:
-    """The volume and its clients can follow a change of the setting, and every client can be proven.
+    """Check that the volume and its clients can follow a change of the setting, and every client can be proven.
 
     Args:
         setting: The setting as it is now.
@@ -143,7 +143,7 @@ def _too_old(sessions: Sequence[Session], mounts: Sequence[MountPod]) -> Iterato
 
 
 def check_expired_sessions(metadata: MetadataStore, mounts: Sequence[MountPod]) -> list[Finding]:
-    """Clients that were here until lately: one that is suspended, or whose clock is behind, may write again.
+    """Check for clients that were here until lately: one that is suspended, or whose clock is behind, may write again.
 
     Its session is gone by the server's clock. When it wakes it writes what it holds to the store that it knew.
 
@@ -164,7 +164,7 @@ def check_expired_sessions(metadata: MetadataStore, mounts: Sequence[MountPod]) 
 
 
 def check_late_commits(late_commit_s: int) -> list[Finding]:
-    """Slices may be committed long after their blocks were uploaded: a flush gives up after 300 s.
+    """Check how long slices may be committed after their blocks were uploaded: a flush gives up after 300 s.
 
     Args:
         late_commit_s: After so many seconds the blocks are copied and proven once more; 0: not at all.
@@ -183,7 +183,7 @@ def check_late_commits(late_commit_s: int) -> list[Finding]:
 
 
 def check_fence(fence: WriteFence | None, *, catch_up: bool) -> list[Finding]:
-    """The write fence on the old store can be put up, and is not up yet.
+    """Check that the write fence on the old store can be put up, and is not up yet.
 
     Args:
         fence: None: none is wanted.
@@ -208,7 +208,7 @@ def check_fence(fence: WriteFence | None, *, catch_up: bool) -> list[Finding]:
 
 
 def check_runner(version: str, mounts: Sequence[MountPod], sessions: Sequence[Session]) -> list[Finding]:
-    """The juicefs that writes the setting is at least as new as the newest client.
+    """Check that the juicefs that writes the setting is at least as new as the newest client.
 
     An older one drops the fields of the setting that it does not know.
 

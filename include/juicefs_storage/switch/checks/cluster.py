@@ -16,7 +16,7 @@ _BY_PROCESS = re.compile(r"--by-process(=(true|t|1))?(\s|$)", re.IGNORECASE)
 
 
 def needed_rights(namespace: str) -> list[Right]:
-    """Every right that the DAG uses; deploy/rbac.yaml grants exactly these."""
+    """Return every right that the DAG uses; deploy/rbac.yaml grants exactly these."""
     rights = [Right(verb, "pods", namespace=namespace) for verb in ("get", "list")]
     rights += [
         # The handshake of an exec over WebSocket is a GET; newer API servers ask for `create` as well.
@@ -44,7 +44,7 @@ def needed_rights(namespace: str) -> list[Right]:
 
 
 def check_rights(cluster: Cluster) -> list[Finding]:
-    """Ask for every right before the first of them is needed."""
+    """Check every right before the first of them is needed."""
     rights = needed_rights(cluster.namespace)
     missing = [right for right in rights if not cluster.allows(right)]
     return [
@@ -53,7 +53,7 @@ def check_rights(cluster: Cluster) -> list[Finding]:
 
 
 def check_csi(cluster: Cluster, *, rollout_timeout_s: float, now: datetime) -> list[Finding]:
-    """The CSI driver runs in mount-pod mode and is healthy.
+    """Check that the CSI driver runs in mount-pod mode and is healthy.
 
     Args:
         cluster: Where it runs.
@@ -91,7 +91,7 @@ def check_csi(cluster: Cluster, *, rollout_timeout_s: float, now: datetime) -> l
 
 
 def _not_rolled_out(cluster: Cluster, workload: Workload, rollout_timeout_s: float, now: datetime) -> Finding:
-    """A rollout is waited for; a pod that does not start must be repaired."""
+    """Say what to do about a workload that is not rolled out: wait for it, or repair a pod that does not start."""
     where = f"{workload.kind}/{workload.name}"
     for pod in cluster.pods(f"app={workload.name}"):
         unready_s = (now - pod.unready_since).total_seconds() if pod.unready_since else 0

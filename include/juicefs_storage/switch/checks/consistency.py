@@ -134,7 +134,7 @@ def _examples(difference: Difference, kind: Kind) -> str:
 
 
 def _foreign(difference: Difference, metadata: MetadataStore) -> list[Finding]:
-    """Blocks that only the new store has: of files deleted since the copy was made, or of another volume."""
+    """Check blocks that only the new store has: of files deleted since the copy was made, or of another volume."""
     if not difference.extra:
         return []
     slice_id, key = difference.newest_extra

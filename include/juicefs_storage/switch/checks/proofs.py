@@ -23,7 +23,7 @@ _FRESH_MOUNT_BYTES, _FRESH_MOUNT_FILES = 1 << 20, 8
 
 
 def check_metadata(metadata: MetadataStore, juicefs: JuiceFS, setting: Setting) -> list[Finding]:
-    """The setting can be put back, and juicefs reaches the same volume where it will run.
+    """Check that the setting can be put back, and that juicefs reaches the same volume where it will run.
 
     Args:
         metadata: As Airflow reaches it.
@@ -48,7 +48,7 @@ def check_metadata(metadata: MetadataStore, juicefs: JuiceFS, setting: Setting) 
 
 
 def check_room(cluster: Cluster, mounts: Sequence[MountPod]) -> list[Finding]:
-    """Every mount has room for the canaries: neither the volume nor a directory is at its quota.
+    """Check that every mount has room for the canaries: neither the volume nor a directory is at its quota.
 
     Args:
         cluster: Where the mount pods are.
@@ -85,7 +85,7 @@ def check_room(cluster: Cluster, mounts: Sequence[MountPod]) -> list[Finding]:
 def check_canaries(
     pods: VolumePods, mounts: Sequence[MountPod], config: StorageConfig, store: Bucket, canary: str, *, going_back: bool
 ) -> list[Finding]:
-    """A file can be written through every mount, and its block lands on the store that the volume is on.
+    """Check that a file can be written through every mount, and that its block lands on the volume's current store.
 
     The files are removed again; the volume's trash keeps them for as long as it keeps anything.
 

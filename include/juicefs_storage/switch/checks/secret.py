@@ -39,7 +39,7 @@ _NAMED_SECRETS = ("secret.reloader.stakater.com/reload", "wave.pusher.com/extra-
 def check_secrets(
     cluster: Cluster, setting: Setting, secrets: Sequence[SecretObject], mounts: Sequence[MountPod]
 ) -> list[Finding]:
-    """Every Secret with the volume's values is known, and what else reacts to a change of one.
+    """Check that every Secret with the volume's values is known, and find what else reacts to a change of one.
 
     Args:
         cluster: Where PVs, workloads and other namespaces' Secrets are looked up.
@@ -135,7 +135,7 @@ def _elsewhere(cluster: Cluster, secrets: Sequence[SecretObject], mounts: Sequen
 
 
 def _on_another_host(cluster: Cluster, secrets: Sequence[SecretObject]) -> Iterator[Finding]:
-    """A database may have several host names: Secrets that differ in that alone are named, and left alone."""
+    """Name Secrets that differ in the database's host name alone: both may be one server. They are left alone."""
     known, main = {secret.name for secret in secrets}, secrets[0]
     own = metadata_id(main, cluster.namespace)
     for secret in cluster.secrets():
@@ -152,7 +152,7 @@ def _on_another_host(cluster: Cluster, secrets: Sequence[SecretObject]) -> Itera
 
 
 def _next_volumes(cluster: Cluster, secrets: Sequence[SecretObject]) -> Iterator[Finding]:
-    """A volume that is mounted later keeps a bucket that its class or the driver names."""
+    """Name classes and driver settings with a bucket of their own: a volume that is mounted later keeps it."""
     known = {(secret.namespace, secret.name) for secret in secrets}
     for storage_class in cluster.storage_classes():
         options = storage_overrides(",".join(storage_class.mount_options))
@@ -190,7 +190,7 @@ def _restarted(template: WorkloadTemplate, secrets: Sequence[SecretObject]) -> I
 def _restarted_by_default(
     cluster: Cluster, templates: Sequence[WorkloadTemplate], secrets: Sequence[SecretObject]
 ) -> Iterator[Finding]:
-    """A Reloader that needs no annotation; one in another namespace is seen where its Deployment may be listed."""
+    """Find a Reloader that needs no annotation; in another namespace where its Deployment may be listed."""
     reloader = next(
         (
             deployment

@@ -21,7 +21,7 @@ _PARALLEL_PODS = 8
 
 
 def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, probe_key: str | None) -> list[Finding]:
-    """The new bucket exists, can be used with its keys, and belongs to this volume.
+    """Check that the new bucket exists, can be used with its keys, and belongs to this volume.
 
     Args:
         store: The new bucket.
@@ -64,7 +64,7 @@ def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, prob
 def check_reach(
     cluster: Cluster, target: StorageConfig, mounts: Sequence[MountPod], *, controller: bool
 ) -> list[Finding]:
-    """The endpoint can be reached, and its certificate is trusted, where it will be used.
+    """Check that the endpoint can be reached where it will be used, and that its certificate is trusted there.
 
     A client that cannot build its new storage logs a warning once and stays on the old one.
 

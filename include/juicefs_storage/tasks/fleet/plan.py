@@ -47,7 +47,7 @@ def resolve_params() -> dict[str, Any]:
 
 
 def fleet_params() -> FleetParams:
-    """The params of this run, as its first task validated them."""
+    """Return the params of this run, as its first task validated them."""
     return FleetParams.model_validate(pull("resolve_params"))
 
 
@@ -64,7 +64,7 @@ def find_volumes() -> list[str]:
 
 
 def find_members(params: FleetParams, registry: dict[str, dict[str, Any]]) -> list[Member]:
-    """The volumes of a fleet. One that cannot be read, or told, is blocked: none is passed over in silence."""
+    """Find the volumes of a fleet. One that cannot be read or identified is blocked, never left out silently."""
     found = _registered(params, registry) if params.volumes else _found(params, registry)
     members = unique_keys([member for member in found if member.key not in params.exclude])
     first: dict[str, Member] = {}
@@ -100,7 +100,7 @@ def _found(params: FleetParams, registry: dict[str, dict[str, Any]]) -> Iterator
 def _look(
     secret: SecretObject, params: FleetParams, registry: dict[str, dict[str, Any]], *, here: bool
 ) -> Member | None:
-    """The volume of a Secret, where it is one of the fleet's."""
+    """Find the volume of a Secret, where it is one of the fleet's."""
     where, bucket = f"{secret.namespace}/{secret.name}", secret.data.get("bucket", "")
     try:
         with missing_connections_explained():
@@ -124,7 +124,7 @@ def _look(
 
 
 def _is_elsewhere(secret: SecretObject, params: FleetParams) -> bool:
-    """Whether a Secret itself names another store than the fleet's; False where it names none, or cannot be read."""
+    """Return whether a Secret names another store than the fleet's; False where it names none, or is unreadable."""
     try:
         endpoint, _ = endpoint_and_bucket(secret.data.get("storage", ""), secret.data.get("bucket", ""))
     except StorageSwitchError:
@@ -197,14 +197,14 @@ def plan() -> dict[str, Any]:
 
 
 def make_plan(params: FleetParams, members: list[Member]) -> FleetPlan:
-    """The waves of those that are ready."""
+    """Put those that are ready into waves."""
     ready = [member for member in members if member.ready]
     waves = make_waves(ready, params.canary, params.wave_size)
     return FleetPlan(run_id=run_id(), params=params, members=tuple(members), waves=waves)
 
 
 def judge(member: Member) -> Member:
-    """What a volume's dry run found."""
+    """Judge what a volume's dry run found."""
     if not member.params or member.there:
         return member
     rehearsal = volume_run_id(run_id(), member.key, dry_run=True)
@@ -230,7 +230,7 @@ def judge(member: Member) -> Member:
 
 @runbook_task(kind="branch")
 def choose_path() -> str:
-    """A dry run ends here; a real run goes on, through approval where it is required.
+    """End a dry run here; continue a real run, through approval where it is required.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """

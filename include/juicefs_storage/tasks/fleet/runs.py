@@ -23,7 +23,7 @@ ACTIVE = ["queued", "running"]
 
 
 def exists(*volume_runs: str, states: Sequence[str] | None = None) -> bool:
-    """Whether one of these runs is there, where wanted in one of these states."""
+    """Return whether one of these runs is there, where wanted in one of these states."""
     ti: Any = get_current_context()["ti"]
     return bool(ti.get_dr_count(dag_id=SWITCH, run_ids=list(volume_runs), states=states))
 
@@ -35,7 +35,7 @@ def trigger(volume_run: str, conf: dict[str, Any]) -> NoReturn:
     longer than all that a DAG file may.
 
     Raises:
-        NeedsHumanError: The DAG is paused: the run would wait for ever.
+        NeedsHumanError: The DAG is paused: the run would wait forever.
     """
     ti: Any = get_current_context()["ti"]
     if ti.get_dag(SWITCH).is_paused:
@@ -49,7 +49,7 @@ def trigger(volume_run: str, conf: dict[str, Any]) -> NoReturn:
 
 
 def run_state(volume_run: str) -> str:
-    """The state of a volume's run."""
+    """Return the state of a volume's run."""
     ti: Any = get_current_context()["ti"]
     state = ti.get_dagrun_state(SWITCH, volume_run)
     # A plain string in the type hints, a member of an enum in fact.
@@ -69,7 +69,7 @@ def pull_of_run(volume_run: str, task_id: str, key: str = "return_value") -> Any
 
 
 def approved_plan() -> FleetPlan:
-    """What was planned, and approved where approval is required.
+    """Read what was planned, and approved where approval is required.
 
     Raises:
         PermanentError: There is no plan.
@@ -81,7 +81,7 @@ def approved_plan() -> FleetPlan:
 
 
 def planned_or_none() -> FleetPlan | None:
-    """What was planned, also where it was refused."""
+    """Read what was planned, also where it was refused."""
     found = pull("plan", "planned")
     return FleetPlan.model_validate(found) if found else None
 
@@ -98,6 +98,6 @@ def record_plan(planned: FleetPlan) -> None:
 
 
 def recorded_plan() -> FleetPlan | None:
-    """The plan that this run has begun to carry out; None where it has not."""
+    """Read the plan that this run has begun to carry out; None where it has not."""
     found = open_vault().load(_record_name())
     return FleetPlan.model_validate_json(found) if found else None

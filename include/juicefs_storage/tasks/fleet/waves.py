@@ -89,7 +89,7 @@ def start_run(planned: FleetPlan, key: str) -> None:
 
 
 def require_as_approved(member: Member) -> None:
-    """The volume, and what its target's connection says, are what the plan showed.
+    """Require that the volume, and its target's connection, are still what the plan showed.
 
     Raises:
         NeedsHumanError: They are not.
@@ -112,7 +112,7 @@ class CanaryApproval(PlanApproval):
     rejected = "The others were not approved: the canary stays moved, nothing else was touched."
 
     def execute(self, context: Context) -> Any:
-        """Ask, or go on at once."""
+        """Ask, or continue at once."""
         planned = approved_plan()
         if not planned.params.approve_after_canary or len(planned.waves) < 2:
             return None
@@ -120,7 +120,7 @@ class CanaryApproval(PlanApproval):
 
 
 def approve_rest() -> PlanApproval:
-    """The second human gate: shows how the canary fared."""
+    """Ask the second human gate: show how the canary fared."""
     return CanaryApproval(
         task_id="approve_rest",
         subject="The canary was moved and is well. Move the others?",
@@ -189,7 +189,7 @@ def watch_volume(planned: FleetPlan, key: str) -> PokeReturnValue:
 
 
 def well(health: dict[str, Any]) -> str:
-    """What was proven, in a line."""
+    """Say what was proven, in a line."""
     blocks = blocks_there(health["blocks"], health.get("lost_before", 0))
     return f"{health['clients']} clients proven, no restarts, {blocks} there"
 
@@ -232,7 +232,7 @@ def examine(member: Member, carried_out: Plan, salt: str, *, blocks: bool) -> di
 
 @runbook_task
 def later_volumes() -> list[str]:
-    """The volumes after the canary, in the order of their waves.
+    """List the volumes after the canary, in the order of their waves.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
@@ -262,7 +262,7 @@ def wait_for_rollouts() -> PokeReturnValue:
 
 
 def _places(planned: FleetPlan) -> dict[str, Runtime]:
-    """The CSI installations of the volumes that were moved after the canary."""
+    """List the CSI installations of the volumes that were moved after the canary."""
     volumes = volume_states(planned)
     moved = [planned.member(key) for key in planned.keys[1:] if volumes[key] == "moved"]
     runtimes = [Runtime(SwitchParams.model_validate(member.params)) for member in moved]
@@ -312,7 +312,7 @@ def _outcome(planned: FleetPlan | None, states: dict[str, str], ends: list[Volum
 
 
 def _end(planned: FleetPlan, member: Member, state_here: VolumeState | None) -> VolumeEnd:
-    """What became of a volume."""
+    """Say what became of a volume."""
     number, own = planned.wave_of(member.key), volume_run_id(planned.run_id, member.key)
     if number is None:
         state, detail = ("already there", "") if member.there else ("blocked", " ".join(member.blockers))
@@ -340,7 +340,7 @@ def _is_on_target(member: Member) -> bool:
 
 
 def volume_states(planned: FleetPlan) -> dict[str, VolumeState]:
-    """The state of every volume, by the states of this run's tasks."""
+    """Return the state of every volume, by the states of this run's tasks."""
     context = get_current_context()
     tasks = ["start_canary", "watch_canary", "start", "watch"]
     found = context["ti"].get_task_states(dag_id=context["dag"].dag_id, task_ids=tasks, run_ids=[run_id()])

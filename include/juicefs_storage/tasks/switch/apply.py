@@ -33,7 +33,7 @@ _COPY_AHEAD_TIMEOUT_S = 6 * 3600
 
 
 def approved_target(run: SwitchRun) -> StorageConfig:
-    """The storage that the connection describes, for the backup to record.
+    """Return the storage that the connection describes, for the backup to record.
 
     Raises:
         PermanentError: The connection is no longer what the plan showed and a human approved.
@@ -146,7 +146,7 @@ def follow_writes() -> dict[str, Any]:
 
 @runbook_task
 def write_setting() -> dict[str, Any]:
-    """`juicefs config`: point the setting at the new store. This is the cut-over; clients follow within a heartbeat.
+    """Run `juicefs config`: point the setting at the new store. This is the cut-over; clients follow in a heartbeat.
 
     Where `fence_conn_id` is given, the old store refuses the clients' writes from right before.
     **Changes** the row `format` of `jfs_setting`. **Safe to clear**: yes; "already written" is an answer.
@@ -249,7 +249,7 @@ def prove_blocks() -> dict[str, Any]:
 
 @runbook_task
 def prove_fresh_mount() -> dict[str, Any]:
-    """`juicefs status`, then a fresh mount with an empty cache: write, read, list, unmount.
+    """Run `juicefs status`, then a fresh mount with an empty cache: write, read, list, unmount.
 
     **Changes** nothing; one small file is written and removed. **Safe to clear**: yes.
     """
@@ -287,7 +287,7 @@ def prove_no_restarts() -> dict[str, Any]:
 
 @runbook_task(kind="sensor", mode="reschedule", timeout=7200)
 def catch_up_late() -> PokeReturnValue:
-    """When `late_commit_s` have passed since the last client moved: copy and prove once more; holds no slot till then.
+    """Copy and prove once more when `late_commit_s` have passed since the last client moved; holds no slot till then.
 
     A slice of several blocks is committed with its last block; the first may have gone to the old store minutes before.
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.

@@ -53,7 +53,7 @@ def resolve_params() -> dict[str, Any]:
 
 
 def check_task(function: Callable[[Runtime], list[Finding]]) -> Any:
-    """A task that makes one check: leaves the findings for the plan, then fails where something is refused.
+    """Make a task of one check: it leaves the findings for the plan, then fails where something is refused.
 
     A check that could not be made is a refusal too.
     """
@@ -81,7 +81,7 @@ def check_task(function: Callable[[Runtime], list[Finding]]) -> Any:
 
 @check_task
 def check_rights(runtime: Runtime) -> list[Finding]:
-    """Ask the Kubernetes API for every right that the run will use.
+    """Check that the Kubernetes API grants every right that the run will use.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream. Remedy for a refusal: `deploy/rbac.yaml`.
     """
@@ -90,7 +90,7 @@ def check_rights(runtime: Runtime) -> list[Finding]:
 
 @check_task
 def check_csi(runtime: Runtime) -> list[Finding]:
-    """The CSI driver runs in mount-pod mode, its components are healthy, and no other run holds the volume's Lease.
+    """Check that the CSI driver runs in mount-pod mode and is healthy, and that no other run holds the volume's Lease.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
@@ -100,7 +100,7 @@ def check_csi(runtime: Runtime) -> list[Finding]:
 
 @check_task
 def check_volume(runtime: Runtime) -> list[Finding]:
-    """Every client of the volume can follow a change of the setting, and can be proven.
+    """Check that every client of the volume can follow a change of the setting, and can be proven.
 
     Reads the setting, the sessions, `.config` and the free room of every mount pod; runs `juicefs status` where juicefs
     will run; tries the update of the setting in a transaction that is rolled back.
@@ -129,7 +129,7 @@ def check_volume(runtime: Runtime) -> list[Finding]:
 
 
 def _canaries(runtime: Runtime, pods: VolumePods, mounts: Sequence[MountPod]) -> list[Finding]:
-    """A run that has switched the volume before, and is cleared, proves its clients by itself."""
+    """Check the canaries, unless the run has switched the volume before: a cleared run proves its clients later."""
     config = runtime.source(pods.setting)
     if runtime.params.dry_run or config == runtime.target(pods.setting):
         return []
@@ -140,7 +140,7 @@ def _canaries(runtime: Runtime, pods: VolumePods, mounts: Sequence[MountPod]) ->
 
 @check_task
 def check_secrets(runtime: Runtime) -> list[Finding]:
-    """Every Secret with the volume's values is known, and nothing puts the old ones back or restarts pods.
+    """Check that every Secret with the volume's values is known, and nothing puts old ones back or restarts pods.
 
     Reads the namespace's Secrets and workloads, and the PersistentVolumes.
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
@@ -152,7 +152,7 @@ def check_secrets(runtime: Runtime) -> list[Finding]:
 
 @check_task
 def check_vault(runtime: Runtime) -> list[Finding]:
-    """The connection `juicefs_backup` has a usable key, and its folder has room for what the way back needs.
+    """Check that connection `juicefs_backup` has a usable key, and its folder has room for what the way back needs.
 
     Writes a file of the size of a backup to the folder, in a dry run too, reads it back and removes it. Reads what lies
     there of volumes of this name.
@@ -168,7 +168,7 @@ def check_vault(runtime: Runtime) -> list[Finding]:
 
 @check_task
 def check_target_bucket(runtime: Runtime) -> list[Finding]:
-    """The new bucket exists, its keys work, it holds this volume's data, and the pods that will use it reach it.
+    """Check that the new bucket exists, its keys work, it holds this volume's data, and the pods that need it reach it.
 
     **Changes** nothing in a dry run; else one probe object is written to the new bucket and deleted again.
     The bucket is looked up with HEAD and never created. **Safe to clear**: yes, with Downstream.
@@ -218,7 +218,7 @@ CHECKS = ("resolve_params", *CHECK_FUNCTIONS)
 
 
 def all_findings() -> list[Finding]:
-    """What every check of this run found; a check that could not be made is a refusal."""
+    """Collect what every check of this run found; a check that could not be made is a refusal."""
     states = task_states(*CHECKS)
     findings: list[Finding] = []
     for task_id in CHECKS:
@@ -354,7 +354,7 @@ def _steps(
 
 @runbook_task(kind="branch")
 def choose_path() -> str:
-    """A dry run ends here; a real run continues, through approval where it is required.
+    """End a dry run here; continue a real run, through approval where it is required.
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """

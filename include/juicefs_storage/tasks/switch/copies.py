@@ -84,7 +84,7 @@ class _MovingTasks:
         return stuck or self._states[self._task_ids[-1]] in ENDED
 
     def failed(self) -> bool:
-        """Whether the last of them has not succeeded, by the latest poll."""
+        """Return whether the last of them has not succeeded, by the latest poll."""
         return self._states[self._task_ids[-1]] != "success"
 
 

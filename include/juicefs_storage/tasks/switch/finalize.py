@@ -131,13 +131,13 @@ def _report(
 
 
 def _meaning(outcome: RunOutcome) -> str:
-    """What the outcome means, and why a run that failed was left where it is."""
+    """Say what the outcome means, and why a run that failed was left where it is."""
     reason = pull("decide", HELD_BECAUSE) if outcome == "held" else None
     return f"{reason.rstrip('.')}. {LEFT}" if reason else RUN_MEANING[outcome]
 
 
 def _recorded() -> tuple[SwitchRun | None, str]:
-    """This run with its backup, and why that cannot be read."""
+    """Find this run with its backup; say why that cannot be read."""
     try:
         return SwitchRun.recorded(), ""
     except StorageSwitchError as error:
@@ -146,7 +146,7 @@ def _recorded() -> tuple[SwitchRun | None, str]:
 
 
 def _approval(state: str) -> tuple[str, str | None]:
-    """Who answered to the plan, in words, and the name of who approved it.
+    """Say who answered to the plan; and return the name of who approved it.
 
     Args:
         state: Of task `approve`.
@@ -187,7 +187,7 @@ def _fence(run: SwitchRun, outcome: str) -> list[str]:
 
 
 def _window(evidence: Mapping[str, Evidence]) -> list[str]:
-    """How long the clients took, to compare with the plan's forecast."""
+    """Say how long the clients took, to compare with the plan's forecast."""
     written, proven = evidence.get("write_setting"), evidence.get("prove_clients")
     if not (written and proven):
         return []
@@ -203,7 +203,7 @@ def _release_lease(run: SwitchRun | None) -> None:
 
 
 def _bucket_now() -> str | None:
-    """The bucket that the setting names; None where it cannot be read."""
+    """Return the bucket that the setting names; None where it cannot be read."""
     try:
         return Runtime.of_run().setting().bucket
     except StorageSwitchError:

@@ -26,19 +26,19 @@ HELD_BECAUSE = "held_because"
 
 
 def left_evidence(tasks: tuple[str, ...]) -> dict[str, Evidence]:
-    """What tasks left when they ran to their end."""
+    """Read what tasks left when they ran to their end."""
     return {task: Evidence.of(timing, pull(task)) for task in tasks if (timing := pull(task, "timing"))}
 
 
 def missing_proofs(run: SwitchRun, tasks: tuple[str, ...]) -> dict[str, str]:
-    """The tasks of a way that failed or left no valid evidence, each with the reason."""
+    """List the tasks of a way that failed or left no valid evidence, each with the reason."""
     failed = [task for task, state in task_states(*tasks).items() if state == "failed"]
     found = unproven(tasks, left_evidence(tasks), run.carried_out.identity)
     return {task: found.get(task, "failed") for task in tasks if task in found or task in failed}
 
 
 def touched(run: SwitchRun) -> bool:
-    """Whether the setting, a Secret or the write fence differs from the backup, by what is there now.
+    """Return whether the setting, a Secret or the write fence differs from the backup, by what is there now.
 
     Where that cannot be read the answer is yes: the rollback looks again.
     """
@@ -50,7 +50,7 @@ def touched(run: SwitchRun) -> bool:
 
 
 def differences(run: SwitchRun) -> list[str]:
-    """What differs from the backup now, one line each.
+    """List what differs from the backup now, one line each.
 
     Raises:
         StorageSwitchError: It cannot be read.
@@ -65,12 +65,12 @@ def differences(run: SwitchRun) -> list[str]:
 
 
 def went_back(run: SwitchRun) -> bool:
-    """Whether the run's rollback was decided on, or had begun before."""
+    """Return whether the run's rollback was decided on, or had begun before."""
     return pull("decide", "chosen") == DIAGNOSTICS or bool(run.record.ended("rolled-back"))
 
 
 def progress_without_backup(states: Mapping[str, str], *, may_have_changed: bool) -> Progress:
-    """How far a run came that has no backup, or whose backup cannot be read.
+    """Find out how far a run came that has no backup, or whose backup cannot be read.
 
     Args:
         states: Of its tasks: they tell who refused or rejected before anything was changed, and no more.

@@ -48,26 +48,24 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
 
 
 def _written_at(run: SwitchRun, *, forward: bool) -> datetime:
-    """When the setting was written, as far as that is known; else when the run's backup was made."""
+    """Return when the setting was written, as far as that is known; else when the run's backup was made."""
     timing = pull("write_setting" if forward else "restore_setting", "timing")
     return datetime.fromisoformat(timing["began_at"]) if timing else run.backup.created_at
 
 
 def _left_behind(run: SwitchRun, left: Location) -> dict[str, Any]:
-    """From when on nobody has reason to write to a location, by its own clock, and which ids were given out by then."""
+    """Return from when on, by a location's clock, nobody has reason to write there, and the ids given out by then."""
     found: dict[str, Any] = {}
     try:
         found["left_at"] = left.store.now().isoformat()
         found["next_slice"] = run.runtime.metadata.next_slice()
     except StorageSwitchError as error:
-        log.warning(
-            "What is written to %s from now on cannot be told from what was: %s", left.store.name, error.problem
-        )
+        log.warning("Late writes to %s cannot be told from earlier ones: %s", left.store.name, error.problem)
     return found
 
 
 def other_sessions(run: SwitchRun) -> Sequence[Session]:
-    """The volume's clients, without the fresh mount that a killed task of this run may have left."""
+    """List the volume's clients, without the fresh mount that a killed task of this run may have left."""
     return [session for session in run.runtime.metadata.sessions() if run.canary not in session.mount_point]
 
 
@@ -110,7 +108,7 @@ def count_failed_requests(run: SwitchRun) -> None:
 
 
 def failed_requests_since(run: SwitchRun, task_id: str) -> dict[str, Any]:
-    """The object requests that failed in the clients since a task counted them; else since the plan was made."""
+    """Count the object requests that failed in the clients since a task counted them; else since the plan was made."""
     mounts = run.carried_out.mount_pods
     before = pull(task_id, _FAILED_BEFORE) or {mount.name: int(mount.request_errors) for mount in mounts}
     failed = {

@@ -61,7 +61,7 @@ def _goes_back(run: SwitchRun, *, failed: bool) -> bool:
 
 
 def _held(run: SwitchRun) -> bool:
-    """Whether the clients stay on the new store, since the old one would not serve them."""
+    """Return whether the clients stay on the new store, since the old one would not serve them."""
     try:
         if not _on_new(run):
             return False
@@ -79,12 +79,12 @@ def _held(run: SwitchRun) -> bool:
 
 
 def _on_new(run: SwitchRun) -> bool:
-    """Whether the setting sends the clients to another store than the backed-up one."""
+    """Return whether the setting sends the clients to another store than the backed-up one."""
     return not run.runtime.setting().uses(run.before.config)
 
 
 def _problem_of(run: SwitchRun, location: Location, *, write: bool) -> str:
-    """Why a location would not serve the clients; empty where it would."""
+    """Return why a location would not serve the clients; empty where it would."""
     runtime = run.runtime
     pods = [mount.name for mount in run.carried_out.mount_pods]
     return find_problem(
@@ -125,7 +125,7 @@ def _require_way_back(run: SwitchRun) -> None:
 
 
 def _await_juicefs_config(run: SwitchRun) -> None:
-    """Wait for a `juicefs config` whose caller was killed: it runs on in its pod, and may still write.
+    """Wait for a `juicefs config` whose caller was killed: it keeps running in its pod, and may still write.
 
     Where that cannot be read the rollback starts all the same; settle_again, which ends it, insists.
     """
@@ -140,7 +140,7 @@ def undo_task(function: Callable[[SwitchRun], Any], /) -> Any: ...
 @overload
 def undo_task(**options: Any) -> Callable[[Callable[[SwitchRun], Any]], Any]: ...
 def undo_task(function: Callable[[SwitchRun], Any] | None = None, /, **options: Any) -> Any:
-    """A task of the rollback. It runs after a failed undo too, is skipped with its group, and runs by decision only.
+    """Make a task of the rollback. It runs after a failed undo too, is skipped with its group, runs by decision only.
 
     Once it has started, the run's steps forward refuse to run.
     """
@@ -188,7 +188,7 @@ def collect_diagnostics(run: SwitchRun) -> dict[str, Any]:
 
 
 def _secrets(run: SwitchRun) -> Iterator[str]:
-    """Every secret value that this run can know of. Where they cannot be read, nothing is collected."""
+    """Yield every secret value that this run can know of. Where they cannot be read, nothing is collected."""
     for config in (run.old.config, run.new.config):
         yield from (config.access_key.get_secret_value(), config.secret_key.get_secret_value())
     for secret in run.runtime.cluster.secrets():
@@ -339,7 +339,7 @@ def prove_blocks_on_old(run: SwitchRun) -> dict[str, Any]:
 
 @undo_task(kind="sensor", mode="reschedule", timeout=7200)
 def copy_back_late(run: SwitchRun) -> PokeReturnValue:
-    """When `late_commit_s` have passed since the last client returned: copy back and prove once more.
+    """Copy back and prove once more when `late_commit_s` have passed since the last client returned.
 
     **Changes** the old store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """

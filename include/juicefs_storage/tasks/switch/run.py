@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def volume_lease(leases: LeaseStore, uuid: str) -> VolumeLease:
-    """The Lease of a volume, for the run that is running: `<dag id>/<run id>`."""
+    """Return the Lease of a volume, for the run that is running: `<dag id>/<run id>`."""
     holder = f"{get_current_context()['dag'].dag_id}/{run_id()}"
     return VolumeLease(leases, lease_name(uuid), holder, now=lambda: datetime.now(UTC))
 
@@ -53,7 +53,7 @@ class SwitchRun:
 
     @classmethod
     def recorded(cls) -> SwitchRun | None:
-        """The run that is running; None where it ended before its backup was made, and so before it changed anything.
+        """Find the run that is running; None where it ended before its backup was made, so before it changed anything.
 
         Its backup knows it even where the XComs of its plan and its params have gone, as after a clear.
 
@@ -72,7 +72,7 @@ class SwitchRun:
 
     @classmethod
     def current(cls, *, forward: bool = False) -> SwitchRun:
-        """The run of the task that is running."""
+        """Return the run of the task that is running."""
         return cls(Runtime.of_run(), forward=forward)
 
     @cached_property
@@ -128,7 +128,7 @@ class SwitchRun:
         return Location(config, self.runtime.target_store)
 
     def engine(self, source: Location, target: Location, *, fail_fast: bool = False) -> NativeEngine:
-        """The copying engine between the two locations.
+        """Make the copying engine between the two locations.
 
         Args:
             source: Only read.
@@ -213,7 +213,7 @@ class SwitchRun:
         )
 
     def restart_csi(self, stamp: str) -> RestartCsi | None:
-        """The step that restarts the CSI components; None where `restart_csi` is off."""
+        """Return the step that restarts the CSI components; None where `restart_csi` is off."""
         wanted = self.runtime.params.restart_csi
         return RestartCsi(self.runtime.cluster, stamp, self.confirm_lease) if wanted else None
 

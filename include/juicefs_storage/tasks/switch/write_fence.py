@@ -27,7 +27,7 @@ def put_up(run: SwitchRun) -> bool:
 
 
 def watch(run: SwitchRun) -> Callable[[], None]:
-    """What takes the fence down, when called often enough, while clients that have not moved still try to write.
+    """Make the call that takes the fence down in time, while clients that have not moved still try to write.
 
     Calling it raises NeedsHumanError where they have not moved in time, or where that cannot be seen.
     """

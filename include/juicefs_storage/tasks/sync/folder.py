@@ -19,7 +19,7 @@ MANIFESTS_ENV = "JUICEFS_STORAGE_MANIFESTS"
 
 
 def manifests_folder(run: str) -> ObjectStoragePath:
-    """The folder of a run's manifests.
+    """Return the folder of a run's manifests.
 
     Raises:
         PermanentError: The environment names none.
@@ -36,12 +36,12 @@ def manifests_folder(run: str) -> ObjectStoragePath:
 
 
 def plan_of_run() -> SyncPlan:
-    """The plan of this run, as plan_partitions wrote it down."""
+    """Read the plan of this run, as plan_partitions wrote it down."""
     return read_plan(run_id())
 
 
 def read_plan(run: str) -> SyncPlan:
-    """The plan of a run.
+    """Read the plan of a run.
 
     Raises:
         PermanentError: The run left none.
@@ -56,7 +56,7 @@ def read_plan(run: str) -> SyncPlan:
 
 
 def earlier_plan(run: str) -> SyncPlan:
-    """The plan of an earlier run, for `recut_from`.
+    """Read the plan of an earlier run, for `recut_from`.
 
     Raises:
         PermanentError: The run left none.

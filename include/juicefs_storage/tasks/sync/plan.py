@@ -128,7 +128,7 @@ def _list_needed(runtime: SyncRuntime, source: S3Store) -> tuple[NeededPlan, lis
 
 
 def shards_of(plan: SyncPlan) -> list[dict[str, Any]]:
-    """What each task is given: the partitions, and the name in the grid."""
+    """List what each task is given: the partitions, and the name in the grid."""
     given = []
     for group in task_groups(plan.partitions):
         first, held = plan.partitions[group[0]], [plan.partitions[index] for index in group]
@@ -141,7 +141,7 @@ def shards_of(plan: SyncPlan) -> list[dict[str, Any]]:
 
 
 def _recut(run: str) -> list[Segment]:
-    """What the manifests of an earlier run tell about the source; nothing is listed."""
+    """Read from the manifests of an earlier run what the source had; nothing is listed."""
     from include.juicefs_storage.adapters.manifests import ManifestReader
 
     plan = earlier_plan(run)

@@ -69,7 +69,7 @@ def _spans(phase: str) -> list[tuple[float, float]]:
 
 
 def _results(phase: str) -> list[dict[str, Any]]:
-    """What the tasks of a phase returned, of those that ended."""
+    """Collect what the tasks of a phase returned, of those that ended."""
     found = pull(phase) or []
     # Where a task was mapped over one value, Airflow hands over its result alone.
     return [result for result in (found if isinstance(found, list) else [found]) if result]

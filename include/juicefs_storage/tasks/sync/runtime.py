@@ -40,7 +40,7 @@ class SyncRuntime:
         self.params = params
 
     def stores(self) -> tuple[S3Store, S3Store]:
-        """Source and target, as their connections describe them."""
+        """Return source and target, as their connections describe them."""
         from include.juicefs_storage.adapters.s3.store import S3Store
 
         params = self.params
@@ -53,7 +53,7 @@ class SyncRuntime:
         return stores
 
     def engine(self, source: S3Store, target: S3Store, tasks: int) -> Engine:
-        """Moves objects and compares contents.
+        """Build what moves objects and compares contents.
 
         Args:
             source: Only read.
@@ -65,7 +65,7 @@ class SyncRuntime:
         return NativeEngine(source, target, self.params.concurrency, self._rate(tasks))
 
     def transfer(self, plan: SyncPlan, tasks: int) -> Transfer:
-        """What a task copies and compares by.
+        """Build what a task copies and compares by.
 
         Args:
             plan: Of the run.
@@ -112,7 +112,7 @@ class SyncRuntime:
         {"juicefs": juicefs_sync.find, "mc": mc_mirror.find}.get(self.params.engine, str)()
 
     def _rate(self, tasks: int) -> float | None:
-        """Bytes a second for one task of those that may run at once."""
+        """Return the bytes a second for one task of those that may run at once."""
         total = self.params.bandwidth_mib_s
         return total * 2**20 / max(1, min(tasks, TASKS)) if total else None
 
@@ -125,7 +125,7 @@ class SyncRuntime:
         return Runtime(resolve_switch_params({**named, **places}, read_registry())).metadata
 
     def check_volume(self, source: S3Store) -> None:
-        """The metadata is that of the volume whose objects lie at the source.
+        """Check that the metadata is that of the volume whose objects lie at the source.
 
         Raises:
             PermanentError: It is another volume's, or the prefix or the bucket is not where it keeps its blocks.

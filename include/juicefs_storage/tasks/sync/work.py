@@ -112,11 +112,11 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
 
 
 def _peak_mib() -> int:
-    """The most memory that this process held so far."""
+    """Return the most memory that this process held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _sentence(said: Mirrored) -> str:
-    """What a tool says that it did."""
+    """Say what a tool reports that it did."""
     counts = {name: value for name, value in asdict(said).items() if name != "command" and value}
     return f"`{said.command}` says: {', '.join(f'{name} {value:,}' for name, value in counts.items())}"

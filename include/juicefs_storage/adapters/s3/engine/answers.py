@@ -37,7 +37,7 @@ def _kept_of(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def kept(headers: dict[str, str]) -> Headers:
-    """The metadata that goes along: what S3 keeps with an object, but for tags, ACL and storage class."""
+    """Return the metadata that goes along: what S3 keeps with an object, but for tags, ACL and storage class."""
     found = tuple([(name, headers[name]) for name in _kept_of(tuple(headers))])
     if "aws-chunked" in headers.get("content-encoding", ""):  # how it was once sent, which S3 itself does not keep
         codings = [coding.strip() for coding in headers["content-encoding"].split(",")]
@@ -48,12 +48,12 @@ def kept(headers: dict[str, str]) -> Headers:
 
 
 def changed(headers: dict[str, str], etag: str) -> bool:
-    """Whether the object is another one than was listed."""
+    """Return whether the object is another one than was listed."""
     return bool(etag) and headers.get("etag", "").removeprefix("W/").strip('"') != etag
 
 
 def not_read(source: S3Client, response: Response) -> Exception:
-    """What an answer to a GET means that is no object: VANISHED, CHANGED, or a refusal."""
+    """Explain an answer to a GET that is no object: VANISHED, CHANGED, or a refusal."""
     code = error_code(response)
     if response.status == 404 and code in {"NoSuchKey", "NoSuchVersion", ""}:
         return EndedError(ObjectOutcome.VANISHED)

@@ -94,7 +94,7 @@ def relay(  # over 60 lines: every way out of an exchange of two connections clo
         The target's answer, which may be a refusal, and the digests in hex.
 
     Raises:
-        ObjectError, StoreDownError: A side went on failing.
+        ObjectError, StoreDownError: A side kept failing.
         EndedError: VANISHED, CHANGED.
     """
     key, source, target = item[0], worker.source, worker.target
@@ -252,7 +252,7 @@ def _splice(worker: Worker, get: Connection, put: Connection, size: int) -> Step
 
 
 def _moved(worker: Worker, connection: Connection, to_fd: int, from_fd: int, size: int, flags: int) -> int:
-    """splice(2), for as long as the connection may take."""
+    """Call splice(2), for as long as the connection may take."""
     idle_until = monotonic() + worker.shared.limits.idle_s
     while True:
         try:

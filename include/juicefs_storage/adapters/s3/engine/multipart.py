@@ -82,7 +82,7 @@ def send_parts(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copi
 
 
 def _upload_parts(worker: Worker, item: Listed, upload: str) -> Steps[tuple[list[str], str]]:
-    """The ETags of all parts, each of which is the MD5 of what was sent, and xxh3-64 of the whole."""
+    """Upload all parts; return their ETags, each the MD5 of what was sent, and xxh3-64 of the whole."""
     _, size, etag = item
     part_bytes = max(worker.shared.part_bytes, -(-size // _MOST_PARTS))
     content = xxh3()

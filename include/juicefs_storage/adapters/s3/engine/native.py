@@ -135,7 +135,7 @@ class NativeEngine(Engine):
         return results, problems
 
     def _large_workers(self, objects: int) -> list[Worker]:
-        """One for each thread that so many large objects get."""
+        """Return a worker for each thread that so many large objects get."""
         lanes = min(objects, self._concurrency, _LARGE_LANES)
         while len(self._workers) <= lanes:
             self._workers.append(Worker(self._shared, *self._stores))
@@ -176,7 +176,7 @@ class NativeEngine(Engine):
             raise next((error for error in errors if not isinstance(error, StoppedError)), errors[0])
 
     def _explain_denials(self) -> None:
-        """Where a side refused everything, that is what is wrong, and no matter of single objects."""
+        """Raise the store's refusal where a side refused everything: single objects are not at fault then."""
         for client in (client for worker in self._workers for client in (worker.source, worker.target)):
             if client.denied is not None and not client.granted:
                 raise client.denied

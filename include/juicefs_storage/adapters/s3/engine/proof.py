@@ -23,16 +23,16 @@ class Hash(Protocol):
         """Take the next piece."""
 
     def hexdigest(self) -> str:
-        """The digest of all pieces."""
+        """Return the digest of all pieces."""
         ...
 
     def copy(self) -> Hash:
-        """Another one that has taken the same pieces."""
+        """Return another hash that has taken the same pieces."""
         ...
 
 
 def xxh3() -> Hash:
-    """What contents are compared by: 100 times as fast as MD5."""
+    """Return the hash that contents are compared by: 100 times as fast as MD5."""
     from xxhash import xxh3_64
 
     return xxh3_64()
@@ -58,7 +58,7 @@ def not_written(worker: Worker, item: Listed, put: Response) -> Steps[Copied]:
 
 
 def proven(worker: Worker, item: Listed, written: str, md5: str = "", content: str = "") -> Steps[Copied]:
-    """Whether the target stored what it was sent: its ETag is the MD5 of that, or it is read back.
+    """Prove that the target stored what it was sent: its ETag is the MD5 of that, or it is read back.
 
     Args:
         worker: Of this thread.
@@ -110,7 +110,7 @@ def compare(worker: Worker, item: Listed, *, in_memory: bool) -> Steps[Compared]
 
 
 def _content(client: S3Client, item: Listed) -> Steps[str | None]:
-    """xxh3-64 of one object in hex; None where there is none.
+    """Hash one object: xxh3-64 in hex; None where there is none.
 
     Raises:
         TooLongError: It is longer than it was listed.

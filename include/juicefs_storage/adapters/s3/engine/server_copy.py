@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: A store copies larger objects for so long before it answers that they are better sent.
 SERVER_COPY_BYTES = 2**30
-#: What a store is given the time for: it moves no byte over the wire.
+#: The bytes that a store is given time for: none moves over the wire.
 _TRANSFER_BYTES = 16 * 2**20
 
 
@@ -56,7 +56,7 @@ def copy_on_server(worker: Worker, item: Listed, *, overwrite: bool) -> Steps[Co
     if written == etag and is_md5(etag):
         return Copied(done, written, Comparison.ETAG)
     now = yield from source.request("HEAD", source.path(key))
-    if now.status == 404 or changed(now.headers, etag):  # a store that does not heed the condition
+    if now.status == 404 or changed(now.headers, etag):  # a store that ignores the condition
         raise EndedError(ObjectOutcome.CHANGED)
     copied = yield from proven(worker, item, written)
     return copied._replace(outcome=done) if copied.outcome is ObjectOutcome.COPIED else copied

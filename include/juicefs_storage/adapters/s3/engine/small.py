@@ -40,7 +40,7 @@ def send_small(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copi
     path = target.path(key)
     put = yield from target.request("PUT", path, "", headers + conditions, got.parts, size)
     if create_only and put.status in (400, 501):
-        # Where it was the condition that the store did not take, it is not sent any more.
+        # Where the store refused the condition, stop sending it.
         without = yield from target.request("PUT", path, "", headers, got.parts, size)
         if without.status == 200:
             worker.shared.create_only, put = False, without

@@ -28,7 +28,7 @@ class Bandwidth:
         self._bytes_s, self._free_at, self._lock = bytes_s, 0.0, threading.Lock()
 
     def delay(self, size: int) -> float:
-        """Seconds to wait before so many bytes may move."""
+        """Return the seconds to wait before so many bytes may move."""
         if not self._bytes_s:
             return 0.0
         with self._lock:
@@ -70,7 +70,7 @@ class Worker:
         self._pipe: tuple[int, int] | None = None
 
     def pipe(self) -> tuple[int, int]:
-        """Where bytes pass through on their way from socket to socket; empty."""
+        """Return the empty pipe through which bytes pass from socket to socket."""
         if self._pipe is None:
             self._pipe = os.pipe2(os.O_CLOEXEC)
             with contextlib.suppress(OSError):  # a smaller one is slower, no more

@@ -59,7 +59,7 @@ class Connection:
         self.sock.close()
 
     def _recv(self) -> bytes | None:
-        """What is there, b"" at the end, None where nothing is there yet."""
+        """Receive what is there: b"" at the end, None where nothing is there yet."""
         try:
             return self.sock.recv(READ_BYTES)
         except BlockingIOError:
@@ -157,10 +157,10 @@ class Connection:
         return head
 
     def receive(self) -> Steps[list[Buffer]]:  # noqa: PLR0912 - one case a line
-        """The body's next bytes, in one or more pieces; nothing at its end.
+        """Receive the body's next bytes, in one or more pieces; nothing at its end.
 
         Raises:
-            HttpError: It ended before its length was reached, or went on behind it.
+            HttpError: It ended before its length was reached, or continued behind it.
         """
         while True:
             data: bytes | None = self._rest
@@ -239,7 +239,7 @@ class Connection:
         return Response(head, parts, size)
 
     def take_rest(self) -> bytes:
-        """What of the body came with the head. Whoever takes it reads what follows from the socket, to its end."""
+        """Take what of the body came with the head. The caller reads the rest from the socket, to its end."""
         rest, self._rest, self._left = self._rest, b"", 0
         return rest
 
@@ -256,7 +256,7 @@ class Connection:
             os.set_blocking(self.fd, timeout_s is not None)
 
     def stale(self, error: Exception) -> bool:
-        """Whether the server just closed it while it was idle, which is no failure."""
+        """Return whether the server just closed it while it was idle, which is no failure."""
         return self.used and not self.answered and not isinstance(error, TimeoutError)
 
     @property

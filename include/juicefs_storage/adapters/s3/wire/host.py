@@ -87,7 +87,7 @@ class Host:
 
 @lru_cache(maxsize=8)
 def _context(verify: bool | str) -> ssl.SSLContext:
-    """The TLS settings, made once: reading the trusted authorities takes a while."""
+    """Make the TLS settings once: reading the trusted authorities takes a while."""
     import ssl
 
     folder = isinstance(verify, str) and os.path.isdir(verify)  # noqa: PTH112 - as it was given

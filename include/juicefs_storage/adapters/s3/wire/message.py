@@ -114,7 +114,7 @@ def _learn(names: tuple[str, ...], method: str) -> None:
 
 
 def _length(method: str, status: int, headers: dict[str, str]) -> int:
-    """How long the body is: bytes, or CHUNKED, or UNTIL_CLOSE (RFC 9112, 6.3)."""
+    """Return how long the body is: bytes, or CHUNKED, or UNTIL_CLOSE (RFC 9112, 6.3)."""
     if method == "HEAD" or status < 200 or status in (204, 304):
         return 0
     coding, length = headers.get("transfer-encoding"), headers.get("content-length")
@@ -148,7 +148,7 @@ class ChunkDecoder:
         self._trailer_bytes = 0
 
     def feed(self, data: bytes) -> list[Buffer]:
-        """The body's bytes in this piece.
+        """Return the body's bytes in this piece.
 
         Raises:
             HttpError: It is not chunked.
