@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -202,11 +203,16 @@ def _as_go_decodes(raw: str) -> str:
 
 
 def forms_of(metaurl: str, environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """List every form of the secrets in a metadata URL, for masks: the URL, the password as written and decoded."""
+    """List every form of the secrets in a metadata URL, for masks: the URL, the password as written and decoded.
+
+    The URL may be one that `Metaurl.parse` refuses: another volume's.
+    """
     account = metaurl.partition("?")[0].rpartition("@")[0]
     raw = account.partition("://")[2].partition(":")[2]
     variables = (environment or {}).get("META_PASSWORD", "")
     forms = {metaurl, raw, variables, quote(variables, safe="")}
     if raw:
-        forms |= {_as_go_decodes(raw), unquote_to_bytes(raw).decode(errors="replace")}
+        forms.add(unquote_to_bytes(raw).decode(errors="replace"))
+        with suppress(PermanentError):
+            forms.add(_as_go_decodes(raw))
     return tuple(sorted(forms - {""}))

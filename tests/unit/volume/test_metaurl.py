@@ -163,3 +163,8 @@ def test_every_form_of_a_password_is_known_to_the_masks() -> None:
     assert {"a b", "a%20b"} <= set(forms_of("mysql://u@(db)/jfs", {"META_PASSWORD": "a b"}))
     assert {"s3:cr3t"} <= set(forms_of("redis://:s3:cr3t@db/1"))
     assert forms_of("") == ()
+
+
+def test_the_forms_of_a_url_that_cannot_be_used_are_known_all_the_same() -> None:
+    """Another volume's Secret, read for the masks of a rollback's diagnostics."""
+    assert "p%FF%40" in forms_of("mysql://u:p%FF%40@(db)/jfs")
