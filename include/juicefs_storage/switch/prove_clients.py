@@ -53,7 +53,8 @@ def prove_every_client(
         pods: The volume's mount pods. One that is being deleted must follow as well, or be gone.
         move: The storage that the clients must use, and the one that they leave.
         canary: How the names of the files begin that are written through the mounts and removed again.
-        timeout_s: How long the clients may take altogether, in seconds.
+        timeout_s: How long the clients may take altogether, in seconds. Each is looked at once more after that: a
+            look takes long where a pod, of whichever volume, does not answer.
         clock: A monotonic clock.
         sleep: Waits the given seconds.
         unstick: Makes every client try again; called once, where some show the storage in two looks on end and do not
@@ -69,6 +70,7 @@ def prove_every_client(
     unstuck: set[str] = set()
     refused = ""
     while True:
+        looked = clock()
         others, everyone = sessions(), running_mount_pods(pods.cluster)
         asked = [pod for pod in everyone if pod.uid not in proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
@@ -106,7 +108,7 @@ def prove_every_client(
                 refused = f"\nThe setting was not written once more: {error.problem} {error.next_step}"
             since = clock()
         seen_stuck = stuck
-        if clock() - since >= timeout_s:
+        if looked - since >= timeout_s:
             listed = "\n".join(f"- {name}: {problem}" for name, problem in waiting.items())
             raise PermanentError(
                 f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {move.config.bucket} "

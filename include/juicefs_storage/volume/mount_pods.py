@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -264,13 +264,20 @@ class VolumePods:
             raise
         return config if (config.get("Format") or {}).get("UUID") == self.setting.uuid else None
 
-    def mounts(self) -> list[MountPod]:
+    def mounts(self, among: Collection[str] | None = None) -> list[MountPod]:
         """List every mount pod that serves this volume and stays.
+
+        Args:
+            among: UIDs: only these are asked, so that no other pod is waited for.
 
         Raises:
             StorageSwitchError: A pod of this volume cannot be asked.
         """
-        pods = [pod for pod in running_mount_pods(self.cluster) if not pod.terminating]
+        pods = [
+            pod
+            for pod in running_mount_pods(self.cluster)
+            if not pod.terminating and (among is None or pod.uid in among)
+        ]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
             found = pool.map(self._mount, pods)
             return sorted((mount for mount in found if mount), key=lambda mount: mount.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,13 +12,13 @@ from datetime import UTC, datetime
 import pytest
 
 from include.juicefs_storage.errors import PermanentError, TransientError
-from include.juicefs_storage.ports import ExecResult, Pod, Session
+from include.juicefs_storage.ports import ExecResult, PersistentVolume, Pod, SecretObject, Session
 from include.juicefs_storage.switch.prove_clients import ClientProof, prove_every_client
 from include.juicefs_storage.volume.canary import Move
 from include.juicefs_storage.volume.mount_pods import VolumePods
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.bare import BareCluster
-from tests.support.fakes import NEW, OLD, UUID, FakeStore, setting
+from tests.support.fakes import METAURL, NEW, OLD, UUID, FakeStore, setting
 
 #: When the setting was written.
 SINCE = datetime(2026, 1, 31, 9, tzinfo=UTC)
@@ -52,6 +53,7 @@ class Clients(BareCluster):
     old: FakeStore = field(default_factory=FakeStore)
     #: One store under two names, or one that replicates to the other.
     same: bool = False
+    now_s: float = 0.0
 
     def stores(self, client: Client) -> list[FakeStore]:
         """Where a client's block lands."""
@@ -98,14 +100,12 @@ def prove(
     *,
     returning: bool = False,
 ) -> list[ClientProof]:
-    now = [0.0]
-
     def sleep(seconds: float) -> None:
-        now[0] += seconds
+        clients.now_s += seconds
 
     return prove_every_client(
         VolumePods(clients, setting(NEW), "main"), Move(NEW, clients.new, clients.old, SINCE, returning), "canary",
-        timeout_s=timeout_s, clock=lambda: now[0], sleep=sleep,
+        timeout_s=timeout_s, clock=lambda: clients.now_s, sleep=sleep,
         unstick=unstick, sessions=sessions,
     )  # fmt: skip
 
@@ -129,6 +129,39 @@ def test_a_client_that_stays_stuck_is_named_with_its_reason() -> None:
         prove(clients, lambda: calls.append("again"))
     assert calls == ["again"]
     assert "after 6 s" in str(refused.value), "they have the whole time again"
+
+
+@dataclass
+class WithAnotherVolumes(Clients):
+    """Beside the client, pods of another volume that do not answer, as on a node that is gone."""
+
+    looked_at: threading.Event = field(default_factory=threading.Event)
+
+    def persistent_volumes(self) -> list[PersistentVolume]:
+        return []
+
+    def secrets(self, label_selector: str = "") -> list[SecretObject]:
+        return [SecretObject("juicefs", "main", "1", {}, data={"name": "myjfs", "metaurl": METAURL})]
+
+    def secret(self, name: str) -> SecretObject:
+        return self.secrets()[0]
+
+    def exec(
+        self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
+    ) -> ExecResult:
+        if pod == "another":
+            assert self.looked_at.wait(60)
+            self.now_s += timeout_s
+            self.clients["own"] = Client()  # it follows meanwhile
+            raise TransientError("sh in pod juicefs/another did not end in time.")
+        found = super().exec(pod, container, command, stdin=stdin, timeout_s=timeout_s)
+        self.looked_at.set()
+        return found
+
+
+def test_a_client_is_looked_at_again_though_another_volumes_pods_took_the_whole_time() -> None:
+    clients = WithAnotherVolumes({"own": Client(shows=OLD, uses=OLD), "another": Client()})
+    assert [proof.pod for proof in prove(clients, timeout_s=20)] == ["own"]
 
 
 def test_a_remedy_that_cannot_be_applied_is_reported() -> None:

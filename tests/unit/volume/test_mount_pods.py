@@ -130,6 +130,12 @@ def test_a_pod_that_answers_is_told_by_its_uuid_whatever_its_labels_say() -> Non
     assert names(of(cluster).mounts()) == ["ours"]
 
 
+def test_where_the_pods_are_known_no_other_is_asked() -> None:
+    cluster = Mounts([pod("known"), pod("new"), pod("broken")], {"known": UUID, "new": UUID})
+    assert names(of(cluster).mounts({"known"})) == ["known"]
+    assert set(cluster.asked) == {"known"}
+
+
 def test_a_pod_that_is_being_deleted_is_no_part_of_the_plan_and_no_stranger() -> None:
     cluster = Mounts([pod("stays"), pod("leaves", terminating=True)], {"stays": UUID, "leaves": UUID})
     assert names(of(cluster).mounts()) == ["stays"]

@@ -35,7 +35,8 @@ def watch(run: SwitchRun) -> Callable[[], None]:
         return lambda: None
 
     def behind() -> list[str]:
-        mounts = run.runtime.volume_pods(run.before).mounts()
+        # Another volume's pod that does not answer would be waited for, longer than the fence may stay up.
+        mounts = run.runtime.volume_pods(run.before).mounts({mount.uid for mount in run.carried_out.mount_pods})
         return [mount.name for mount in mounts if mount.bucket != run.new.config.bucket]
 
     watched = FenceWatch(fence, behind)

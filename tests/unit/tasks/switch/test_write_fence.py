@@ -41,7 +41,8 @@ def test_clients_on_the_old_store_are_behind_once_the_fence_is_old(
     at = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat() if seconds is not None else None
     monkeypatch.setattr(write_fence, "pull", lambda task, key: at)
     mounts = [SimpleNamespace(name=f"pod-{number}", bucket=bucket) for number, bucket in enumerate(buckets)]
-    pods = SimpleNamespace(mounts=lambda: mounts)
+    recorded = {mount.uid for mount in run.carried_out.mount_pods}
+    pods = SimpleNamespace(mounts=lambda among: mounts if among == recorded else [])
     monkeypatch.setattr(run, "runtime", SimpleNamespace(volume_pods=lambda setting: pods))
     check = write_fence.watch(run)
     if behind:
