@@ -126,16 +126,17 @@ class Runtime:
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
         if self.recorded and not self.params.target_conn_id:
-            return S3Bucket.from_storage(self.source(self.recorded.setting))
-        return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket)
+            return S3Bucket.from_storage(self.source(self.recorded.setting)).on_side("new store")
+        return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket).on_side("new store")
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
         """Return the old bucket, as Airflow reaches it."""
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
         if self.params.source_conn_id:
-            return S3Bucket.from_connection(self.params.source_conn_id, config.endpoint_and_bucket[1])
-        return S3Bucket.from_storage(config)
+            bucket = config.endpoint_and_bucket[1]
+            return S3Bucket.from_connection(self.params.source_conn_id, bucket).on_side("old store")
+        return S3Bucket.from_storage(config).on_side("old store")
 
     def fence(self, setting: Setting) -> WriteFence | None:
         """Return the write fence on the store that a setting names; None where none is wanted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -58,6 +59,10 @@ class S3Bucket(Bucket):
         """Use the endpoint and the keys of the volume's clients, with the limits of a cut-over."""
         return cls(S3Store.from_storage(config, prefix, PROMPT))
 
+    def on_side(self, side: str) -> S3Bucket:
+        """The same bucket, called one side of a move in messages."""
+        return S3Bucket(replace(self.store, side=side), self.limits)
+
     def close(self) -> None:
         """Close all idle connections. Idempotent; the bucket may be used again."""
         while self._idle:
@@ -79,7 +84,7 @@ class S3Bucket(Bucket):
         with self._client() as client:
             if client.call("HEAD", client.bucket_path).status == 404:
                 raise PermanentError(
-                    f"{self.name}: expected a bucket, found none.",
+                    f"{self.store.where}: expected a bucket, found none.",
                     next_step="make the bucket, or correct its name: it is never created from here",
                 )
             # A HEAD that is refused says nothing: keys limited to a prefix may not HEAD the bucket. A LIST has a body.

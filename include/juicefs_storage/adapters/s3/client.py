@@ -256,13 +256,13 @@ class S3Client:
         """
         if type(error).__name__ == "SSLCertVerificationError":
             raise PermanentError(
-                f"{self.store.name}: its certificate is not trusted ({getattr(error, 'verify_message', '')}).",
-                next_step=f"set extra.verify of {self.store.connection} to the file of its CA, or trust that CA on the "
-                "Airflow workers",
+                f"{self.store.where}: its certificate is not trusted ({getattr(error, 'verify_message', '')}).",
+                next_step=f"set extra.verify of {self.store.connection} to the file of its CA, or to false where its "
+                "clients may take any certificate; or trust that CA on the Airflow workers",
             ) from None
         if getattr(error, "reason", "") in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}:
             raise PermanentError(
-                f"{self.store.name}: expected a server that speaks TLS, found one that does not.",
+                f"{self.store.where}: expected a server that speaks TLS, found one that does not.",
                 next_step=f"correct the scheme or the port in the endpoint of {self.store.origin}",
             ) from None
         if isinstance(error, TimeoutError):
@@ -322,7 +322,7 @@ class S3Client:
             found += f", asked in region {self.store.region}" + (f"; the bucket is in {region}" if region else "")
         kind = TransientError if status >= 500 or status == 409 else PermanentError
         return kind(
-            f"{action} in {self.store.name}: the store answered {found}.",
+            f"{self.store.where}: the store answered {action} by {found}.",
             next_step=step.format(origin=self.store.origin, connection=self.store.connection),
         )
 

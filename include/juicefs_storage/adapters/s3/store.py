@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.volume.bucket_url import parse_bucket_url, with_parameters
 from include.juicefs_storage.volume.setting import ENDPOINT, StorageConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class S3Store:
         verify: Whether a certificate is checked, or the file (or folder) of the authorities to trust.
         virtual_host: The bucket is part of the host's name instead of the path.
         origin: Where this was configured, for messages.
+        side: Which store of a move this is, for messages; empty: there is no move.
         limits: Of each call.
     """
 
@@ -50,6 +52,7 @@ class S3Store:
     verify: bool | str = True
     virtual_host: bool = False
     origin: str = "the connection"
+    side: str = ""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -64,6 +67,11 @@ class S3Store:
     def name(self) -> str:
         """Bucket, prefix and endpoint, for messages."""
         return f"{self.bucket}/{self.prefix} at {self.endpoint}"
+
+    @property
+    def where(self) -> str:
+        """The side and where it was configured, before the name, for messages that must be told apart."""
+        return f"The {self.side}, by {self.origin}, {self.name}" if self.side else self.name
 
     @property
     def connection(self) -> str:
@@ -87,14 +95,14 @@ class S3Store:
         """
         aws, endpoint = _aws_connection(conn_id)
         extra = aws.extra_config
-        config = {**(extra.get("config_kwargs") or {}), **(aws.get_service_config("s3").get("config_kwargs") or {})}
+        config = {**(extra.get("config_kwargs") or {}), **_of_s3(aws)}
         return cls(
             endpoint=endpoint,
             bucket=bucket,
             prefix=prefix,
             access_key=aws.aws_access_key_id or "",
             secret_key=aws.aws_secret_access_key or "",
-            region=str(aws.region_name or config.get("region_name") or "us-east-1"),
+            region=_region(aws) or parse_bucket_url("s3", f"{endpoint.rstrip('/')}/{bucket}").region,
             session_token=aws.aws_session_token or "",
             verify=_verify(conn_id, aws.verify),
             virtual_host=(config.get("s3") or {}).get("addressing_style") == "virtual",
@@ -133,6 +141,9 @@ class S3Store:
 def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | None = None) -> StorageConfig:
     """Describe a store to JuiceFS as an Airflow connection of type `aws` describes it to Airflow.
 
+    The clients are given what the connection says of keys, session token, region and `verify=false`. The file of a CA
+    is for Airflow alone: the clients trust what their image trusts.
+
     Args:
         conn_id: See S3Store.from_connection.
         storage: JuiceFS' name of the store's kind.
@@ -149,12 +160,27 @@ def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | 
             "keys, or no scheme: JuiceFS would read another bucket from it.",
             next_step="correct extra.endpoint_url in Airflow (Admin → Connections)",
         )
+    url, region = f"{endpoint.rstrip('/')}/{bucket}", _region(aws)
+    # Of other kinds JuiceFS reads no such parameter.
+    named = storage == "minio" and region != parse_bucket_url(storage, url).region
+    insecure = url.startswith("https://") and _verify(conn_id, aws.verify) is False
     return StorageConfig(
         storage,
-        f"{endpoint.rstrip('/')}/{bucket}",
+        with_parameters(url, region=region if named else "", tls_insecure_skip_verify="true" if insecure else ""),
         SecretStr(aws.aws_access_key_id or ""),
         SecretStr(aws.aws_secret_access_key or ""),
+        SecretStr(aws.aws_session_token or ""),
     )
+
+
+def _region(aws: AwsConnectionWrapper) -> str:
+    """The region that a connection names; empty where it names none."""
+    config = {**(aws.extra_config.get("config_kwargs") or {}), **_of_s3(aws)}
+    return str(aws.region_name or config.get("region_name") or "")
+
+
+def _of_s3(aws: AwsConnectionWrapper) -> dict[str, Any]:
+    return aws.get_service_config("s3").get("config_kwargs") or {}
 
 
 def _aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[AwsConnectionWrapper, str]:
