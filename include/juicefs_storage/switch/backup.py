@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -57,9 +57,15 @@ class Backup(BaseModel):
     namespace: str = ""
     triggered_at: datetime | None = None
     templates: dict[str, Any] = Field(default_factory=dict, repr=False)
-    target: tuple[str, str, str, str] | None = Field(default=None, repr=False)
+    target: Annotated[tuple[str, ...], Field(min_length=4, max_length=5)] | None = Field(default=None, repr=False)
     plan: Plan | None = None
     params: dict[str, Any] = Field(default_factory=dict)
+
+    @staticmethod
+    def target_of(config: StorageConfig) -> tuple[str, ...]:
+        """A storage as `target` records it; without a session token in four values, as before there were tokens."""
+        secrets = (config.access_key, config.secret_key, *([config.session_token] if config.session_token else []))
+        return (config.storage, config.bucket, *(secret.get_secret_value() for secret in secrets))
 
     @property
     def new(self) -> StorageConfig:
@@ -73,8 +79,8 @@ class Backup(BaseModel):
                 f"Backup {self.backup_id} does not record where its run moved the volume to.",
                 next_step="start a new run; juicefs_storage_revert goes back to this backup all the same",
             )
-        storage, bucket, access_key, secret_key = self.target
-        return StorageConfig(storage, bucket, SecretStr(access_key), SecretStr(secret_key))
+        storage, bucket, *secrets = self.target
+        return StorageConfig(storage, bucket, *map(SecretStr, secrets))
 
     @property
     def setting(self) -> Setting:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+from pydantic import SecretStr
+
 from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
@@ -29,11 +31,17 @@ class StorageView(Record):
     storage: str
     bucket: str
     access_key: str
+    session_token: str = masked(SecretStr(""))
 
     @classmethod
     def of(cls, config: StorageConfig) -> StorageView:
         """Mask a storage."""
-        return cls(storage=config.storage, bucket=config.bucket, access_key=masked(config.access_key))
+        return cls(
+            storage=config.storage,
+            bucket=config.bucket,
+            access_key=masked(config.access_key),
+            session_token=masked(config.session_token),
+        )
 
 
 class SecretChange(Record):
@@ -91,7 +99,10 @@ class Plan(Record):
             ("storage", self.before.storage, self.after.storage),
             ("bucket", self.before.bucket, self.after.bucket),
             ("access key", self.before.access_key, self.after.access_key),
+            ("session token", self.before.session_token, self.after.session_token),
         ]
+        if self.before.session_token == self.after.session_token:
+            del rows[-1]
         secrets = [f"`{change.namespace}/{change.name}`: {', '.join(change.keys)}" for change in self.secrets]
         lines = [
             f"## Switch of volume `{self.volume}`"
@@ -129,7 +140,6 @@ class Plan(Record):
 
 def fingerprint(config: StorageConfig, key: bytes) -> str:
     """Return a keyed digest of a storage with its keys: tells whether a connection changed since the plan was made."""
-    text = "\0".join(
-        (config.storage, config.bucket, config.access_key.get_secret_value(), config.secret_key.get_secret_value())
-    )
+    values = (config.access_key, config.secret_key, *([config.session_token] if config.session_token else []))
+    text = "\0".join((config.storage, config.bucket, *(value.get_secret_value() for value in values)))
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:16]

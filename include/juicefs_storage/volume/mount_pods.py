@@ -27,7 +27,8 @@ _PARALLEL_PODS = 8
 _MOUNT_PATH = re.compile(r"(?<=\s)(/jfs/[^\s'\"]+)")
 #: Where the driver's command for a mount pod turns from `format` to the mount itself.
 _MOUNT_COMMAND = re.compile(r"mount\.juicefs\s|juicefs\s+mount\s")
-_FORMAT_BUCKET = re.compile(r"--bucket[= ]['\"]?([^\s'\"]+)")
+# The driver quotes a value with `&` in it as $'…'.
+_FORMAT_BUCKET = re.compile(r"--bucket[= ](?:\$?'|\")?([^\s'\"]+)")
 _OVERRIDE = re.compile(r"(?:^|--|[\s,'\"])(?P<option>(?:bucket|storage)[= ][^\s,'\"]+)")
 # Fixed text; values arrive as positional arguments. /bin/sh of the mount image is enough.
 # A mount with the option prefix-internal has them as `.jfs.config` and `.jfs.stats`.

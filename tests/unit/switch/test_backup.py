@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
+from pydantic import SecretStr
 
 from include.juicefs_storage.adapters.vault import FileVault, Keyring
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.switch.backup import FORMAT, Backup, backup_ids, deviation, foreign_to, read_backup
 from include.juicefs_storage.switch.marks import read_mark
-from include.juicefs_storage.switch.plan import Plan, fingerprint
+from include.juicefs_storage.switch.plan import Plan, StorageView, fingerprint
 from tests.support.fakes import NEW, OLD, UUID, FakeVault, backup, plan, setting
 
 WRITTEN = Path(__file__).parent / "backups"
@@ -132,3 +134,15 @@ def test_what_was_approved_is_compared_with_the_backup() -> None:
 def test_nothing_but_backups_is_listed_as_one() -> None:
     vault = FakeVault(dict.fromkeys(("myjfs.a", "myjfs.a.switched", "_fleet.x", "_probe.y"), b""))
     assert backup_ids(vault) == ["myjfs.a"]
+
+
+def test_a_session_token_is_recorded_and_planned() -> None:
+    temporary = replace(NEW, session_token=SecretStr("a-new-session-token"))
+    made = backup("a", datetime.now(UTC), target=Backup.target_of(temporary))
+    assert Backup.from_bytes(made.to_bytes()).new == temporary
+    assert "a-new-session-token" not in repr(made)
+    assert len(Backup.target_of(NEW)) == 4, "as earlier versions read it"
+    assert fingerprint(temporary, b"k") != fingerprint(NEW, b"k")
+    shown = plan(after=StorageView.of(temporary)).to_markdown()
+    assert "| session token | `(none)` | `a-…en` |" in shown
+    assert "session token" not in plan().to_markdown()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from pydantic import SecretStr
 
 from include.juicefs_storage.errors import LostAnswerError, NeedsHumanError, TransientError
 from include.juicefs_storage.switch.lease import LEASE_S
@@ -136,6 +137,18 @@ def test_a_third_value_that_a_secret_held_is_put_right(write: WriteSetting, meta
     metadata.row = setting(OTHER)
     assert step.undo() is True
     assert metadata.row.uses(OLD)
+
+
+def test_a_format_that_keeps_the_token_of_the_other_storage_is_put_right(metadata: FakeMetadata) -> None:
+    """The driver's `format` writes storage, bucket and keys, and no session token."""
+    temporary = replace(NEW, session_token=SecretStr("new-token"))
+    write = WriteSetting(metadata, FakeJuiceFS(metadata), setting(OLD), temporary)
+    metadata.row = setting(replace(OLD, session_token=temporary.session_token))
+    assert write.apply().written
+    assert metadata.row.uses(temporary)
+    metadata.row = setting(replace(OLD, session_token=SecretStr("another")))
+    with pytest.raises(NeedsHumanError, match="changed during this run"):
+        write.apply()
 
 
 def test_a_run_that_was_paused_for_longer_than_the_deadline_writes_nothing(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.switch.backup import backup_ids, read_backup
 from include.juicefs_storage.switch.params import RevertForm, resolve_revert_params
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks import revert
+from include.juicefs_storage.volume.setting import STORAGE_FIELDS
 from tests.support.fakes import NEW, OLD, UUID, FakeJuiceFS, FakeMetadata, FakeVault, backup, setting
 
 RECORDED = {"namespace": "fs", "target_conn_id": "minio_new", "settle_s": 7, "dry_run": False, "on_failure": "hold"}
@@ -126,12 +129,13 @@ def test_without_any_backup_it_says_so(vault: FakeVault, chosen: dict[str, Any] 
 
 
 def test_the_recorded_storage_goes_back_to_the_letter_and_nothing_else_does() -> None:
-    recorded = setting(OLD, SessionToken="sealed-token")
+    old = replace(OLD, session_token=SecretStr("old-token"))
+    recorded = setting(old)
     metadata = FakeMetadata(setting(NEW, TrashDays=9))
     juicefs = FakeJuiceFS(metadata)
-    step = WriteSetting(metadata, juicefs, metadata.row, OLD, recorded=recorded)
+    step = WriteSetting(metadata, juicefs, metadata.row, old, recorded=recorded)
     assert step.apply().written
     fields: dict[str, Any] = metadata.row._fields
-    assert (fields["SecretKey"], fields["SessionToken"]) == (recorded._fields["SecretKey"], "sealed-token")
+    assert [fields[name] for name in STORAGE_FIELDS] == [recorded._fields[name] for name in STORAGE_FIELDS]
     assert (fields["TrashDays"], juicefs.calls) == (9, 0)
     assert not step.apply().written

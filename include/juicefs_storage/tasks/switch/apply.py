@@ -99,12 +99,7 @@ def backup() -> dict[str, Any]:
         namespace=runtime.cluster.namespace,
         triggered_at=triggered_at(),
         templates=dict(runtime.cluster.templates()),
-        target=(
-            target.storage,
-            target.bucket,
-            target.access_key.get_secret_value(),
-            target.secret_key.get_secret_value(),
-        ),
+        target=Backup.target_of(target),
         plan=run.plan,
         params=runtime.params.model_dump(mode="json"),
     )
