@@ -366,6 +366,17 @@ class JuiceFS(Protocol):
     def unmount_fresh(self, canary: str) -> None:
         """Remove that file and the mount."""
 
+    def try_storage(self, config: StorageConfig, write_below: str = "") -> str | None:
+        """Open a storage as the clients do, by its kind and URL and with its keys, and list in it. Needs no volume.
+
+        Args:
+            config: The storage.
+            write_below: The volume below whose name an object is written, read and removed; empty: nothing is written.
+
+        Returns:
+            What does not work; empty where all does; None where it cannot be tried here.
+        """
+
     def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
         """Use a storage with its own keys, from where juicefs runs: as the clients use it.
 

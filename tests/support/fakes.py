@@ -123,15 +123,22 @@ class FakeJuiceFS(BareJuiceFS):
     calls: int = 0
     lies: bool = False
     probed: list[tuple[StorageConfig, list[str], str | None]] = field(default_factory=list)
-    problem: str = ""
+    tried: list[tuple[StorageConfig, str]] = field(default_factory=list)
+    problem: str | None = ""
     no_pod: bool = False
     meanwhile: Callable[[], None] = lambda: None
+
+    def try_storage(self, config: StorageConfig, write_below: str = "") -> str | None:
+        self.tried.append((config, write_below))
+        if self.no_pod:
+            raise TransientError("No ready pod.")
+        return self.problem
 
     def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
         self.probed.append((config, list(blocks), probe_key))
         if self.no_pod:
             raise TransientError("No ready pod.")
-        return self.problem
+        return self.problem or ""
 
     def now(self) -> float:
         return self.metadata.time_s

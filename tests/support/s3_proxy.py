@@ -48,7 +48,7 @@ class Request:
 
 
 class S3Proxy(ThreadingHTTPServer):
-    """A proxy on 127.0.0.1, serving while the `with` block lasts. The settings may be changed at any time.
+    """A proxy on the loopback address, serving while the `with` block lasts. The settings may be changed at any time.
 
     Attributes:
         faults: Met in turn by one request in `every`, of those that `fails` takes.
@@ -62,6 +62,7 @@ class S3Proxy(ThreadingHTTPServer):
         refusal: A status and an S3 error code that every request is answered, such as (400, "ExpiredToken").
         skew_s: The store's clock is ahead by this. Requests that are dated otherwise are answered RequestTimeTooSkewed;
             others are signed again with `keys`, (access key, secret key), for the store behind, whose clock is right.
+        token: The session token that every request must carry; others are answered 400 InvalidToken.
         requests: Counted by method, whatever became of them.
         failed: Of these, how many met a fault.
     """
@@ -70,9 +71,15 @@ class S3Proxy(ThreadingHTTPServer):
     request_queue_size = 256
 
     def __init__(
-        self, endpoint_url: str, *, tls: ssl.SSLContext | None = None, keys: tuple[str, str] | None = None
+        self,
+        endpoint_url: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        keys: tuple[str, str] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, 0), _Handler)
         self.upstream = urlsplit(endpoint_url).netloc
         self.faults: Sequence[Fault] = ()
         self.every = 1
@@ -85,6 +92,7 @@ class S3Proxy(ThreadingHTTPServer):
         self.policies: dict[str, str] = {}
         self.refusal: tuple[int, str] | None = None
         self.skew_s = 0.0
+        self.token = ""
         self.requests: Counter[str] = Counter()
         self.failed = 0
         self.keys = keys
@@ -97,7 +105,8 @@ class S3Proxy(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where clients reach it."""
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.server_port}"
+        host = str(self.server_address[0])
+        return f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.server_port}"
 
     def __enter__(self) -> Self:
         """Serve."""
@@ -193,6 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(int(fault), "InternalError" if fault is Fault.ERROR else "SlowDown")
         elif proxy.refusal:
             self._refuse(*proxy.refusal)
+        elif proxy.token and self.headers.get("x-amz-security-token") != proxy.token:
+            self._refuse(400, "InvalidToken")
         elif proxy.read_only and request.method in _WRITES:
             self._refuse(403, "AccessDenied")
         elif proxy.skew_s and self._skewed():

@@ -38,6 +38,8 @@ _END_WITH_CALLER = ("setpriv", "--pdeathsig", "TERM")
 
 #: The exit code of a script that started after its deadline, or whose wait timed out.
 _TOO_LATE = 75
+#: The exit code of a script that has tried a storage, in vain.
+_TRIED = 65
 #: Runs an argument vector with the given standard input and time limit in seconds.
 Run = Callable[[Sequence[str], str, float], ExecResult]
 _RUNNERS = (CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR)
@@ -47,10 +49,12 @@ _VERSION = 'exec "$1" --version'
 _NOW = "exec date +%s"
 #: The time is looked at last: whatever delayed the command, it does not start after its deadline.
 _CONFIG = """\
-IFS= read -r META_PASSWORD && IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY || exit 64
+IFS= read -r META_PASSWORD && IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY && IFS= read -r SESSION_TOKEN ||
+  exit 64
 export META_PASSWORD
 [ "$(date +%s)" -le "$5" ] || exit 75
-exec "$1" config "$2" --yes --storage "$3" --bucket "$4" --access-key "$ACCESS_KEY" --secret-key "$SECRET_KEY"
+exec "$1" config "$2" --yes --storage "$3" --bucket "$4" --access-key "$ACCESS_KEY" --secret-key "$SECRET_KEY" \
+  --session-token "$SESSION_TOKEN"
 """
 #: A process shows its arguments joined by NUL; this script's own begin otherwise. What ends `juicefs config` in time is
 #: there before it.
@@ -122,6 +126,33 @@ copy "$probe" "file://$work/back" || fail "cannot read $probe"
 [ -s "$work/back" ] || fail "cannot read $probe back"
 copy --delete-src "$probe" "file://$work/back" || true
 """
+#: A volume without a metadata server: `fsck` opens its storage as every client does and lists what is below a name that
+#: no volume has; a second `format` tries the storage by an object below `testing/`, which it removes. The listing comes
+#: first: the trial makes a bucket that does not exist.
+_TRY = """\
+IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY && IFS= read -r SESSION_TOKEN || exit 64
+export ACCESS_KEY SECRET_KEY JFS_NO_CHECK_OBJECT_STORAGE=1
+juicefs=$1 storage=$2 bucket=$3 volume=$4
+work=$(mktemp -d) || exit 64
+trap 'rm -rf "$work"' EXIT
+limited() { timeout -k 5 30 "$juicefs" "$@" >"$work/log" 2>&1; }
+describe() {
+  limited format --storage "$storage" --bucket "$bucket" \
+    ${SESSION_TOKEN:+--session-token "$SESSION_TOKEN"} "sqlite3://$work/$1" "$1" || fail
+}
+fail() { [ "$?" != 124 ] || echo "no answer within 30 s" >>"$work/log"; tail -n 1 "$work/log" >&2; exit 65; }
+describe storage-switch-probe
+limited fsck "sqlite3://$work/storage-switch-probe" || fail
+[ -n "$volume" ] || exit 0
+describe "$volume"
+export JFS_NO_CHECK_OBJECT_STORAGE=
+describe "$volume"
+"""
+#: What juicefs prints where it is built without SQLite.
+_NO_SQLITE = "Invalid meta driver"
+#: Keys that are limited to a volume may not list elsewhere: they were known, and signed what the store could read.
+_SIGNED = "AccessDenied"
+_AROUND_MESSAGE = re.compile(r"^.*<(?:FATAL|ERROR|WARNING)>: | \[\S*\w+\.go:\d+\]$")
 
 
 @dataclass(frozen=True)
@@ -187,13 +218,12 @@ class JuiceFSCommand:
             TransientError: It failed, or was not started: the deadline was over. Whether the row was written shows only
                 when the row is read.
         """
-        access_key, secret_key = config.access_key.get_secret_value(), config.secret_key.get_secret_value()
         result = self._on_metadata(
             _CONFIG,
             config.storage,
             config.bucket,
             f"{not_after:.0f}",
-            stdin=[access_key, secret_key],
+            stdin=_key_lines(config),
             timeout_s=_CONFIG_TIMEOUT_S,
             within=_END_CONFIG,
         )
@@ -288,6 +318,26 @@ class JuiceFSCommand:
                 next_step="the task tries again",
             )
 
+    def try_storage(self, config: StorageConfig, write_below: str = "") -> str | None:
+        """Open a storage as the clients do, in the place where juicefs runs; see `ports.JuiceFS`.
+
+        Args:
+            config: The storage.
+            write_below: The volume below whose name an object is written, read and removed; empty: nothing is written.
+
+        Returns:
+            What does not work; empty where all does; None where it cannot be tried here.
+        """
+        result = self._script(
+            _TRY, config.storage, config.bucket, write_below, stdin=_key_lines(config), timeout_s=_PROBE_TIMEOUT_S
+        )
+        if result.returncode == 0:
+            return ""
+        problem = _AROUND_MESSAGE.sub("", _last_lines(result, config))
+        if result.returncode != _TRIED or _NO_SQLITE in problem:
+            return None
+        return "" if _SIGNED in problem and not write_below else problem
+
     def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:
         """Read one of some blocks with a storage's own keys; write, read back and remove an object under a new key.
 
@@ -304,13 +354,21 @@ class JuiceFSCommand:
         keys_of: list[str] = []
         variables: dict[str, str] = {}
         for key in [*blocks, *([probe_key] if probe_key else [])]:
-            urls, variables = sync_urls(config, config, key)
+            token = config.session_token.get_secret_value()
+            urls, variables = sync_urls(config, config, key, tokens=(token, token))
             keys_of.append(urls[0])
         probe = keys_of.pop() if probe_key else ""
+        url = config.url
+        variables |= {"AWS_REGION": url.region, "MINIO_REGION": url.region}
         lines = [*(f"{name}={value}" for name, value in variables.items()), ""]
-        plain_http = "--no-https" if config.endpoint_and_bucket[0].startswith("http://") else ""
+        plain_http = "--no-https" if url.endpoint.startswith("http://") else ""
         result = self._script(_PROBE, plain_http, probe, *keys_of, stdin=lines, timeout_s=_PROBE_TIMEOUT_S)
         return "" if result.returncode == 0 else _last_lines(result, config)
+
+
+def _key_lines(config: StorageConfig) -> list[str]:
+    """What the scripts read as ACCESS_KEY, SECRET_KEY and SESSION_TOKEN."""
+    return [value.get_secret_value() for value in (config.access_key, config.secret_key, config.session_token)]
 
 
 def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:

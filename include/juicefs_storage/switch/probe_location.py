@@ -10,6 +10,7 @@ from itertools import islice
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.ports import Cluster, JuiceFS, MetadataStore
 from include.juicefs_storage.switch.location import Location
+from include.juicefs_storage.volume.bucket_url import BucketUrl
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.mount_pods import MOUNT_CONTAINER
 from include.juicefs_storage.volume.reach import cannot_reach
@@ -50,17 +51,21 @@ def find_problem(
         The first problem; empty where there is none.
     """
     config = location.config
-    endpoint, _ = config.endpoint_and_bucket
+    url = config.url
     with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-        answers = pool.map(lambda pod: (pod, _cannot_reach(cluster, pod, endpoint)), mount_pods)
-        if unreached := [f"pod {pod} cannot use {endpoint}: {problem}" for pod, problem in answers if problem]:
+        answers = pool.map(lambda pod: (pod, _cannot_reach(cluster, pod, url)), mount_pods)
+        if unreached := [f"pod {pod} cannot use {url.endpoint}: {problem}" for pod, problem in answers if problem]:
             return unreached[0]
     blocks = list(islice(_oldest_blocks(metadata, setting, lost_before), _BLOCKS_TRIED))
     probe_key = f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}" if write else None
     try:
+        if not url.verify:
+            # `juicefs sync`, which reads a block, checks every certificate.
+            problem = juicefs.try_storage(config, setting.name if write else "")
+            return problem or _problem_for_airflow(location, blocks)
         return juicefs.probe_storage(config, blocks, probe_key)
     except StorageSwitchError as error:
-        return _problem_for_airflow(location, blocks, error.problem)
+        return _problem_for_airflow(location, blocks, f"No pod could be asked either: {error.problem}")
 
 
 def _oldest_blocks(metadata: MetadataStore, setting: Setting, lost_before: Collection[str]) -> Iterator[str]:
@@ -70,20 +75,20 @@ def _oldest_blocks(metadata: MetadataStore, setting: Setting, lost_before: Colle
         yield from islice(keys, 1)
 
 
-def _cannot_reach(cluster: Cluster, pod: str, endpoint: str) -> str | None:
+def _cannot_reach(cluster: Cluster, pod: str, url: BucketUrl) -> str | None:
     """Ask a pod whether it reaches an endpoint; None also where the pod is gone meanwhile."""
     try:
-        return cannot_reach(cluster, pod, MOUNT_CONTAINER, endpoint)
+        return cannot_reach(cluster, pod, MOUNT_CONTAINER, url)
     except StorageSwitchError:
         return None
 
 
-def _problem_for_airflow(location: Location, blocks: Sequence[str], why: str) -> str:
-    """Ask from where Airflow runs, since no pod could be asked."""
+def _problem_for_airflow(location: Location, blocks: Sequence[str], why: str = "") -> str:
+    """Ask from where Airflow runs what no pod could be asked."""
     try:
         location.store.check()
         if blocks and not any(location.store.exists(key) for key in blocks):
             return f"none of {len(blocks)} blocks is in {location.config.bucket}"
     except StorageSwitchError as error:
-        return f"{error.problem} No pod could be asked either: {why}"
+        return f"{error.problem} {why}".rstrip()
     return ""

@@ -11,7 +11,7 @@ from include.juicefs_storage.switch.checks.cluster import check_csi, check_right
 from include.juicefs_storage.switch.checks.consistency import check_consistency
 from include.juicefs_storage.switch.checks.proofs import check_canaries, check_metadata, check_room
 from include.juicefs_storage.switch.checks.secret import check_secrets
-from include.juicefs_storage.switch.checks.target import check_reach, check_target
+from include.juicefs_storage.switch.checks.target import check_reach, check_target, check_use
 from include.juicefs_storage.switch.checks.vault import check_readable
 from include.juicefs_storage.switch.findings import gather, ok, refusal, warning
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_runner",
     "check_secrets",
     "check_target",
+    "check_use",
     "check_volume",
     "gather",
     "needed_rights",

@@ -8,16 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.ports import Cluster
+from include.juicefs_storage.ports import Cluster, JuiceFS
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
+from include.juicefs_storage.volume.bucket_url import SKIP_VERIFY
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR
 from include.juicefs_storage.volume.mount_pods import MOUNT_CONTAINER, MountPod
-from include.juicefs_storage.volume.reach import cannot_reach
+from include.juicefs_storage.volume.reach import cannot_reach, is_about_certificate
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 #: Written by `juicefs format`, holds the volume's UUID; may be absent.
 UUID_OBJECT = "juicefs_uuid"
 _PARALLEL_PODS = 8
+
+
+#: What to do where a pod does not trust a certificate.
+_TRUST = (
+    "let the pods trust its CA (in their image, or mounted over its list of authorities), or give the store a "
+    "certificate of an authority that they trust; extra.verify with a CA's file is for Airflow alone. With "
+    "extra.verify=false in {connection} the clients' bucket says ?tls-insecure-skip-verify=true: they take any "
+    "certificate"
+)
 
 
 def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, probe_key: str | None) -> list[Finding]:
@@ -61,8 +71,56 @@ def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, prob
     return [*findings, ok(check, f"bucket `{target.bucket}` exists, {probed}")]
 
 
+def check_use(juicefs: JuiceFS, target: StorageConfig, origin: str) -> list[Finding]:
+    """The new store can be used by juicefs itself, where it runs: with the kind, URL and keys that the clients get.
+
+    Nothing is written.
+
+    Args:
+        juicefs: Runs where `juicefs config` will.
+        target: The storage that the setting will name.
+        origin: Where it was configured, for messages.
+    """
+    check, side = "use", f"new store, by {origin}"
+    findings = []
+    if not target.url.verify:
+        findings.append(
+            warning(
+                check,
+                f"The {side}: its certificate is not checked. The clients' bucket says {SKIP_VERIFY}=true; a client "
+                "that has read this takes any certificate until it restarts.",
+                "give the store a certificate that the pods trust, and remove extra.verify=false",
+            )
+        )
+    problem = juicefs.try_storage(target)
+    if problem is None:
+        return [
+            *findings,
+            warning(
+                check,
+                f"The {side}: juicefs could not try it where it runs: it has no temporary folder there, or no SQLite.",
+                "nothing, where the other checks of the new store found nothing",
+            ),
+        ]
+    if not problem:
+        return [*findings, ok(check, f"juicefs lists in `{target.bucket}` with the keys of the {side}")]
+    what = "juicefs does not trust its certificate" if is_about_certificate(problem) else "juicefs cannot use it"
+    return [*findings, refusal(check, f"The {side}: {what} where it runs: {problem}", _remedy(problem, origin))]
+
+
+def _remedy(problem: str, origin: str) -> str:
+    if is_about_certificate(problem):
+        return _TRUST.format(connection=origin)
+    if "AuthorizationHeaderMalformed" in problem or "egion" in problem:
+        return (
+            f"correct extra.region_name of {origin}; with storage s3 JuiceFS takes the region from Amazon's host names "
+            "alone"
+        )
+    return f"correct the keys, the session token or the endpoint of {origin}; `target_endpoint` is the pods'"
+
+
 def check_reach(
-    cluster: Cluster, target: StorageConfig, mounts: Sequence[MountPod], *, controller: bool
+    cluster: Cluster, target: StorageConfig, mounts: Sequence[MountPod], origin: str, *, controller: bool
 ) -> list[Finding]:
     """Check that the endpoint can be reached where it will be used, and that its certificate is trusted there.
 
@@ -72,20 +130,28 @@ def check_reach(
         cluster: Where the pods are.
         target: The storage that the setting will name.
         mounts: The volume's mount pods.
+        origin: Where it was configured, for messages.
         controller: Ask the CSI controller too: juicefs runs there.
     """
-    check, (endpoint, _) = "reach", target.endpoint_and_bucket
+    check, url = "reach", target.url
+    endpoint = url.endpoint
     places = [(mount.name, MOUNT_CONTAINER) for mount in mounts]
     if controller:
         places += [(pod.name, CSI_CONTAINER) for pod in cluster.pods(CSI_CONTROLLER_SELECTOR) if pod.ready][:1]
     with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-        answers = list(pool.map(lambda place: cannot_reach(cluster, place[0], place[1], endpoint), places))
+        answers = list(pool.map(lambda place: cannot_reach(cluster, place[0], place[1], url), places))
     findings = [
         refusal(
             check,
-            f"Pod {name} cannot use {endpoint}: {problem}.",
+            f"The new store, by {origin}: pod {name} does not trust the certificate of {endpoint}: {problem}.",
+            _TRUST.format(connection=origin),
+        )
+        if is_about_certificate(problem)
+        else refusal(
+            check,
+            f"The new store, by {origin}: pod {name} cannot use {endpoint}: {problem}.",
             f"kubectl -n {cluster.namespace} exec {name} -c {container} -- curl -v {endpoint}/ (route, firewall, DNS, "
-            "CA); `target_endpoint` is the endpoint as the pods reach it",
+            "proxy); `target_endpoint` is the endpoint as the pods reach it",
         )
         for (name, container), problem in zip(places, answers, strict=True)
         if problem

@@ -175,14 +175,15 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
     """
     setting = runtime.setting()
     probe = None if runtime.params.dry_run else f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}"
-    target = runtime.target(setting)
+    target, origin = runtime.target(setting), runtime.target_store.store.origin
     controller = runtime.params.juicefs_runner == "controller"
     return checks.gather(
         "target",
         lambda: checks.check_target(runtime.target_store, setting, target, probe_key=probe),
         lambda: checks.check_reach(
-            runtime.cluster, target, runtime.volume_pods(setting).mounts(), controller=controller
+            runtime.cluster, target, runtime.volume_pods(setting).mounts(), origin, controller=controller
         ),
+        lambda: checks.check_use(runtime.juicefs, target, origin),
     )
 
 

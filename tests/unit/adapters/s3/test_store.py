@@ -105,6 +105,41 @@ def test_juicefs_gets_what_the_connection_says(connections: Connections) -> None
     assert connection_storage("new", "minio", "data", "http://inside:9000").bucket == "http://inside:9000/data"
 
 
+def given_to_clients(connections: Connections, storage: str = "minio", **extra: Any) -> StorageConfig:
+    connections.add("new", extra=extra)
+    return connection_storage("new", storage, "data")
+
+
+def test_clients_check_no_certificate_that_airflow_does_not_check(connections: Connections, tmp_path: Path) -> None:
+    insecure = given_to_clients(connections, endpoint_url="https://h:9000/", verify=False)
+    assert insecure.bucket == "https://h:9000/data?tls-insecure-skip-verify=true"
+    assert not insecure.url.verify
+    assert given_to_clients(connections, endpoint_url="http://h:9000", verify=False).bucket == "http://h:9000/data"
+    authority = tmp_path / "ca.crt"
+    authority.touch()
+    own = given_to_clients(connections, endpoint_url="https://h:9000", verify=str(authority))
+    assert own.bucket == "https://h:9000/data"
+
+
+def test_clients_sign_for_the_region_of_the_connection(connections: Connections) -> None:
+    url, region = "https://h:9000", "eu-west-1"
+    assert given_to_clients(connections, endpoint_url=url, region_name=region).bucket == f"{url}/data?region={region}"
+    assert given_to_clients(connections, endpoint_url=url, region_name="us-east-1").bucket == f"{url}/data"
+    assert given_to_clients(connections, endpoint_url=url).bucket == f"{url}/data"
+    assert given_to_clients(connections, "s3", endpoint_url=url, region_name=region).bucket == f"{url}/data"
+
+
+def test_airflow_signs_for_the_region_in_an_endpoint(connections: Connections) -> None:
+    connections.add("amazon", extra={"endpoint_url": "https://s3.eu-west-1.amazonaws.com"})
+    assert S3Store.from_connection("amazon", "data").region == "eu-west-1"
+
+
+def test_clients_get_the_session_token(connections: Connections) -> None:
+    config = given_to_clients(connections, endpoint_url="http://h", aws_session_token="token")
+    assert config.session_token.get_secret_value() == "token"
+    assert "token" not in config.bucket
+
+
 def test_a_setting_names_endpoint_bucket_and_keys() -> None:
     store = S3Store.from_storage(StorageConfig("minio", "http://h:9000/data", SecretStr("ak"), SecretStr("sk")))
     assert (store.endpoint, store.bucket, store.access_key, store.secret_key) == ("http://h:9000", "data", "ak", "sk")

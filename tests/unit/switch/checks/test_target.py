@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.ports import ExecResult
-from include.juicefs_storage.switch.checks.target import check_reach
+from include.juicefs_storage.switch.checks.target import check_reach, check_use
 from tests.support.bare import BareCluster
-from tests.support.fakes import MOUNT, NEW
+from tests.support.fakes import MOUNT, NEW, FakeJuiceFS, FakeMetadata, setting
+
+INSECURE = replace(NEW, bucket=f"{NEW.bucket}?tls-insecure-skip-verify=true")
 
 
 class Pods(BareCluster):
@@ -18,10 +21,12 @@ class Pods(BareCluster):
 
     def __init__(self, answer: ExecResult | TransientError) -> None:
         self.answer = answer
+        self.commands: list[Sequence[str]] = []
 
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
     ) -> ExecResult:
+        self.commands.append(command)
         if isinstance(self.answer, TransientError):
             raise self.answer
         return self.answer
@@ -38,5 +43,43 @@ class Pods(BareCluster):
     ],
 )
 def test_what_the_pods_say_about_the_endpoint(answer: ExecResult | TransientError, level: str) -> None:
-    (finding,) = check_reach(Pods(answer), NEW, [MOUNT], controller=False)
+    (finding,) = check_reach(Pods(answer), NEW, [MOUNT], "connection 'new'", controller=False)
     assert finding.level == level
+
+
+def test_a_certificate_that_a_pod_does_not_trust_is_called_one() -> None:
+    pods = Pods(ExecResult(60, "", "curl: (60) SSL certificate problem: self-signed certificate"))
+    (finding,) = check_reach(pods, NEW, [MOUNT], "connection 'new'", controller=False)
+    assert "new store, by connection 'new'" in finding.message
+    assert f"pod {MOUNT.name} does not trust the certificate of https://new:9000" in finding.message
+    assert "extra.verify=false in connection 'new'" in finding.remedy
+
+
+def test_pods_check_no_certificate_that_clients_do_not_check() -> None:
+    pods = Pods(ExecResult(0, "", ""))
+    check_reach(pods, NEW, [MOUNT], "connection 'new'", controller=False)
+    check_reach(pods, INSECURE, [MOUNT], "connection 'new'", controller=False)
+    assert [command[-1] for command in pods.commands] == ["", "--insecure"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "level", "words"),
+    [
+        ("", "ok", "lists in"),
+        (None, "warning", "could not try it"),
+        ("tls: failed to verify certificate: x509: unknown authority", "refusal", "does not trust its certificate"),
+        ("api error SignatureDoesNotMatch", "refusal", "cannot use it"),
+    ],
+)
+def test_what_juicefs_says_about_the_new_store(problem: str | None, level: str, words: str) -> None:
+    juicefs = FakeJuiceFS(FakeMetadata(setting()), problem=problem)
+    (finding,) = check_use(juicefs, NEW, "connection 'new'")
+    assert (finding.level, juicefs.tried) == (level, [(NEW, "")])
+    assert words in finding.message
+    assert "new store, by connection 'new'" in finding.message
+
+
+def test_clients_that_take_any_certificate_are_named() -> None:
+    findings = check_use(FakeJuiceFS(FakeMetadata(setting())), INSECURE, "connection 'new'")
+    assert [finding.level for finding in findings] == ["warning", "ok"]
+    assert "tls-insecure-skip-verify=true" in findings[0].message
