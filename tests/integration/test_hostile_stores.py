@@ -20,7 +20,7 @@ from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
-from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
+from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, below
 from lab.kube.tls import server_context
 from tests.support.s3_memory import MemoryStore
 from tests.support.s3_proxy import S3Proxy
@@ -310,6 +310,8 @@ def test_keys_that_may_do_nothing_outside_of_a_prefix() -> None:
             bucket = S3Bucket(S3Store(f"http://127.0.0.1:{server.port}", "b", "", "AK", "SK", limits=LIMITS))
             bucket.check("vol/")
             assert [item.key for item in bucket.list("vol/")] == ["vol/chunks/k"]
+            for keys in (below("vol/chunks/"), KeyRange("vol/chunks/", "vol/chunks/k")):
+                assert [page.keys for page in bucket.pages(keys)] == [["vol/chunks/k"]]
             assert bucket.exists("vol/chunks/k")
             assert "correct the keys" in refused(bucket, "check", PermanentError)
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from os.path import commonprefix
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 Compare = Literal["size", "etag", "content"]
@@ -49,6 +50,15 @@ class KeyRange:
 
     after: str | None = None
     until: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The deepest folder that holds the whole range, with its `/`; empty: none does.
+
+        Who may use a part of a bucket may list only below that part.
+        """
+        shared = commonprefix([self.after or "", self.until or ""])  # noqa: RUF071  (of keys, which are no paths)
+        return shared[: shared.rfind("/") + 1]
 
 
 def below(prefix: str) -> KeyRange:

@@ -22,6 +22,7 @@ from include.juicefs_storage.objects.model import Copied, Listed, ObjectOutcome
 from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.switch.step import LeaseCheck
 from include.juicefs_storage.volume.canary import CANARY_PREFIX
+from include.juicefs_storage.volume.comparison import near
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import watermark
 from include.juicefs_storage.volume.setting import Setting
@@ -29,7 +30,7 @@ from include.juicefs_storage.volume.slice_batches import SliceBatches, batch_of
 
 #: How many blocks one look treats at most, the newest first: the next look must not wait for a long past.
 _AT_ONCE = 2_000
-#: From so many blocks on, a folder of the store is listed instead.
+#: From so many blocks in one folder on, the range that they span is listed instead.
 _LISTED_FROM = 40
 _PARALLEL_REQUESTS = 8
 _LOOK_EVERY_S = 1.0
@@ -237,11 +238,10 @@ class Follower:
         for key in keys:
             folders[f"{key.rpartition('/')[0]}/"].append(key)
         few = [key for wanted in folders.values() if len(wanted) < _LISTED_FROM for key in wanted]
-        present = {key for key, there in zip(few, _ask(self.target.exists, few), strict=True) if there}
-        for folder, wanted in folders.items():
-            if len(wanted) >= _LISTED_FROM:
-                present |= {item.key for item in self.target.list(folder)}.intersection(wanted)
-        return present
+        many = sorted(set(keys).difference(few))
+        listed = {key for page in near(self.target, many) for key in page.keys}
+        asked = {key for key, there in zip(few, _ask(self.target.exists, few), strict=True) if there}
+        return asked | listed.intersection(many)
 
 
 def _ask(ask: Callable[[str], _Answer], keys: Sequence[str]) -> list[_Answer]:

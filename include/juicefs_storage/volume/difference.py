@@ -6,14 +6,13 @@ import random
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Literal
 
 from include.juicefs_storage.errors import StorageSwitchError
-from include.juicefs_storage.objects.bucket import Bucket, StoredObject
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.comparison import COMPARISONS, OUTCOME_CODES, OUTCOMES, Classifier
 from include.juicefs_storage.objects.merge import beside
-from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page
+from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page, below
 from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.comparison import NeededBlocks, batches, settle_lost
 from include.juicefs_storage.volume.layout import block_objects, length_of, slice_of
@@ -24,7 +23,6 @@ Count = Literal["present", "missing", "different", "lost", "extra"]
 
 EXAMPLES = 5
 _PARALLEL_READS = 8
-_PAGE_KEYS = 1_000
 _Outcome = ObjectOutcome
 
 #: How outcomes count: two stores beside the metadata.
@@ -144,7 +142,7 @@ def compare_blocks(
     listings = (volume_pages(store, setting) for store in (source, target))
     for wanted, left, right in beside(needed.pages(KeyRange()), *listings):
         for batch in batches(iter([(wanted, left, right)]), lambda: Classifier(by_size=not contents), needed):
-            settle_lost(batch, needed, _StoreLister(source), _StoreLister(target))
+            settle_lost(batch, needed, source, target)
             _compare_contents(batch, source, target)
             result.add(batch, _OF_TWO_STORES)
         for key in sorted(set(right.keys).difference(left.keys, wanted.keys)):
@@ -223,13 +221,13 @@ def missing_blocks(
         store: The store.
         lost_before: Keys of blocks that were lost before the volume was moved: they count as `lost` alone.
     """
-    needed, result, lister = NeededBlocks.of(metadata, setting), Difference(), _StoreLister(store)
+    needed, result = NeededBlocks.of(metadata, setting), Difference()
     # The store is both sides: what one side lacks the other cannot have.
     stretches = (
         (wanted, found, found) for wanted, found in beside(needed.pages(KeyRange()), volume_pages(store, setting))
     )
     for batch in batches(stretches, lambda: Classifier(by_size=True), needed):
-        settle_lost(batch, needed, lister, lister)
+        settle_lost(batch, needed, store, store)
         result.add(batch, _OF_ONE_STORE, lost_before)
     return result
 
@@ -249,20 +247,4 @@ def files_of_examples(difference: Difference, metadata: MetadataStore) -> list[s
 
 def volume_pages(store: Bucket, setting: Setting) -> Iterator[Page]:
     """List a volume's blocks in a store."""
-    return _to_pages(store.list(f"{setting.name}/chunks/"))
-
-
-def _to_pages(objects: Iterator[StoredObject]) -> Iterator[Page]:
-    while page := list(islice(objects, _PAGE_KEYS)):
-        yield Page([item.key for item in page], [item.size_bytes for item in page], [item.etag for item in page])
-
-
-@dataclass(frozen=True)
-class _StoreLister:
-    store: Bucket
-
-    def pages(self, keys: KeyRange) -> Iterator[Page]:
-        """List a range inside of one folder."""
-        after, until = keys.after or "", keys.until or ""
-        listed = self.store.list(f"{until.rpartition('/')[0]}/")
-        return _to_pages(item for item in listed if after < item.key <= until)
+    return store.pages(below(f"{setting.name}/chunks/"))

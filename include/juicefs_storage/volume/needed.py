@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby, islice
-from tempfile import TemporaryFile
+from tempfile import SpooledTemporaryFile
 
 from include.juicefs_storage.objects.model import KeyRange, Page
 from include.juicefs_storage.ports import MetadataStore
@@ -24,6 +24,8 @@ _HASHES = 256
 _DIGITS = 19  # of a 63-bit id
 _PAGE_KEYS = 1_000
 _ROW = struct.Struct("<QI")
+#: How much of each hash's slices is held in memory: a million slices need no file.
+_HELD_BYTES = 64 * 1024
 
 
 def watermark(metadata: MetadataStore) -> int:
@@ -41,8 +43,8 @@ def needed_objects(
 ) -> Iterator[tuple[str, int]]:
     """Yield key and uncompressed length of every block that some file refers to, ordered by the key's UTF-8 bytes.
 
-    Memory does not grow with the number of slices. With HashPrefix they go through temporary files, 12 bytes each.
-    Blocks that a client has staged (writeback) and not uploaded yet are among them.
+    Memory does not grow with the number of slices: with HashPrefix, more than a million go through temporary files, 12
+    bytes each. Blocks that a client has staged (writeback) and not uploaded yet are among them.
 
     Args:
         metadata: `jfs_chunk_ref` is read once, in ranges of its primary key.
@@ -100,7 +102,7 @@ def to_pages(
 def _by_hash(metadata: MetadataStore, first_id: int) -> Iterator[list[Iterator[tuple[int, int]]]]:
     """Group slices by id % 256, then by the number of digits of their ids."""
     with ExitStack() as stack:
-        files = [stack.enter_context(TemporaryFile()) for _ in range(_HASHES)]
+        files = [stack.enter_context(SpooledTemporaryFile(_HELD_BYTES)) for _ in range(_HASHES)]
         for slice_id, size in metadata.slices(first_id):
             files[slice_id % _HASHES].write(_ROW.pack(slice_id, size))
         for file in files:

@@ -119,7 +119,7 @@ class S3Bucket(Bucket):
     def pages(self, keys: KeyRange) -> Iterator[Page]:
         """List a range in order, page by page."""
         with self._client() as client:
-            for listing in list_pages(client, keys=keys):
+            for listing in list_pages(client, keys.folder, keys):
                 if listing.page.keys:
                     yield listing.page
 
