@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import Vault
-from include.juicefs_storage.switch.plan import Plan, fingerprint
+from include.juicefs_storage.switch.plan import Plan, has_fingerprint
 from include.juicefs_storage.volume.secret import storage_values
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
@@ -226,7 +226,7 @@ def deviation(backup: Backup, plan: Plan, keys: Sequence[bytes]) -> str:
         plan: The plan.
         keys: Those that the plan's fingerprint may have been made with.
     """
-    if backup.target and plan.target_fingerprint not in {fingerprint(backup.new, key) for key in keys}:
+    if backup.target and not has_fingerprint(backup.new, plan.target_fingerprint, keys):
         return f"it records a move to {backup.new.bucket} with keys of its own, the plan is for {plan.after.bucket}"
     if backup.plan and backup.plan.backup_id != plan.backup_id:
         goes, planned = (made_for.backup_id or "no backup" for made_for in (backup.plan, plan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 
 from pydantic import SecretStr
 
@@ -136,6 +137,17 @@ class Plan(Record):
             f"{len(self.mount_pods)} mount pods, {len(self.business_pods)} business pods",
         ]
         return "\n".join(lines)
+
+
+def has_fingerprint(config: StorageConfig, found: str, keys: Iterable[bytes]) -> bool:
+    """Return whether a fingerprint is a storage's, by any of the keys that it may have been made with.
+
+    Args:
+        config: The storage.
+        found: The fingerprint.
+        keys: Of the folder of backups: the current one, and those from before a rotation.
+    """
+    return found in {fingerprint(config, key) for key in keys}
 
 
 def fingerprint(config: StorageConfig, key: bytes) -> str:

@@ -17,7 +17,7 @@ from include.juicefs_storage.fleet.turns import VolumeState, volume_state, waves
 from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.names import volume_run_id
 from include.juicefs_storage.switch.params import SwitchParams
-from include.juicefs_storage.switch.plan import Plan, StorageView, fingerprint
+from include.juicefs_storage.switch.plan import Plan, StorageView, has_fingerprint
 from include.juicefs_storage.switch.prove_blocks import blocks_there, require_all_blocks
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
@@ -96,8 +96,8 @@ def require_as_approved(member: Member) -> None:
     """
     runtime = Runtime(SwitchParams.model_validate(member.params))
     setting = runtime.setting()
-    now = (setting.uuid, setting.bucket, fingerprint(runtime.target(setting), runtime.vault.key))
-    if now != (member.uuid, member.before, member.fingerprint):
+    same_target = has_fingerprint(runtime.target(setting), member.fingerprint, runtime.vault.keys)
+    if (setting.uuid, setting.bucket) != (member.uuid, member.before) or not same_target:
         raise NeedsHumanError(
             f"Volume {member.key} was to be moved from {member.before} to {member.after}; since the plan was made the "
             f"volume, or connection {runtime.params.target_conn_id!r}, changed: it is on {setting.bucket}.",
@@ -174,7 +174,7 @@ def watch_volume(planned: FleetPlan, key: str) -> PokeReturnValue:
     moved_at = datetime.fromisoformat(pull_of_run(own, "finalize", "timing")["applied_at"])
     soaked = datetime.now(UTC) >= moved_at + timedelta(seconds=planned.params.soak_s)
     member, carried_out = planned.member(key), Plan.model_validate(pull_of_run(own, "plan"))
-    if carried_out.target_fingerprint != member.fingerprint:
+    if not _same_target(member, carried_out):
         raise NeedsHumanError(
             f"Volume {key} was moved to {carried_out.after.bucket}, which is not what the fleet's plan showed: the "
             "connection of the new store changed right as its run began.",
@@ -186,6 +186,15 @@ def watch_volume(planned: FleetPlan, key: str) -> PokeReturnValue:
         ends = [VolumeEnd(key=key, wave="", state="moved", detail=well(health), run_id=own)]
         push("markdown", fleet_markdown(f"Volume `{key}` is moved", "Its run, and how it fared since.", ends))
     return PokeReturnValue(is_done=soaked, xcom_value=health if soaked else None)
+
+
+def _same_target(member: Member, carried_out: Plan) -> bool:
+    """Return whether a volume's run moved it to what the fleet's plan showed; the key may have been rotated between."""
+    if carried_out.target_fingerprint == member.fingerprint:
+        return True
+    runtime = Runtime(SwitchParams.model_validate(member.params))
+    config, keys = runtime.source(runtime.setting()), runtime.vault.keys
+    return all(has_fingerprint(config, found, keys) for found in (member.fingerprint, carried_out.target_fingerprint))
 
 
 def well(health: dict[str, Any]) -> str:

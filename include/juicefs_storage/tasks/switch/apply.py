@@ -10,7 +10,7 @@ from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.backup import FORMAT, Backup, deviation
-from include.juicefs_storage.switch.plan import StorageView, fingerprint
+from include.juicefs_storage.switch.plan import StorageView, has_fingerprint
 from include.juicefs_storage.switch.prove_fresh_mount import prove_status, use_fresh_mount
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.tasks.context import run_id, task_states, triggered_at
@@ -39,7 +39,7 @@ def approved_target(run: SwitchRun) -> StorageConfig:
         PermanentError: The connection is no longer what the plan showed and a human approved.
     """
     config = run.runtime.target(run.runtime.setting())
-    if run.plan.target_fingerprint not in {fingerprint(config, key) for key in run.runtime.vault.keys}:
+    if not has_fingerprint(config, run.plan.target_fingerprint, run.runtime.vault.keys):
         raise PermanentError(
             f"Connection {run.runtime.params.target_conn_id!r} changed since the plan was made for "
             f"{run.plan.after.bucket}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +17,16 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time.context import set_current_context
 
+from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.fleet.members import Member
 from include.juicefs_storage.fleet.params import FleetParams
 from include.juicefs_storage.fleet.plan import FleetPlan, make_waves
+from include.juicefs_storage.switch.params import SwitchParams
+from include.juicefs_storage.switch.plan import fingerprint
 from include.juicefs_storage.tasks.fleet import plan, runs, waves
-from tests.support.fakes import FakeVault
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from tests.support import fakes
+from tests.support.fakes import NEW, OLD, FakeVault
 
 RUN = "manual__2026-11-23T12:00:00+00:00"
 KEYS = ("a", "b", "c", "d")
@@ -80,6 +86,53 @@ def vault(monkeypatch: pytest.MonkeyPatch) -> FakeVault:
     kept = FakeVault()
     monkeypatch.setattr(runs, "open_vault", lambda: kept)
     return kept
+
+
+class Moved:
+    """The adapters of a volume's run; the key of the backups was rotated since its plan was made."""
+
+    vault = SimpleNamespace(keys=(b"new key", b"old key"))
+
+    def __init__(self, params: SwitchParams) -> None:
+        self.params = params
+
+    def setting(self) -> Setting:
+        return fakes.setting(OLD)
+
+    def source(self, row: Setting) -> StorageConfig:
+        return row.config
+
+    def target(self, row: Setting) -> StorageConfig:
+        return NEW
+
+
+@pytest.mark.parametrize(("made_with", "refused"), [(b"new key", False), (b"old key", False), (b"lost", True)])
+def test_a_plan_from_before_the_key_was_rotated_is_carried_out(
+    made_with: bytes, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waves, "Runtime", Moved)
+    params = {"target_conn_id": "new", "target_bucket": "data"}
+    member = Member(
+        key="a",
+        secret="juicefs/a",
+        uuid=fakes.UUID,
+        before=OLD.bucket,
+        fingerprint=fingerprint(NEW, made_with),
+        params=params,
+    )
+    with pytest.raises(NeedsHumanError) if refused else nullcontext():
+        waves.require_as_approved(member)
+
+
+@pytest.mark.parametrize(("made_with", "same"), [((b"old key", b"new key"), True), ((b"old key", b"lost"), False)])
+def test_a_run_is_the_planned_one_where_the_key_was_rotated_between(
+    made_with: tuple[bytes, bytes], same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waves, "Runtime", Moved)
+    planned, carried = (fingerprint(OLD, key) for key in made_with)
+    params = {"target_conn_id": "new", "target_bucket": "data"}
+    member = Member(key="a", secret="juicefs/a", fingerprint=planned, params=params)
+    assert waves._same_target(member, fakes.plan(target_fingerprint=carried)) is same
 
 
 @pytest.fixture
