@@ -91,7 +91,7 @@ class S3Store:
             limits: Of each call, where config_kwargs does not say otherwise.
 
         Raises:
-            PermanentError: The connection lacks a field, or names a file that cannot be read.
+            PermanentError: The connection lacks a field, names a file that cannot be read, or a role to assume.
         """
         aws, endpoint = _aws_connection(conn_id)
         extra = aws.extra_config
@@ -193,6 +193,12 @@ def _aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[AwsConne
     if connection.conn_type != "aws":
         raise PermanentError(f"{found} type aws, found {connection.conn_type!r}.", next_step=_CORRECT)
     aws = AwsConnectionWrapper(connection)
+    if aws.role_arn:
+        raise PermanentError(
+            f"{found} keys that last, found role_arn {aws.role_arn}: a role's keys expire during a copy, and clients "
+            "do not renew them.",
+            next_step="remove role_arn from its extra, and give an access key that may use the bucket",
+        )
     endpoint = endpoint or aws.get_service_endpoint_url("s3")
     for field_name, value in (
         ("a login (access key)", aws.aws_access_key_id),

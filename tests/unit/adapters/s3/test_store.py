@@ -88,9 +88,12 @@ def test_a_ca_file_that_is_not_there_is_named(connections: Connections) -> None:
         ({"login": "", "extra": {"endpoint_url": "http://h"}}, "login"),
         ({"password": "", "extra": {"endpoint_url": "http://h"}}, "(login|password)"),
         ({"conn_type": "http", "extra": {"endpoint_url": "http://h"}}, "type aws"),
+        ({"extra": {"endpoint_url": "http://h", "role_arn": "arn:aws:iam::1:role/r"}}, "found role_arn arn:aws"),
     ],
 )
-def test_a_connection_that_lacks_a_field(connections: Connections, fields: dict[str, Any], expected: str) -> None:
+def test_a_connection_that_cannot_be_used_is_refused_by_the_field(
+    connections: Connections, fields: dict[str, Any], expected: str
+) -> None:
     connections.add("lacking", **fields)
     for make in (lambda: S3Store.from_connection("lacking", "b"), lambda: connection_storage("lacking", "minio", "b")):
         with pytest.raises(PermanentError, match=f"Connection 'lacking': expected .*{expected}"):
