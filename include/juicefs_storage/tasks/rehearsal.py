@@ -16,7 +16,7 @@ from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.switch.params import RehearsalParams, resolve_switch_params
 from include.juicefs_storage.switch.readiness import Readiness, judge, rehearse_restore
 from include.juicefs_storage.switch.way_back import WayBack
-from include.juicefs_storage.tasks.context import log, push
+from include.juicefs_storage.tasks.context import log, push, why_it_failed
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
@@ -133,7 +133,11 @@ def finalize(volumes: list[str] | None, rehearsed: Sequence[dict[str, Any] | Non
     **Changes** nothing. **Safe to clear**: yes. The report is XCom `report`, as Markdown `markdown`, as a line `note`.
     """
     if volumes is None:
-        raise PermanentError("The volumes to rehearse are not known.", next_step="see the log of list_volumes")
+        problem = "The volumes to rehearse are not known."
+        push("markdown", "\n".join(["## Not rehearsed", *why_it_failed(), f"{problem} Nothing was changed."]))
+        push("report", {"ready": [], "blocked": [problem]})
+        push("note", "not rehearsed: the volumes are not known.")
+        raise PermanentError(problem, next_step="see the log of list_volumes")
     found = {row["volume"]: Readiness.model_validate(row) for row in rehearsed or () if row}
     blocked = [f"{name}: {line}" for name in found for line in found[name].blockers]
     unknown = [name for name in volumes if name not in found]
