@@ -63,7 +63,7 @@ def test_the_report_begins_with_what_failed_first(fault_lab: Lab, start: Start) 
     assert run.go() == "rolled back", run.errors
     first, second = run.xcom("finalize", "markdown").splitlines()[:2]
     assert first.startswith("## Rolled back")
-    assert second.startswith("**[`prove_fresh_mount`](dags/juicefs_storage_switch/runs/")
+    assert second.startswith("**[prove_fresh_mount](dags/juicefs_storage_switch/runs/")
     assert run.xcom("finalize", "report")["failure"]["task"] == "prove_fresh_mount"
 
 

@@ -217,14 +217,14 @@ def test_selectors(core: client.CoreV1Api) -> None:
     def names(**selector: str) -> set[str]:
         return {p.metadata.name for p in core.list_namespaced_pod(NS, **selector).items}
 
-    controller = {f"{CONTROLLER}-0"}
+    controller = {f"{CONTROLLER}-0", f"{CONTROLLER}-1"}
     assert names(label_selector=f"app={CONTROLLER}") == controller
     assert names(label_selector=f"app in ({CONTROLLER},other),!absent") == controller
     assert names(label_selector=f"app notin ({NODE})") & controller
-    assert names(label_selector=f"app!={NODE}", field_selector=f"metadata.name={CONTROLLER}-0") == controller
+    assert names(label_selector=f"app!={NODE}", field_selector=f"metadata.name={CONTROLLER}-0") == {f"{CONTROLLER}-0"}
     assert len(names(label_selector=f"app={NODE}", field_selector="spec.nodeName=node-2")) == 1
     events = core.list_namespaced_event(NS, field_selector=f"involvedObject.name={CONTROLLER}-0").items
-    assert {e.involved_object.name for e in events} == controller
+    assert {e.involved_object.name for e in events} == {f"{CONTROLLER}-0"}
     with raises(400):
         core.list_namespaced_pod(NS, field_selector="spec.unknown=1")
 
@@ -318,13 +318,14 @@ def test_rollouts_that_fail_and_recover(kube: KubeServer, kubectl: Kubectl, core
     kube.order_fault({"rollout": "crash-loop", "name": CONTROLLER})
     kubectl("rollout", "restart", "statefulset", CONTROLLER)
 
-    def looping() -> bool:
+    def looping() -> list[str]:
         found = core.list_namespaced_pod(NS, label_selector=f"app={CONTROLLER}").items
-        states = [s for p in found for s in p.status.container_statuses or []]
-        return any(s.state.waiting and s.state.waiting.reason == "CrashLoopBackOff" and s.restart_count for s in states)
+        states = [(p.metadata.name, s) for p in found for s in p.status.container_statuses or []]
+        waiting = [(name, s) for name, s in states if s.state.waiting and s.restart_count]
+        return [name for name, s in waiting if s.state.waiting.reason == "CrashLoopBackOff"]
 
     wait_for("a crash loop", looping, deadline_s=20)
-    assert "panic" in kubectl("logs", "--previous", f"{CONTROLLER}-0").stdout
+    assert "panic" in kubectl("logs", "--previous", looping()[0]).stdout
     kube.clear_faults()
     kubectl("rollout", "status", "statefulset", CONTROLLER, "--timeout=30s")
 
@@ -374,7 +375,7 @@ def test_nothing_is_left_after_a_crash(tmp_path: Path) -> None:
     records = [json.loads(line) for line in (server.state / "processes.jsonl").read_text().splitlines()]
     pods = [psutil.Process(r["pid"]) for r in records]
     inside = [child for process in pods for child in process.children(recursive=True)]
-    assert len(pods) == 3
+    assert len(pods) == 4  # two controllers, two nodes
     assert inside
     psutil.Process(server.pid).kill()
     wait_for("the crash", lambda: not server.alive, deadline_s=5)

@@ -94,16 +94,18 @@ class MySqlMetadata:
 
     @classmethod
     def from_connection(
-        cls, conn_id: str, waited_for: Callable[[], bool] = lambda: False, *, table_prefix: str = "jfs_"
+        cls, conn_id: str, waited_for: Callable[[], bool] = lambda: False, *, table_prefix: str = ""
     ) -> MySqlMetadata:
         """Use an Airflow connection of type MySQL.
 
         Args:
             conn_id: Its id.
             waited_for: See the class.
-            table_prefix: See the class.
+            table_prefix: See the class; empty: the connection's extra `table_prefix`, else `jfs_`.
         """
-        return cls(_hook(mysql_conn_id=conn_id), waited_for, table_prefix=table_prefix)
+        hook = _hook(mysql_conn_id=conn_id)
+        prefix = table_prefix or hook.get_connection(conn_id).extra_dejson.get("table_prefix") or "jfs_"
+        return cls(hook, waited_for, table_prefix=prefix)
 
     @classmethod
     def from_metaurl(cls, metaurl: Metaurl, waited_for: Callable[[], bool] = lambda: False) -> MySqlMetadata:

@@ -82,7 +82,7 @@ class Move:
         store: The bucket behind it.
         left: The bucket that it used before; None where that is not at hand: then a block proves less.
         since: When the setting was written (UTC, by Airflow's clock).
-        returning: The clients had this storage before. One that never left it may have failed to reload it.
+        returning: The clients had this storage before. One that never left it may have failed to reload another.
     """
 
     config: StorageConfig

@@ -119,7 +119,11 @@ class SyncRuntime:
     @cached_property
     def metadata(self) -> MySqlMetadata:
         """The metadata database of the volume whose blocks are copied (plan=metadata)."""
+        from include.juicefs_storage.adapters.mysql import MySqlMetadata
+
         params = self.params
+        if params.meta_conn_id and not params.volume:
+            return MySqlMetadata.from_connection(params.meta_conn_id)  # a copy needs no cluster
         named = {"volume": params.volume, "meta_conn_id": params.meta_conn_id}
         places = {"target_conn_id": params.target_conn_id, "target_bucket": params.target_bucket}
         return Runtime(resolve_switch_params({**named, **places}, read_registry())).metadata
