@@ -53,8 +53,8 @@ def prove_every_client(
         pods: The volume's mount pods. One that is being deleted must follow as well, or be gone.
         move: The storage that the clients must use, and the one that they leave.
         canary: How the names of the files begin that are written through the mounts and removed again.
-        timeout_s: How long the clients may take altogether, in seconds. Each is looked at once more after that: a
-            look takes long where a pod, of whichever volume, does not answer.
+        timeout_s: How long the clients may take altogether, in seconds. What is found of a client later than that
+            counts: other volumes' pods that do not answer may take the whole time.
         clock: A monotonic clock.
         sleep: Waits the given seconds.
         unstick: Makes every client try again; called once, where some show the storage in two looks on end and do not
@@ -74,20 +74,21 @@ def prove_every_client(
         others, everyone = sessions(), running_mount_pods(pods.cluster)
         asked = [pod for pod in everyone if pod.uid not in proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-            found = list(pool.map(lambda pod: _state(pods, pod, move, canary), asked))
-        unasked = {pod.uid for pod, state in zip(asked, found, strict=True) if state is None and pod.terminating}
+            found = list(pool.map(lambda pod: (_state(pods, pod, move, canary), clock()), asked))
+        unasked = {pod.uid for pod, (state, _) in zip(asked, found, strict=True) if state is None and pod.terminating}
         known = [find_mount_path(pod) for pod in everyone if pod.uid not in unasked]
         waiting = {
             f"session {session.sid} on {session.host} at {session.mount_point}": "no mount pod, it cannot be proven: "
             "unmount it, or wait until its session has expired if it is dead"
             for session in unknown_sessions(others, known)
         }
-        stuck = set()
-        for pod, state in zip(asked, found, strict=True):
+        stuck, found_at = set(), [looked] if waiting else []
+        for pod, (state, at) in zip(asked, found, strict=True):
             if state is None:
                 continue
             if state.problem:
                 waiting[pod.name] = state.problem
+                found_at.append(at)
                 stuck |= {pod.uid} if state.stuck else set()
             else:
                 proven[pod.uid] = ClientProof(
@@ -108,7 +109,7 @@ def prove_every_client(
                 refused = f"\nThe setting was not written once more: {error.problem} {error.next_step}"
             since = clock()
         seen_stuck = stuck
-        if looked - since >= timeout_s:
+        if min(found_at) - since >= timeout_s:
             listed = "\n".join(f"- {name}: {problem}" for name, problem in waiting.items())
             raise PermanentError(
                 f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {move.config.bucket} "
