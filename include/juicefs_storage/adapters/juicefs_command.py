@@ -43,6 +43,9 @@ _TRIED = 65
 #: Runs an argument vector with the given standard input and time limit in seconds.
 Run = Callable[[Sequence[str], str, float], ExecResult]
 _RUNNERS = (CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR)
+#: How juicefs colours what it prints, and its lines that tell of no problem.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_NO_PROBLEM = re.compile(r"<(?:INFO|DEBUG)>|\[xorm\] \[info\]")
 log = logging.getLogger(__name__)
 
 _VERSION = 'exec "$1" --version'
@@ -278,7 +281,7 @@ class JuiceFSCommand:
         result = self._on_metadata(_STATUS, timeout_s=_STATUS_TIMEOUT_S)
         start = result.stdout.find("{")
         if result.returncode != 0 or start < 0:
-            problem = f"`juicefs status` ended with exit code {result.returncode}: {result.stderr[-500:]}"
+            problem = f"`juicefs status` ended with exit code {result.returncode}: {_last_lines(result)}"
             if _DENIED.search(result.stderr):
                 raise PermanentError(
                     problem, next_step="correct the account and the password in `metaurl` or `envs` of the Secret"
@@ -303,7 +306,7 @@ class JuiceFSCommand:
         keys: list[str] = OBJECT_KEY.findall(result.stdout)
         if result.returncode != 0 or not keys:
             raise TransientError(
-                f"A fresh mount could not be used (exit code {result.returncode}): {result.stderr[-500:]}",
+                f"A fresh mount could not be used (exit code {result.returncode}): {_last_lines(result)}",
                 next_step="the task tries again; then look at the new store",
             )
         return keys
@@ -313,7 +316,7 @@ class JuiceFSCommand:
         result = self._script(_UNMOUNT_FRESH, canary, stdin=(), timeout_s=_STATUS_TIMEOUT_S)
         if result.returncode != 0:
             raise TransientError(
-                f"The fresh mount could not be unmounted (exit code {result.returncode}): {result.stderr[-500:]}",
+                f"The fresh mount could not be unmounted (exit code {result.returncode}): {_last_lines(result)}",
                 state=f"/tmp/storage-switch.{canary}/mnt may still be mounted where juicefs runs",  # noqa: S108
                 next_step="the task tries again",
             )
@@ -372,11 +375,12 @@ def _key_lines(config: StorageConfig) -> list[str]:
 
 
 def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
-    """Return the end of what a command printed, without any key."""
-    text = (result.stderr or result.stdout)[-2000:]
+    """Return the end of what a command printed, without any key, colour, or line that tells of no problem."""
+    text = _COLOUR.sub("", result.stderr or result.stdout)
     for secret in (secret for config in configs for secret in config.secrets):
         text = text.replace(secret, "***")
-    return "\n".join(text.splitlines()[-8:])
+    lines = text.splitlines()
+    return "\n".join(([line for line in lines if not _NO_PROBLEM.search(line)] or lines)[-8:])[-2000:]
 
 
 def in_controller_pod(cluster: Cluster, metaurl: Metaurl) -> JuiceFSCommand:

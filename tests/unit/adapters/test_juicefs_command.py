@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from include.juicefs_storage.adapters import juicefs_command
 from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
@@ -16,6 +17,7 @@ from include.juicefs_storage.ports import ExecResult, Pod
 from include.juicefs_storage.volume.csi import CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
 from include.juicefs_storage.volume.metaurl import Metaurl
 from tests.support.bare import BareCluster
+from tests.support.fakes import NEW
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
@@ -76,3 +78,16 @@ def test_a_pod_that_cannot_be_asked_is_waited_for_as_long_as_a_config_runs(monke
     monkeypatch.setattr(juicefs_command, "sleep", waited.append)
     await_config(Driver(broken=("node-2",)))
     assert [round(seconds) for seconds in waited] == [round(juicefs_command.CONFIG_RUNS_FOR_S)]
+
+
+def test_what_juicefs_printed_is_told_without_what_tells_of_no_problem() -> None:
+    info = "2026/11/28 21:54:58.689055 juicefs[116] <INFO>: \x1b[92mOK\x1b[0m, myjfs is ready [mount@mount.go:620]\n"
+    ping = "[xorm] [info]  2026/11/28 21:54:58.181948 PING DATABASE mysql\n"
+    config = replace(NEW, secret_key=SecretStr("s3cr3t" * 500))
+
+    def told(text: str) -> str:
+        return juicefs_command._last_lines(ExecResult(1, "", text), config)
+
+    assert told(ping + info + "\x1b[31mcannot read /mnt/a\x1b[0m\n" + 20 * info) == "cannot read /mnt/a"
+    assert told(info).endswith("OK, myjfs is ready [mount@mount.go:620]"), "it is all there is"
+    assert told(config.secret_key.get_secret_value()) == "***", "a key is not cut in two and shown"
