@@ -44,6 +44,7 @@ class Backup(BaseModel):
         target: The storage that the run moves to, keys included: what was approved is what is done and undone, even
             when the connection changes.
         params: The params of the run: names and flags, no secret.
+        moved_before: The backups of the runs that were marked, by then, as having moved a volume of this name.
     """
 
     model_config = ConfigDict(frozen=True, defer_build=True)
@@ -60,6 +61,7 @@ class Backup(BaseModel):
     target: Annotated[tuple[str, ...], Field(min_length=4, max_length=5)] | None = Field(default=None, repr=False)
     plan: Plan | None = None
     params: dict[str, Any] = Field(default_factory=dict)
+    moved_before: tuple[str, ...] = ()
 
     @staticmethod
     def target_of(config: StorageConfig) -> tuple[str, ...]:

@@ -108,12 +108,12 @@ def superseded_by(vault: Vault, backup_id: str, backup: Backup) -> Supersession:
     """
     setting, unreadable = backup.setting, list[str]()
     try:
-        names = vault.ids()
+        others = moved_by(vault, setting.name)
     except StorageSwitchError as error:
         return Supersession("", (error.problem,))
-    for name in names:
-        other = name.removesuffix(".switched")
-        if other in {name, backup_id} or not name.startswith(f"{setting.name}."):
+    for other in others:
+        # By its time alone a mark would count that was made before on a worker whose clock was ahead.
+        if other == backup_id or other in backup.moved_before:
             continue
         try:
             mark = read_mark(vault, other, "switched")
@@ -123,3 +123,14 @@ def superseded_by(vault: Vault, backup_id: str, backup: Backup) -> Supersession:
         if mark and mark.uuid == setting.uuid and mark.at > backup.created_at:
             return Supersession(other, tuple(unreadable))
     return Supersession("", tuple(unreadable))
+
+
+def moved_by(vault: Vault, volume: str) -> list[str]:
+    """List the backups whose runs are marked as having moved a volume of this name.
+
+    Raises:
+        StorageSwitchError: The folder cannot be listed.
+    """
+    names = vault.ids()
+    ended = {name: name.removesuffix(".switched") for name in names if name.startswith(f"{volume}.")}
+    return [other for name, other in ended.items() if other != name]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.switch.marks import Mark, read_mark, superseded_by
+from include.juicefs_storage.switch.marks import Mark, Supersession, moved_by, read_mark, superseded_by
 from tests.support.fakes import UUID, FakeVault, backup, setting
 
 BEGAN, LATER, EARLIER = (datetime(2026, 1, day, tzinfo=UTC) for day in (2, 3, 1))
@@ -37,6 +37,17 @@ def test_a_later_run_on_the_same_volume_counts() -> None:
 def test_no_other_run_does(marks: dict[str, bytes]) -> None:
     found = superseded_by(vault(**marks), "myjfs.own", OWN)
     assert (found.backup_id, found.unreadable) == ("", ())
+
+
+def test_a_mark_that_was_there_before_stops_no_run_however_it_is_dated() -> None:
+    """The clock of the worker that made it was ahead: every run after it would be refused until then."""
+    kept = vault(b=other(UUID), c=b"?", d=other(ANOTHER))
+    kept.save("another.e.switched", other(UUID))
+    own = OWN.model_copy(update={"moved_before": tuple(moved_by(kept, "myjfs"))})
+    assert own.moved_before == ("myjfs.b", "myjfs.c", "myjfs.d")
+    assert superseded_by(kept, "myjfs.own", own) == Supersession()
+    kept.save("myjfs.f.switched", other(UUID))
+    assert superseded_by(kept, "myjfs.own", own).backup_id == "myjfs.f"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.backup import FORMAT, Backup, deviation
+from include.juicefs_storage.switch.marks import moved_by
 from include.juicefs_storage.switch.plan import StorageView, has_fingerprint
 from include.juicefs_storage.switch.prove_fresh_mount import prove_status, use_fresh_mount
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
@@ -102,6 +103,7 @@ def backup() -> dict[str, Any]:
         target=Backup.target_of(target),
         plan=run.plan,
         params=runtime.params.model_dump(mode="json"),
+        moved_before=tuple(moved_by(runtime.vault, setting.name)),
     )
     runtime.vault.save(name, record.to_bytes())
     return {"backup_id": name, "written": True}
