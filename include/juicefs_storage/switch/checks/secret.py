@@ -32,6 +32,7 @@ _ANY_SECRET = (
 #: With `false` the workload is left alone, whatever Reloader's own flag says (docs.stakater.com, annotations).
 _LEFT_ALONE = "reloader.stakater.com/auto"
 _RELOAD_ALL = re.compile(r"--auto-reload-all(=(true|t|1))?", re.IGNORECASE)
+_TOKEN_OPTION = re.compile(r"(?:^|,)\s*session-token\s*=")
 #: The value names the Secrets that count, separated by commas.
 _NAMED_SECRETS = ("secret.reloader.stakater.com/reload", "wave.pusher.com/extra-secrets")
 
@@ -80,6 +81,13 @@ def _other_values(secret: SecretObject, setting: Setting) -> Iterator[Finding]:
             f"{name} has format-options {', '.join(options)}: a starting mount pod writes them into the setting, "
             "whatever the other keys say.",
             "remove bucket and storage from its format-options",
+        )
+    if {"storage", "bucket"} <= found.keys() and _TOKEN_OPTION.search(secret.data.get("format-options", "")):
+        yield refusal(
+            CHECK,
+            f"{name} has a session-token in its format-options: the driver passes it as a variable that no shell can "
+            "read, and a starting mount pod writes the word `token` into the setting.",
+            "remove session-token from its format-options: `format` then keeps the token in the setting",
         )
 
 
