@@ -595,7 +595,7 @@ def test_keys_that_may_only_read(lab: Lab, look: Look) -> None:
         (refused,) = refusals(look("check_target_bucket", dry_run=False))
     finally:
         lab.new_store.allow_writes()
-    assert refused.startswith(f"PUT {lab.volume.name}/")
+    assert f"the store answered PUT {lab.volume.name}/" in refused
     assert "AccessDenied" in refused
 
 
@@ -604,14 +604,15 @@ def test_an_endpoint_that_nobody_reaches(lab: Lab, connections: Callable[..., No
     connections("minio_new", **new_store(lab, endpoint_url=nowhere))
     refused = refusals(look("check_target_bucket"))
     assert any("the Airflow workers reach it" in line for line in refused)
-    assert len([line for line in refused if line.startswith("Pod ") and nowhere in line]) == 3
+    assert len([line for line in refused if ": pod " in line and f"cannot use {nowhere}" in line]) == 3
 
 
 def test_an_endpoint_that_the_pods_do_not_reach(lab: Lab, look: Look) -> None:
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
     refused = refusals(look("check_target_bucket", target_endpoint=nowhere))
     assert len(refused) == 3
-    assert all(line.startswith("Pod juicefs-") and "target_endpoint" in line for line in refused)
+    assert all(line.startswith("The new store, by connection 'minio_new': pod juicefs-") for line in refused)
+    assert all("target_endpoint" in line for line in refused)
     assert sum("csi-controller" in line for line in refused) == 1
 
 
@@ -619,7 +620,8 @@ def test_a_certificate_that_the_pods_do_not_trust(lab: Lab, look: Look) -> None:
     """The cluster's own API stands in for a store: HTTPS, by an authority that no image knows."""
     refused = refusals(look("check_target_bucket", target_endpoint=lab.kube.url))
     assert len(refused) == 3
-    assert all("certificate" in line for line in refused)
+    assert all(f"does not trust the certificate of {lab.kube.url}" in line for line in refused)
+    assert all("extra.verify=false in connection 'minio_new'" in line for line in refused)
 
 
 @pytest.mark.parametrize("suffix", ["/prefix", "/bucket/"])
@@ -923,6 +925,17 @@ def test_format_options_with_a_bucket(core: client.CoreV1Api, look: Look) -> Non
     finally:
         core.patch_namespaced_secret(SECRET, NS, {"data": {"format-options": None}})
     assert "format-options bucket=http://elsewhere/b" in refused
+
+
+def test_format_options_with_a_session_token(core: client.CoreV1Api, look: Look) -> None:
+    value = base64.b64encode(b"trash-days=1, session-token=abc").decode()
+    core.patch_namespaced_secret(SECRET, NS, {"data": {"format-options": value}})
+    try:
+        (refused,) = refusals(look("check_secrets"))
+    finally:
+        core.patch_namespaced_secret(SECRET, NS, {"data": {"format-options": None}})
+    assert "session-token in its format-options" in refused
+    assert "abc" not in refused
 
 
 def test_a_secret_that_says_something_else_than_the_setting_is_a_warning(core: client.CoreV1Api, look: Look) -> None:

@@ -62,7 +62,8 @@ class S3Proxy(ThreadingHTTPServer):
         refusal: A status and an S3 error code that every request is answered, such as (400, "ExpiredToken").
         skew_s: The store's clock is ahead by this. Requests that are dated otherwise are answered RequestTimeTooSkewed;
             others are signed again with `keys`, (access key, secret key), for the store behind, whose clock is right.
-        token: The session token that every request must carry; others are answered 400 InvalidToken.
+        token: The session token that every request must carry; others are answered 400 InvalidToken. With `keys`
+            requests are signed again without it, for a store behind that knows no token.
         requests: Counted by method, whatever became of them.
         failed: Of these, how many met a fault.
     """
@@ -260,9 +261,10 @@ class _Handler(BaseHTTPRequestHandler):
         from botocore.credentials import Credentials
 
         if not self.server.keys:
-            raise ValueError("skew_s needs the store's keys")
+            raise ValueError("to sign again needs the store's keys")
         kept = {name: value for name, value in self.headers.items() if name.lower() not in {"authorization", "host"}}
-        kept = {name: value for name, value in kept.items() if name.lower() not in {"x-amz-date", *_HOP_BY_HOP}}
+        own = {"x-amz-date", "x-amz-security-token", *_HOP_BY_HOP}
+        kept = {name: value for name, value in kept.items() if name.lower() not in own}
         again = AWSRequest(request.method, f"http://{self.server.upstream}{request.target}", headers=kept)
         again.context["payload_signing_enabled"] = False
         S3SigV4Auth(Credentials(*self.server.keys), "s3", "us-east-1").add_auth(again)
@@ -274,7 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._take(size // 2)
             self._reset()
             return
-        headers = self._signed_again(request) if self.server.skew_s else dict(self.headers.items())
+        again = self.server.skew_s or (self.server.token and self.server.keys)
+        headers = self._signed_again(request) if again else dict(self.headers.items())
         self.upstream.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
         for name, value in headers.items():
             if name.lower() not in _HOP_BY_HOP:

@@ -9,7 +9,7 @@ from pydantic import field_validator, model_validator
 
 from include.juicefs_storage.names import SIDE_BY_SIDE
 from include.juicefs_storage.params import param, without_empty
-from include.juicefs_storage.switch.params import MoveParams, Runner, SwitchParams, resolve_switch_params
+from include.juicefs_storage.switch.params import MoveParams, Runner, SwitchParams, TargetStorage, resolve_switch_params
 from include.juicefs_storage.volume.setting import ENDPOINT
 
 OnFailure = Literal["stop", "continue"]
@@ -55,6 +55,7 @@ class FleetParams(MoveParams):
         None,
     )
     target_endpoint: str | None = as_in_switch("target_endpoint")
+    target_storage: TargetStorage | None = as_in_switch("target_storage")
     source_conn_id: str | None = param(
         "New storage", "Old store's connection", "Empty: the endpoint and keys in each setting.", None
     )

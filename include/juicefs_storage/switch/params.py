@@ -12,7 +12,16 @@ from include.juicefs_storage.volume.setting import ENDPOINT
 
 Consistency = Literal["off", "sample", "listing", "metadata", "content"]
 Runner = Literal["controller", "worker"]
+TargetStorage = Literal["minio", "s3"]
 OnFailure = Literal["rollback", "hold"]
+#: Kinds of JuiceFS 1.4 for which a switch is refused by name (pkg/object): by the SDK of S3, and by others.
+_BUCKET_IN_HOST = frozenset({"eos", "ks3", "oos", "scw", "space", "wasabi"})
+_OWN_PROTOCOL = frozenset(
+    {
+        "b2", "bos", "bunny", "cos", "gs", "ibmcos", "obs", "oss", "qingstor", "qiniu", "storj", "swift", "tos",
+        "ufile", "wasb",
+    }
+)  # fmt: skip
 
 
 class MoveParams(Params):
@@ -83,6 +92,13 @@ class SwitchParams(MoveParams):
         None,
         examples=["https://minio.new.example:9000"],
     )
+    target_storage: TargetStorage | None = param(
+        "New storage",
+        "Kind of the new storage",
+        "What the clients are given as JuiceFS' `--storage`. Empty: the kind that the volume has. See "
+        "[the kind of storage](switch.md#the-kind-of-storage).",
+        None,
+    )
     source_conn_id: str | None = param(
         "New storage", "Old store's connection", "Empty: the endpoint and keys in the setting.", None
     )
@@ -145,6 +161,22 @@ class SwitchParams(MoveParams):
             raise ValueError("expected the bucket's name alone: 3 to 63 of a-z 0-9 . -, without endpoint or path")
         return value
 
+    @field_validator("target_storage", mode="before")
+    @classmethod
+    def _known_storage(cls, value: Any) -> Any:
+        kind = str(value).lower() if value is not None else value
+        if kind in _BUCKET_IN_HOST:
+            raise ValueError(
+                "JuiceFS takes bucket and region of this kind from the host's name, which no test here has tried; "
+                "expected `s3` with the same store's S3 endpoint, or `minio`"
+            )
+        if kind in _OWN_PROTOCOL:
+            raise ValueError(
+                "JuiceFS speaks the vendor's own protocol to this kind, and Airflow S3; expected `s3` with the S3 "
+                "endpoint of the store, where it has one, or `minio`"
+            )
+        return kind
+
     @field_validator("target_endpoint")
     @classmethod
     def _endpoint(cls, value: str | None) -> str | None:
@@ -157,7 +189,8 @@ class SwitchParams(MoveParams):
 REGISTRY_FIELDS = frozenset(
     {
         "kubernetes_conn_id", "namespace", "secret_name", "meta_conn_id", "juicefs_runner",
-        "target_conn_id", "target_bucket", "target_endpoint", "source_conn_id",
+        "target_conn_id", "target_bucket", "target_endpoint", "target_storage",
+        "source_conn_id",
     }
 )  # fmt: skip
 

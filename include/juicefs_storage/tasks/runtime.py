@@ -108,9 +108,8 @@ class Runtime:
         params = self.params
         if self.recorded:
             return self.source(self.recorded.setting)
-        config = connection_storage(
-            params.target_conn_id, setting.storage, params.target_bucket, params.target_endpoint
-        )
+        storage = params.target_storage or setting.storage
+        config = connection_storage(params.target_conn_id, storage, params.target_bucket, params.target_endpoint)
         mask_keys(config)
         return config
 

@@ -30,6 +30,9 @@ def test_defaults_are_the_safe_ones() -> None:
         ({"target_bucket": ""}, ["`target_bucket`", "found nothing", "juicefs-data"]),
         ({"target_endpoint": "http://h:9000/data"}, ["`target_endpoint`", "without bucket"]),
         ({"target_endpoint": "http://key:secret@h:9000"}, ["`target_endpoint`", "//***@h:9000"]),
+        ({"target_storage": "oss"}, ["`target_storage`", "own protocol", "S3 endpoint", '"oss"']),
+        ({"target_storage": "Wasabi"}, ["`target_storage`", "host's name", "`s3`"]),
+        ({"target_storage": "ceph"}, ["`target_storage`", "'minio' or 's3'"]),
         ({"on_failure": "panic"}, ["`on_failure`", "'rollback' or 'hold'", "panic"]),
         ({"settle_s": -1}, ["`settle_s`", "greater than or equal to 0"]),
         ({"client_timeout_s": "soon"}, ["`client_timeout_s`", "soon"]),
@@ -39,6 +42,12 @@ def test_a_bad_param_is_refused_by_name(given: dict[str, Any], words: list[str])
     with pytest.raises(PermanentError) as refused:
         resolve_switch_params(GOOD | given, {})
     assert [word for word in words if word not in str(refused.value)] == []
+
+
+def test_a_kind_of_storage_is_read_as_juicefs_reads_it() -> None:
+    assert resolve_switch_params(GOOD | {"target_storage": "S3"}, {}).target_storage == "s3"
+    assert resolve_switch_params(GOOD, {"home": GOOD}).target_storage is None
+    assert resolve_switch_params({"volume": "home"}, {"home": GOOD | {"target_storage": "s3"}}).target_storage == "s3"
 
 
 def test_all_bad_params_are_reported_together_with_an_example() -> None:
