@@ -31,7 +31,8 @@ _SENSITIVE = re.compile(r"(?i)pass|secret|token|credential|private|(access|secre
 _PATTERNS = (
     re.compile(r"(?P<kept>://[^\s:/@]*:)[^\s@]+(?=@)"),
     re.compile(
-        r"(?i)(?P<kept>\b(?:access|secret|encrypt)[-_]?key[\"']?[ \t]*[=:][ \t]*[\"']?|--(?:access|secret)-key[ \t]+)"
+        r"(?i)(?P<kept>\b(?:access|secret|encrypt)[-_]?key[\"']?[ \t]*[=:][ \t]*[\"']?|"
+        r"--(?:access-key|secret-key|session-token)[ \t]+)"
         r"[^\s\"',}]+"
     ),
     re.compile(r"(?i)(?P<kept>\b(?:session[-_]?token|password|passwd|ak|sk)[\"']?[=:][ \t]*[\"']?)[^\s\"',}]+"),

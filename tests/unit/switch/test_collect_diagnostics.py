@@ -66,6 +66,7 @@ def test_a_known_value_is_masked_in_every_form(form: str) -> None:
     [
         "mysql://jfs:UNKNOWN@(db:3306)/jfs",
         "juicefs format --access-key=UNKNOWN --secret-key UNKNOWN x",
+        "juicefs config --session-token UNKNOWN x",
         '{"SecretKey": "UNKNOWN", "AccessKey":"UNKNOWN"}',
         "found new configuration: storage=minio bucket=b ak=UNKNOWN",
         "password: UNKNOWN",

@@ -190,7 +190,7 @@ def collect_diagnostics(run: SwitchRun) -> dict[str, Any]:
 def _secrets(run: SwitchRun) -> Iterator[str]:
     """Yield every secret value that this run can know of. Where they cannot be read, nothing is collected."""
     for config in (run.old.config, run.new.config):
-        yield from (config.access_key.get_secret_value(), config.secret_key.get_secret_value())
+        yield from config.secrets
     for secret in run.runtime.cluster.secrets():
         yield from secret_values(secret.data)
         yield from metaurl_secrets(secret)
