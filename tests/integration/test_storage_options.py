@@ -91,6 +91,19 @@ def test_a_store_that_wants_a_session_token(
     S3Bucket.from_storage(with_token).check()
 
 
+def test_a_block_is_read_and_written_with_a_session_token(
+    juicefs: JuiceFSCommand, proxy: S3Proxy, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.crt"))
+    proxy.token = "FwoGZXIvYXdzEJr//////////token+with/signs=="
+    store.put("data", "myjfs/chunks/0/0/1_0_5", b"block")
+    keys = *KEYS, SecretStr(proxy.token)
+    config = StorageConfig("minio", f"{proxy.url}/data", *keys)
+    assert juicefs.probe_storage(config, ["myjfs/chunks/0/0/1_0_5"], "myjfs/probe") == ""
+    assert "none of 1 blocks" in juicefs.probe_storage(config, ["myjfs/chunks/0/0/2_0_5"], None)
+    assert set(store.bodies("data")) == {"myjfs/chunks/0/0/1_0_5"}
+
+
 def test_a_store_at_an_ipv6_address(juicefs: JuiceFSCommand, store: MemoryStore) -> None:
     with S3Proxy(store.url, host="::1") as proxy:
         for storage in ("minio", "s3"):

@@ -12,13 +12,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from time import monotonic, sleep
 from typing import Any
 
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.ports import Cluster, ExecResult
+from include.juicefs_storage.volume.bucket_url import DEFAULT_REGION
 from include.juicefs_storage.volume.canary import OBJECT_KEY
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
 from include.juicefs_storage.volume.metaurl import Metaurl
@@ -167,12 +168,14 @@ class JuiceFSCommand:
         binary: The juicefs executable where `run` runs.
         metaurl: The metadata URL; its password goes to standard input alone.
         places: Every place where a command may still run, by its name, with what runs commands there.
+        environment: Variables of the clients that the command needs as well; no secrets.
     """
 
     run: Run
     binary: str
     metaurl: Metaurl
     places: Callable[[], Mapping[str, Run]]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"JuiceFSCommand(binary={self.binary!r})"
@@ -180,7 +183,8 @@ class JuiceFSCommand:
     def _script(
         self, text: str, *args: str, stdin: Sequence[str], timeout_s: float, within: Sequence[str] = ()
     ) -> ExecResult:
-        command = [*within, "sh", "-c", text, "sh", self.binary, *args]
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        command = [*within, *(["env", *variables] if variables else []), "sh", "-c", text, "sh", self.binary, *args]
         return self.run(command, "".join(f"{line}\n" for line in stdin), timeout_s)
 
     def _on_metadata(
@@ -356,15 +360,17 @@ class JuiceFSCommand:
         """
         from include.juicefs_storage.adapters.tools.juicefs_sync import sync_urls
 
+        url, token = config.url, config.session_token.get_secret_value()
+        # Its other schemes know no session token, or no region.
+        scheme = 0 if url.endpoint.startswith("http://") and not token else 1
         keys_of: list[str] = []
         variables: dict[str, str] = {}
         for key in [*blocks, *([probe_key] if probe_key else [])]:
-            token = config.session_token.get_secret_value()
             urls, variables = sync_urls(config, config, key, tokens=(token, token))
-            keys_of.append(urls[0])
+            keys_of.append(urls[scheme])
         probe = keys_of.pop() if probe_key else ""
-        url = config.url
-        variables |= {"AWS_REGION": url.region, "MINIO_REGION": url.region}
+        if url.region != DEFAULT_REGION:
+            variables |= {"AWS_REGION": url.region, "MINIO_REGION": url.region}
         lines = [*(f"{name}={value}" for name, value in variables.items()), ""]
         plain_http = "--no-https" if url.endpoint.startswith("http://") else ""
         result = self._script(_PROBE, plain_http, probe, *keys_of, stdin=lines, timeout_s=_PROBE_TIMEOUT_S)
@@ -385,7 +391,9 @@ def _last_lines(result: ExecResult, *configs: StorageConfig) -> str:
     return "\n".join(([line for line in lines if not _NO_PROBLEM.search(line)] or lines)[-8:])[-2000:]
 
 
-def in_controller_pod(cluster: Cluster, metaurl: Metaurl) -> JuiceFSCommand:
+def in_controller_pod(
+    cluster: Cluster, metaurl: Metaurl, environment: Mapping[str, str] | None = None
+) -> JuiceFSCommand:
     """Run juicefs in a CSI controller pod, as the runbook recommends.
 
     The pod is looked up for every command: it is another one after the restart. Where none is ready, a node component's
@@ -394,6 +402,7 @@ def in_controller_pod(cluster: Cluster, metaurl: Metaurl) -> JuiceFSCommand:
     Args:
         cluster: Where the driver runs.
         metaurl: The volume's metadata.
+        environment: Variables of the clients that juicefs needs as well; no secrets.
     """
 
     def run_in(pod: str) -> Run:
@@ -417,14 +426,15 @@ def in_controller_pod(cluster: Cluster, metaurl: Metaurl) -> JuiceFSCommand:
         recent = [pod for pod in pods if pod.ready or pod.unready_since is None or pod.unready_since > long_ago]
         return {f"pod {cluster.namespace}/{pod.name}": run_in(pod.name) for pod in recent}
 
-    return JuiceFSCommand(run, _IN_POD, metaurl, places)
+    return JuiceFSCommand(run, _IN_POD, metaurl, places, environment or {})
 
 
-def on_worker(metaurl: Metaurl) -> JuiceFSCommand:
+def on_worker(metaurl: Metaurl, environment: Mapping[str, str] | None = None) -> JuiceFSCommand:
     """Run juicefs on the Airflow worker.
 
     Args:
         metaurl: The volume's metadata.
+        environment: Variables of the clients that juicefs needs as well; no secrets.
 
     Raises:
         PermanentError: It, or what it is run by, is not installed there.
@@ -446,4 +456,4 @@ def on_worker(metaurl: Metaurl) -> JuiceFSCommand:
             ) from None
         return ExecResult(done.returncode, done.stdout, done.stderr)
 
-    return JuiceFSCommand(run, "juicefs", metaurl, lambda: {"the worker": run})
+    return JuiceFSCommand(run, "juicefs", metaurl, lambda: {"the worker": run}, environment or {})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.names import BACKUP_CONN_ID
 from include.juicefs_storage.ports import WriteFence
 from include.juicefs_storage.switch.backup import Backup, read_backup
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.vault import FileVault
     from include.juicefs_storage.volume.metaurl import Metaurl
     from include.juicefs_storage.volume.mount_pods import VolumePods
+
+log = logging.getLogger(__name__)
 
 
 class Runtime:
@@ -61,6 +64,17 @@ class Runtime:
         return metaurl_of(secret)
 
     @cached_property
+    def client_environment(self) -> dict[str, str]:
+        """The variables of the volume's clients that say how a store is addressed; none where they cannot be read."""
+        from include.juicefs_storage.volume.secret import addressing
+
+        try:
+            return addressing(self.cluster.secret(self.params.secret_name))
+        except StorageSwitchError as error:
+            log.warning("The clients' environment is not known: %s", error.problem)
+            return {}
+
+    @cached_property
     def metadata(self) -> MySqlMetadata:
         """The metadata database."""
         from include.juicefs_storage.adapters.mysql import MySqlMetadata
@@ -76,8 +90,8 @@ class Runtime:
         from include.juicefs_storage.adapters.juicefs_command import in_controller_pod, on_worker
 
         if self.params.juicefs_runner == "worker":
-            return on_worker(self.metaurl)
-        return in_controller_pod(self.cluster, self.metaurl)
+            return on_worker(self.metaurl, self.client_environment)
+        return in_controller_pod(self.cluster, self.metaurl, self.client_environment)
 
     @cached_property
     def vault(self) -> FileVault:
@@ -125,7 +139,7 @@ class Runtime:
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
         if self.recorded and not self.params.target_conn_id:
-            return S3Bucket.from_storage(self.source(self.recorded.setting)).on_side("new store")
+            return self._by_setting(self.source(self.recorded.setting)).on_side("new store")
         return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket).on_side("new store")
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
@@ -135,7 +149,12 @@ class Runtime:
         if self.params.source_conn_id:
             bucket = config.endpoint_and_bucket[1]
             return S3Bucket.from_connection(self.params.source_conn_id, bucket).on_side("old store")
-        return S3Bucket.from_storage(config).on_side("old store")
+        return self._by_setting(config).on_side("old store")
+
+    def _by_setting(self, config: StorageConfig) -> S3Bucket:
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+        return S3Bucket.from_storage(config, environment=self.client_environment)
 
     def fence(self, setting: Setting) -> WriteFence | None:
         """Return the write fence on the store that a setting names; None where none is wanted."""

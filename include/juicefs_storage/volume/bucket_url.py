@@ -6,16 +6,21 @@ After `createStorage` of cmd/format.go, `newMinio` and `newS3` of pkg/object/{mi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from include.juicefs_storage.errors import PermanentError
 
 #: The parameter of the URL that makes the clients take any certificate.
 SKIP_VERIFY = "tls-insecure-skip-verify"
-_DEFAULT_REGION = "us-east-1"
+#: That JuiceFS signs for where nothing names another.
+DEFAULT_REGION = "us-east-1"
+#: What JuiceFS reads from its environment where the URL says nothing: the region, and where the bucket's name goes.
+ENVIRONMENT = ("AWS_REGION", "AWS_DEFAULT_REGION", "MINIO_REGION", "JFS_S3_VHOST_STYLE")
 #: As Go's strconv.ParseBool.
 _TRUE, _FALSE = {"1", "t", "T", "TRUE", "true", "True"}, {"0", "f", "F", "FALSE", "false", "False"}
+_AMAZON = re.compile(r"(?<!\.vpce)\.amazonaws\.com")
 _VPC_ENDPOINT = re.compile(r"^.*\.(.*)\.vpce\.amazonaws\.com")
 #: Endpoints of other vendors that name their region: Oracle's, OVH's.
 _NAMES_REGION = (
@@ -33,24 +38,25 @@ class BucketUrl:
     Attributes:
         endpoint: `http(s)://host[:port]`.
         bucket: The bucket's name.
-        region: That requests are signed for, where the clients' environment names no other.
+        region: That requests are signed for.
         virtual_host: The bucket is part of the host's name instead of the path.
         verify: Whether a certificate is checked.
     """
 
     endpoint: str
     bucket: str
-    region: str = _DEFAULT_REGION
+    region: str = DEFAULT_REGION
     virtual_host: bool = False
     verify: bool = True
 
 
-def parse_bucket_url(storage: str, url: str) -> BucketUrl:
+def parse_bucket_url(storage: str, url: str, environment: Mapping[str, str] | None = None) -> BucketUrl:
     """Read `Bucket` as a client of this kind of storage reads it.
 
     Args:
         storage: The store's kind, in any case. What is not `minio` is read as `s3` is.
         url: `http(s)://host[:port]/bucket` or `http(s)://bucket.host`, with or without scheme and parameters.
+        environment: The clients', of which the variables of `ENVIRONMENT` count.
 
     Raises:
         PermanentError: The clients find no bucket in it, or would ask Amazon for its region.
@@ -62,10 +68,11 @@ def parse_bucket_url(storage: str, url: str) -> BucketUrl:
         address = f"{_scheme(storage, address, params)}://{address}"
     parts = urlsplit(address)
     base = f"{parts.scheme.lower()}://"
-    if storage.lower() == "minio":
+    minio = storage.lower() == "minio"
+    if minio:
         path = parts.path[1:]
         bucket = (path.removeprefix("minio/") if "/" in path else path).split("/")[0]
-        found = BucketUrl(f"{base}{parts.netloc}", bucket, params.get("region") or _DEFAULT_REGION, verify=verify)
+        found = BucketUrl(f"{base}{parts.netloc}", bucket, params.get("region", ""), verify=verify)
     elif path := parts.path.strip("/"):
         found = _in_path(base, parts.netloc, path.split("/")[0], verify=verify)
     else:
@@ -75,7 +82,14 @@ def parse_bucket_url(storage: str, url: str) -> BucketUrl:
             f"Bucket URL {url!r} of storage {storage!r}: expected http(s)://host[:port]/bucket.",
             next_step="correct the bucket or the endpoint",
         )
-    return found
+    return _completed(found, environment or {}, ENVIRONMENT[2:3] if minio else ENVIRONMENT[:2])
+
+
+def _completed(found: BucketUrl, environment: Mapping[str, str], regions: tuple[str, ...]) -> BucketUrl:
+    """Fill in what a URL leaves to the environment; where Amazon's own bucket goes, it does not."""
+    region = found.region or next(filter(None, map(environment.get, regions)), None) or DEFAULT_REGION
+    style = environment.get("JFS_S3_VHOST_STYLE", "") not in {"", "0", "false"} and not _AMAZON.search(found.endpoint)
+    return replace(found, region=region, virtual_host=found.virtual_host or style)
 
 
 def with_parameters(url: str, **params: str) -> str:
@@ -131,13 +145,13 @@ def _vendor(host: str) -> tuple[str, bool]:
     name = host.rpartition(":")[0] or host
     for pattern in _NAMES_REGION:
         if found := pattern.match(name):
-            return found["region"] or _DEFAULT_REGION, found.groupdict().get("style") == "vhcompat"
-    return _DEFAULT_REGION, False
+            return found["region"], found.groupdict().get("style") == "vhcompat"
+    return "", False
 
 
 def _amazon(base: str, bucket: str, region: str, *, verify: bool) -> BucketUrl:
     """The region's own endpoint: the SDK finds it by the region alone. TLS knows no bucket with a dot in a host."""
-    region = region or _DEFAULT_REGION
+    region = region or DEFAULT_REGION
     endpoint = f"{base}s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
     return BucketUrl(endpoint, bucket, region, "." not in bucket, verify)
 

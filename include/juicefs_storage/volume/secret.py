@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import Cluster, SecretObject
+from include.juicefs_storage.volume.bucket_url import ENVIRONMENT
 from include.juicefs_storage.volume.metaurl import MetadataId, Metaurl, forms_of
 from include.juicefs_storage.volume.setting import StorageConfig
 
@@ -37,6 +38,11 @@ def environment(secret: SecretObject) -> dict[str, str]:
             next_step='correct it: {"NAME": "value"}',
         )
     return {str(name): str(value) for name, value in found.items()}
+
+
+def addressing(secret: SecretObject) -> dict[str, str]:
+    """Return the variables of a volume's clients that say how a store is addressed: no secret is among them."""
+    return {name: value for name, value in environment(secret).items() if name in ENVIRONMENT}
 
 
 def metaurl_of(secret: SecretObject) -> Metaurl:

@@ -11,11 +11,12 @@ import pytest
 from pydantic import SecretStr
 
 from include.juicefs_storage.adapters import juicefs_command
-from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+from include.juicefs_storage.adapters.juicefs_command import JuiceFSCommand, in_controller_pod
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.ports import ExecResult, Pod
 from include.juicefs_storage.volume.csi import CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
 from include.juicefs_storage.volume.metaurl import Metaurl
+from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.bare import BareCluster
 from tests.support.fakes import NEW
 
@@ -91,3 +92,42 @@ def test_what_juicefs_printed_is_told_without_what_tells_of_no_problem() -> None
     assert told(ping + info + "\x1b[31mcannot read /mnt/a\x1b[0m\n" + 20 * info) == "cannot read /mnt/a"
     assert told(info).endswith("OK, myjfs is ready [mount@mount.go:620]"), "it is all there is"
     assert told(config.secret_key.get_secret_value()) == "***", "a key is not cut in two and shown"
+
+
+def test_juicefs_addresses_a_store_as_the_clients_do() -> None:
+    commands: list[Sequence[str]] = []
+
+    def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
+        commands.append(command)
+        return ExecResult(0, "juicefs version 1.4.2", "")
+
+    metaurl = Metaurl.parse("mysql://u:p@(db)/jfs")
+    JuiceFSCommand(run, "juicefs", metaurl, dict, {"AWS_REGION": "eu-1"}).version()
+    JuiceFSCommand(run, "juicefs", metaurl, dict).version()
+    assert [command[:2] for command in commands] == [["env", "AWS_REGION=eu-1"], ["sh", "-c"]]
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "expected"),
+    [
+        ("http://h:9000/data", "", "minio://h:9000/data/myjfs/x"),
+        ("http://h:9000/data", "token", "s3://data.h:9000/myjfs/x"),
+        ("https://10.0.0.1:9000/data", "", "s3://10.0.0.1:9000/data/myjfs/x"),
+        ("https://s3.eu-west-1.amazonaws.com/data", "", "s3://s3.eu-west-1.amazonaws.com/data/myjfs/x"),
+    ],
+)
+def test_a_storage_is_probed_by_a_scheme_that_knows_its_token_and_region(url: str, token: str, expected: str) -> None:
+    seen: list[tuple[Sequence[str], str]] = []
+
+    def run(command: Sequence[str], stdin: str, timeout_s: float) -> ExecResult:
+        seen.append((command, stdin))
+        return ExecResult(0, "", "")
+
+    juicefs = JuiceFSCommand(run, "juicefs", Metaurl.parse("mysql://u:p@(db)/jfs"), dict)
+    config = StorageConfig("s3", url, SecretStr("ak"), SecretStr("sk"), SecretStr(token))
+    assert juicefs.probe_storage(config, ["myjfs/x"], None) == ""
+    ((command, stdin),) = seen
+    assert command[-1] == expected
+    assert ("AWS_SESSION_TOKEN=token" in stdin) is bool(token)
+    assert ("AWS_REGION=eu-west-1" in stdin) is ("eu-west-1" in url)
+    assert "sk" not in " ".join(command[4:])

@@ -96,3 +96,32 @@ def test_parameters_are_appended_as_juicefs_reads_them() -> None:
     url = with_parameters("https://h/data", region="eu-1", tls_insecure_skip_verify="true")
     assert url == "https://h/data?region=eu-1&tls-insecure-skip-verify=true"
     assert parse_bucket_url("minio", url) == BucketUrl("https://h", "data", "eu-1", verify=False)
+
+
+@pytest.mark.parametrize(
+    ("storage", "url", "environment", "region", "virtual_host"),
+    [
+        ("minio", "https://h/data", {"MINIO_REGION": "eu-1", "AWS_REGION": "no"}, "eu-1", False),
+        ("minio", "https://h/data?region=r", {"MINIO_REGION": "eu-1"}, "r", False),
+        (
+            "s3",
+            "https://h/data",
+            {"AWS_REGION": "eu-1", "AWS_DEFAULT_REGION": "no"},
+            "eu-1",
+            False,
+        ),
+        ("s3", "https://h/data", {"AWS_DEFAULT_REGION": "eu-1"}, "eu-1", False),
+        ("s3", "https://data.s3.eu-west-1.amazonaws.com", {"AWS_REGION": "no"}, "eu-west-1", True),
+        ("s3", "https://s3.amazonaws.com/data", {"AWS_REGION": "no"}, "us-east-1", True),
+        ("s3", "https://h/data", {"JFS_S3_VHOST_STYLE": "1"}, "us-east-1", True),
+        ("minio", "https://h/data", {"JFS_S3_VHOST_STYLE": "true"}, "us-east-1", True),
+        ("minio", "https://h/data", {"JFS_S3_VHOST_STYLE": "0"}, "us-east-1", False),
+        ("s3", "https://da.ta.s3.eu-west-1.amazonaws.com", {"JFS_S3_VHOST_STYLE": "1"}, "eu-west-1", False),
+        ("s3", "https://data.bucket.vpce-1.s3.r.vpce.amazonaws.com", {"JFS_S3_VHOST_STYLE": "1"}, "r", True),
+    ],
+)
+def test_what_the_url_leaves_open_the_environment_of_the_clients_says(
+    storage: str, url: str, environment: dict[str, str], region: str, *, virtual_host: bool
+) -> None:
+    found = parse_bucket_url(storage, url, environment)
+    assert (found.region, found.virtual_host) == (region, virtual_host)

@@ -20,7 +20,7 @@ from include.juicefs_storage.objects.bucket import Bucket, StoredObject
 from include.juicefs_storage.objects.model import KeyRange, Page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from include.juicefs_storage.adapters.s3.wire.limits import Limits
     from include.juicefs_storage.volume.setting import StorageConfig
@@ -55,9 +55,11 @@ class S3Bucket(Bucket):
         return cls(S3Store.from_connection(conn_id, bucket, prefix, PROMPT))
 
     @classmethod
-    def from_storage(cls, config: StorageConfig, prefix: str = "") -> S3Bucket:
+    def from_storage(
+        cls, config: StorageConfig, prefix: str = "", environment: Mapping[str, str] | None = None
+    ) -> S3Bucket:
         """Use the endpoint and the keys of the volume's clients, with the limits of a cut-over."""
-        return cls(S3Store.from_storage(config, prefix, PROMPT))
+        return cls(S3Store.from_storage(config, prefix, PROMPT, environment))
 
     def on_side(self, side: str) -> S3Bucket:
         """The same bucket, called one side of a move in messages."""

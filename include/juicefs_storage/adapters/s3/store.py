@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,18 +112,25 @@ class S3Store:
         )
 
     @classmethod
-    def from_storage(cls, config: StorageConfig, prefix: str = "", limits: Limits | None = None) -> S3Store:
+    def from_storage(
+        cls,
+        config: StorageConfig,
+        prefix: str = "",
+        limits: Limits | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> S3Store:
         """Read the setting of a JuiceFS volume.
 
         Args:
             config: What the volume's clients use.
             prefix: What every key begins with.
             limits: Of each call.
+            environment: The clients', see `parse_bucket_url`.
 
         Raises:
             PermanentError: The bucket's URL is not one of an endpoint and a bucket.
         """
-        url = config.url
+        url = parse_bucket_url(config.storage, config.bucket, environment)
         return cls(
             url.endpoint,
             url.bucket,

@@ -203,11 +203,12 @@ def sync_urls(
         host = urlsplit(endpoint).netloc
         if scheme == "minio" or (scheme == "s3" and _PATH_STYLE_HOST.match(host)):
             urls.append(f"{scheme}://{host}/{bucket}/{quote(below)}")
-        elif "." not in bucket:
+        elif "." not in bucket and "[" not in host:
             urls.append(f"{scheme}://{bucket}.{host}/{quote(below)}")
         else:
             raise PermanentError(
-                f"Bucket {bucket!r} at {endpoint}: `juicefs sync` cannot address a bucket with a dot in its name here.",
+                f"Bucket {bucket!r} at {endpoint}: `juicefs sync` can address neither a bucket with a dot in its name "
+                "nor an IPv6 address here.",
                 next_step="set engine=native",
             )
         access_name, secret_name, token_name = _VARIABLES[scheme]
