@@ -109,7 +109,7 @@ def read_config(cluster: Cluster, pod: Pod) -> dict[str, Any]:
         config = json.loads(result.stdout)
     except ValueError:
         config = None
-    if result.returncode != 0 or not isinstance(config, dict):
+    if result.returncode != 0 or not isinstance(config, dict) or not isinstance(config.get("Format"), dict):
         raise TransientError(
             f"Mount pod {pod.name}: {path}/.config cannot be read (exit code {result.returncode}).",
             next_step=f"kubectl -n {pod.namespace} logs {pod.name}",
@@ -263,7 +263,7 @@ class VolumePods:
                 log.warning("%s Not of volume %s: left alone.", error.problem, self.setting.name)
                 return None
             raise
-        return config if (config.get("Format") or {}).get("UUID") == self.setting.uuid else None
+        return config if config["Format"].get("UUID") == self.setting.uuid else None
 
     def mounts(self, among: Collection[str] | None = None) -> list[MountPod]:
         """List every mount pod that serves this volume and stays.
@@ -293,7 +293,7 @@ class VolumePods:
 
 
 def _mount_pod(pod: Pod, config: Mapping[str, Any], stats: Mapping[str, float]) -> MountPod:
-    form, meta, chunk = config.get("Format") or {}, config.get("Meta") or {}, config.get("Chunk") or {}
+    form, meta, chunk = config["Format"], config.get("Meta") or {}, config.get("Chunk") or {}
     return MountPod(
         name=pod.name,
         uid=pod.uid,
