@@ -117,6 +117,44 @@ def test_no_file_of_another_run_stops_a_run_or_its_way_back(
     tell("prove_clients", "junk in the folder of backups, no mark can be written", "-", f"{outcome}, all old")
 
 
+@pytest.mark.parametrize(
+    "what_is_left",
+    ["nothing", *(pytest.param(left, marks=pytest.mark.slow) for left in ("an empty folder", "a file in its place"))],
+)
+def test_a_run_whose_backup_is_gone_does_not_say_that_it_changed_nothing(
+    what_is_left: str, fault_lab: Lab, sides: Sides, start: Start, tell: Tell
+) -> None:
+    folder = fault_lab.state / "backups"
+    away = folder.with_name("backups-away")
+
+    def vanish() -> None:
+        folder.rename(away)
+        if what_is_left == "an empty folder":
+            folder.mkdir()
+        elif what_is_left == "a file in its place":
+            folder.write_bytes(b"")
+
+    run = start(BROKEN)
+    run.before = {"decide": vanish}
+    try:
+        assert run.go() == "unknown", run.errors
+        assert "backup" in run.errors["finalize"].split("not proven: ")[1]
+        assert run.states["restore_setting"] in {"skipped", "upstream_failed"}
+    finally:
+        if folder.is_file():
+            folder.unlink()
+        elif folder.exists():
+            folder.rmdir()
+        away.rename(folder)
+    assert_all_on(fault_lab, sides.target)
+    run.before = {}
+    run.clear("decide", downstream=True)
+    outcome = run.go()
+    assert outcome == "rolled back", run.errors
+    assert_all_on(fault_lab, sides.source)
+    tell("decide", f"of the folder of backups {what_is_left} is left", "decide cleared", f"unknown, then {outcome}")
+
+
 @pytest.mark.slow
 def test_a_backup_key_that_was_changed_stops_no_run(fault_lab: Lab, sides: Sides, start: Start, tell: Tell) -> None:
     first = start()

@@ -63,7 +63,7 @@ def finalize() -> dict[str, Any]:
     """
     states, evidence = task_states(*_ORDER), left_evidence(_STEPS)
     made_again: list[str] = []
-    run, unreadable = _recorded()
+    run, unreadable = _recorded(evidence)
     if run:
         judgement = Judgement(run, evidence, made_again)
         observed, progress = judgement.look()
@@ -136,13 +136,20 @@ def _meaning(outcome: RunOutcome) -> str:
     return f"{reason.rstrip('.')}. {LEFT}" if reason else RUN_MEANING[outcome]
 
 
-def _recorded() -> tuple[SwitchRun | None, str]:
-    """Find this run with its backup; say why that cannot be read."""
+def _recorded(evidence: Mapping[str, Evidence]) -> tuple[SwitchRun | None, str]:
+    """Find this run with its backup, and why that cannot be read.
+
+    Args:
+        evidence: What the tasks left that run after the backup was made.
+    """
     try:
-        return SwitchRun.recorded(), ""
+        run = SwitchRun.recorded()
     except StorageSwitchError as error:
         log.exception("The backup of this run cannot be read.")
         return None, error.problem
+    if run is None and evidence:
+        return None, f"the backup that {', '.join(evidence)} went by is not in the folder of backups any more"
+    return run, ""
 
 
 def _approval(state: str) -> tuple[str, str | None]:
