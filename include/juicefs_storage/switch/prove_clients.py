@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Pod, Session
@@ -64,60 +65,98 @@ def prove_every_client(
     Raises:
         PermanentError: Some client did not follow in time; each is named with what was found.
     """
-    start = since = clock()
-    proven: dict[str, ClientProof] = {}
-    seen_stuck: set[str] = set()
-    unstuck: set[str] = set()
+    started = since = clock()
+    clients = _Clients(pods, move, canary, sessions, clock)
     refused = ""
     while True:
-        looked = clock()
-        others, everyone = sessions(), running_mount_pods(pods.cluster)
-        asked = [pod for pod in everyone if pod.uid not in proven]
-        with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-            found = list(pool.map(lambda pod: (_state(pods, pod, move, canary), clock()), asked))
-        unasked = {pod.uid for pod, (state, _) in zip(asked, found, strict=True) if state is None and pod.terminating}
-        known = [find_mount_path(pod) for pod in everyone if pod.uid not in unasked]
-        waiting = {
-            f"session {session.sid} on {session.host} at {session.mount_point}": "no mount pod, it cannot be proven: "
-            "unmount it, or wait until its session has expired if it is dead"
-            for session in unknown_sessions(others, known)
-        }
-        stuck, found_at = set(), [looked] if waiting else []
-        for pod, (state, at) in zip(asked, found, strict=True):
-            if state is None:
-                continue
-            if state.problem:
-                waiting[pod.name] = state.problem
-                found_at.append(at)
-                stuck |= {pod.uid} if state.stuck else set()
-            else:
-                proven[pod.uid] = ClientProof(
-                    pod=pod.name,
-                    uid=pod.uid,
-                    node=pod.node,
-                    after_s=round(clock() - start, 1),
-                    was_stuck=pod.uid in unstuck,
-                    by=state.by,
-                )
-        if not waiting:
-            return sorted(proven.values(), key=lambda proof: proof.pod)
-        if unstick and not unstuck and (unstuck := stuck & seen_stuck):
-            log.warning("Clients do not use the setting that they have read; it is written once more: %s", waiting)
+        stuck_before = clients.stuck
+        clients.look(started)
+        if not clients.waiting:
+            return sorted(clients.proven.values(), key=lambda proof: proof.pod)
+        if unstick and not clients.unstuck and (stuck := clients.stuck & stuck_before):
+            clients.unstuck = stuck
+            log.warning(
+                "Clients do not use the setting that they have read; it is written once more: %s", clients.waiting
+            )
             try:
                 unstick()
             except StorageSwitchError as error:
                 refused = f"\nThe setting was not written once more: {error.problem} {error.next_step}"
             since = clock()
-        seen_stuck = stuck
-        if min(found_at) - since >= timeout_s:
-            listed = "\n".join(f"- {name}: {problem}" for name, problem in waiting.items())
+        if clients.found_at - since >= timeout_s:
+            listed = "\n".join(f"- {name}: {problem}" for name, problem in clients.waiting.items())
             raise PermanentError(
-                f"{len(waiting)} of {len(proven) + len(waiting)} clients do not use {move.config.bucket} "
-                f"after {clock() - start:.0f} s:\n{listed}{refused}",
+                f"{len(clients.waiting)} of {len(clients.proven) + len(clients.waiting)} clients do not use "
+                f"{move.config.bucket} after {clock() - started:.0f} s:\n{listed}{refused}",
                 next_step=f"kubectl -n {pods.cluster.namespace} logs <mount pod>, look for 'object storage:'; a client "
                 "that cannot follow tries again when the setting changes, or when its pod is restarted",
             )
         sleep(1)
+
+
+@dataclass
+class _Clients:
+    """The volume's clients, as the looks at them have found them so far.
+
+    Attributes:
+        pods: The volume's mount pods.
+        move: Between which storages they move.
+        canary: How the names of the files begin that are written through the mounts.
+        sessions: Lists the volume's clients.
+        clock: A monotonic clock.
+        proven: UID of a mount pod -> its proof.
+        waiting: What the last look did not prove, each with the problem.
+        found_at: When the first of these was found, by `clock`.
+        stuck: UIDs of those that had read the setting at the last look and did not use it.
+        unstuck: UIDs of those for which the setting was written once more.
+    """
+
+    pods: VolumePods
+    move: Move
+    canary: str
+    sessions: Callable[[], Sequence[Session]]
+    clock: Callable[[], float]
+    proven: dict[str, ClientProof] = field(default_factory=dict)
+    waiting: dict[str, str] = field(default_factory=dict)
+    found_at: float = 0.0
+    stuck: set[str] = field(default_factory=set)
+    unstuck: set[str] = field(default_factory=set)
+
+    def look(self, started: float) -> None:
+        """Look once at every client that is not proven yet; `started` is when the first look began."""
+        looked = self.clock()
+        others, everyone = self.sessions(), running_mount_pods(self.pods.cluster)
+        asked = [pod for pod in everyone if pod.uid not in self.proven]
+        with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+            found = list(pool.map(self._ask, asked))
+        unasked = {pod.uid for pod, (state, _) in zip(asked, found, strict=True) if state is None and pod.terminating}
+        known = [find_mount_path(pod) for pod in everyone if pod.uid not in unasked]
+        self.waiting = {
+            f"session {session.sid} on {session.host} at {session.mount_point}": "no mount pod, it cannot be proven: "
+            "unmount it, or wait until its session has expired if it is dead"
+            for session in unknown_sessions(others, known)
+        }
+        self.stuck, found_at = set(), [looked] if self.waiting else []
+        for pod, (state, at) in zip(asked, found, strict=True):
+            if state is None:
+                continue
+            if state.problem:
+                self.waiting[pod.name] = state.problem
+                found_at.append(at)
+                self.stuck |= {pod.uid} if state.stuck else set()
+            else:
+                self.proven[pod.uid] = ClientProof(
+                    pod=pod.name,
+                    uid=pod.uid,
+                    node=pod.node,
+                    after_s=round(self.clock() - started, 1),
+                    was_stuck=pod.uid in self.unstuck,
+                    by=state.by,
+                )
+        self.found_at = min(found_at, default=looked)
+
+    def _ask(self, pod: Pod) -> tuple[ClientState | None, float]:
+        return _state(self.pods, pod, self.move, self.canary), self.clock()
 
 
 def _state(pods: VolumePods, pod: Pod, move: Move, canary: str) -> ClientState | None:

@@ -153,6 +153,32 @@ def _relative(keys: list[str], prefix: str, cut: int) -> list[str]:
 
 def _parse_any(text: str, prefix: str, cut: int) -> Listing:
     """Parse any well-formed answer. Entities and document types are refused."""
+    found, objects, prefixes = _elements(text)
+    truncated, token = found.get("IsTruncated"), found.get("NextContinuationToken")
+    if truncated not in ("true", "false"):
+        raise ValueError("no IsTruncated")
+    if truncated == "true" and not token:
+        raise ValueError("more follows, but it does not say from where")
+
+    def key_of(text: str) -> str:
+        return unquote_plus(text, errors="strict") if found.get("EncodingType") == "url" else text
+
+    try:
+        page = Page(
+            _relative([key_of(item["Key"]) for item in objects], prefix, cut),
+            [int(item["Size"]) for item in objects],
+            [item.get("ETag", "").strip('"') for item in objects],
+        )
+    except KeyError as error:
+        raise ValueError(f"an object without {error}") from None
+    below = [key_of(text) for text in prefixes]
+    if not all(item.startswith(prefix) for item in below):
+        raise ValueError("a common prefix without the prefix that was asked for")
+    return Listing(page, [item[cut:] for item in below], token if truncated == "true" else None)
+
+
+def _elements(text: str) -> tuple[dict[str, str], list[dict[str, str]], list[str]]:
+    """Return the texts of an answer's own elements, of each object's elements, and the common prefixes."""
     from xml.parsers import expat
 
     path: list[str] = []
@@ -191,29 +217,7 @@ def _parse_any(text: str, prefix: str, cut: int) -> Listing:
         parser.Parse(text.encode(), True)
     except expat.ExpatError as error:
         raise ValueError(f"not XML: {error}") from None
-    truncated, token = found.get("IsTruncated"), found.get("NextContinuationToken")
-    if truncated not in ("true", "false"):
-        raise ValueError("no IsTruncated")
-    if truncated == "true" and not token:
-        raise ValueError("more follows, but it does not say from where")
-
-    def key_of(text: str) -> str:
-        return unquote_plus(text, errors="strict") if found.get("EncodingType") == "url" else text
-
-    try:
-        page = Page(
-            _relative([key_of(item["Key"]) for item in objects], prefix, cut),
-            [int(item["Size"]) for item in objects],
-            [item.get("ETag", "").strip('"') for item in objects],
-        )
-    except KeyError as error:
-        raise ValueError(f"an object without {error}") from None
-    if min(page.sizes, default=0) < 0:
-        raise ValueError("an object of a negative size")
-    below = [key_of(text) for text in prefixes]
-    if not all(item.startswith(prefix) for item in below):
-        raise ValueError("a common prefix without the prefix that was asked for")
-    return Listing(page, [item[cut:] for item in below], token if truncated == "true" else None)
+    return found, objects, prefixes
 
 
 def list_pages(
@@ -249,18 +253,7 @@ def list_pages(
     token, empty = None, 0
     while True:
         more = f"continuation-token={encoded(token)}&" if token is not None else ""
-        response = client.call("GET", client.bucket_path, more + query)
-        if response.status != 200:
-            raise client.refused("LIST", response)
-        try:
-            listing = parse_listing(response.body, base + below, len(base))
-        except ListingError as error:
-            raise client.not_s3("LIST", response.headers, str(error)) from None
-        if dates:
-            modified = _MODIFIED.findall(response.body.decode())
-            if len(modified) != len(listing.page.keys):
-                raise client.not_s3("LIST", response.headers, "an object without LastModified")
-            listing = replace(listing, modified=modified)
+        listing = _ask(client, more + query, base + below, len(base), dates=dates)
         order.check(listing.page.keys)
         if (found := listing.page.keys) and keys.until is not None and found[-1] >= keys.until:
             cut = bisect_right(found, keys.until)
@@ -277,6 +270,23 @@ def list_pages(
                 f"LIST in {store.name}: expected more keys, found {found_instead}.", next_step="look at the store"
             )
         token = listing.token
+
+
+def _ask(client: S3Client, query: str, prefix: str, cut: int, *, dates: bool) -> Listing:
+    """Ask for one page. See `parse_listing`."""
+    response = client.call("GET", client.bucket_path, query)
+    if response.status != 200:
+        raise client.refused("LIST", response)
+    try:
+        listing = parse_listing(response.body, prefix, cut)
+    except ListingError as error:
+        raise client.not_s3("LIST", response.headers, str(error)) from None
+    if not dates:
+        return listing
+    modified = _MODIFIED.findall(response.body.decode())
+    if len(modified) != len(listing.page.keys):
+        raise client.not_s3("LIST", response.headers, "an object without LastModified")
+    return replace(listing, modified=modified)
 
 
 class _Order:
