@@ -27,20 +27,13 @@ from include.juicefs_storage.volume.csi import CSI_CONTROLLER_SELECTOR, CSI_WORK
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import StorageConfig
 from lab.kube.client import KubeServer
-from lab.process import binary, wait_for
+from lab.process import wait_for
 
 NS, SECRET, POD = "juicefs", "faults-secret", "juicefs-csi-controller-0"
 NODE = "juicefs-csi-node"
 NEW = StorageConfig("minio", "http://new:9000/data", SecretStr("NEWKEY"), SecretStr("new-secret-value"))
 ACTIONS = [{"status": 409}, {"status": 429, "retry_after": 1}, {"status": 500}, {"drop": "before"}, {"drop": "after"}]
 actions = pytest.mark.parametrize("action", ACTIONS, ids=lambda action: "-".join(map(str, action.values())))
-
-
-@pytest.fixture(scope="module")
-def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
-    server = KubeServer.start(tmp_path_factory.mktemp("kube"), None, juicefs=binary("juicefs"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,6 @@ NODE = "juicefs-csi-node"
 CONTROLLER = "juicefs-csi-controller"
 
 
-@pytest.fixture(scope="module")
-def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
-    server = KubeServer.start(tmp_path_factory.mktemp("kube"), None, juicefs=binary("juicefs"))
-    yield server
-    server.stop()
-
-
 @pytest.fixture(autouse=True)
 def no_faults(kube: KubeServer) -> Iterator[None]:
     yield

@@ -3,7 +3,6 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 from kubernetes import client, config
@@ -16,13 +15,6 @@ from lab.process import binary, wait_for
 
 NS = "juicefs"
 POD = "juicefs-csi-controller-0"
-
-
-@pytest.fixture(scope="module")
-def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
-    server = KubeServer.start(tmp_path_factory.mktemp("kube"), None, juicefs=binary("juicefs"))
-    yield server
-    server.stop()
 
 
 @pytest.fixture

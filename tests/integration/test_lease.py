@@ -23,13 +23,6 @@ NS = "juicefs"
 ROUNDS = 12
 
 
-@pytest.fixture(scope="module")
-def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeServer]:
-    server = KubeServer.start(tmp_path_factory.mktemp("kube"), None, juicefs=binary("juicefs"))
-    yield server
-    server.stop()
-
-
 @pytest.fixture(autouse=True)
 def no_faults(kube: KubeServer) -> Iterator[None]:
     yield

@@ -15,6 +15,9 @@ from include.juicefs_storage.tasks.notify import Notify
 #: The XCom of task `approve` that says who answered.
 ANSWER = "answer"
 
+#: What every human gate has in common: no answer within 24 hours rejects.
+GATE: dict[str, Any] = {"defaults": "Reject", "fail_on_reject": True, "response_timeout": timedelta(hours=24)}
+
 
 class PlanApproval(ApprovalOperator):
     """Approval in which a rejection is final while everything else may be tried again.
@@ -42,9 +45,7 @@ def approve() -> ApprovalOperator:
         task_id="approve",
         subject="{{ ti.xcom_pull(task_ids='plan', key='subject') }}",
         body="{{ ti.xcom_pull(task_ids='plan', key='markdown') }}",
-        defaults="Reject",
-        fail_on_reject=True,
-        response_timeout=timedelta(hours=24),
+        **GATE,
         notifiers=[Notify("waits for approval", source="plan")],
         doc_md="Wait for a human who has read the plan. A rejection, or no answer within 24 hours, ends the run "
         "failed. **Changes** nothing. **Safe to clear**: yes, it asks again.",

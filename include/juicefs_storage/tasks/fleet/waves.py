@@ -22,7 +22,7 @@ from include.juicefs_storage.switch.prove_blocks import blocks_there, require_al
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.switch.restart_csi import RestartCsi
-from include.juicefs_storage.tasks.approval import PlanApproval
+from include.juicefs_storage.tasks.approval import GATE, PlanApproval
 from include.juicefs_storage.tasks.context import log, push, run_id, task_states, why_it_failed
 from include.juicefs_storage.tasks.fleet.runs import (
     ACTIVE,
@@ -125,9 +125,7 @@ def approve_rest() -> PlanApproval:
         task_id="approve_rest",
         subject="The canary was moved and is well. Move the others?",
         body="{{ ti.xcom_pull(task_ids='watch_canary', key='markdown') }}",
-        defaults="Reject",
-        fail_on_reject=True,
-        response_timeout=timedelta(hours=24),
+        **GATE,
         notifiers=[Notify("waits for approval after the canary", source="watch_canary")],
         doc_md="After the canary: wait for a human, unless `approve_after_canary` is off. A rejection, or no answer "
         "within 24 hours, ends the run failed; the canary stays moved. **Changes** nothing. **Safe to clear**: yes.",
