@@ -13,7 +13,7 @@ from include.juicefs_storage.volume.setting import Setting
 from lab.environment import Lab
 from lab.kube.tls import server_context
 from lab.process import wait_for
-from tests.support.harness import SHORT, Run
+from tests.support.harness import REVERT_ID, SHORT, Run
 from tests.support.s3_proxy import S3Proxy
 from tests.support.worker import Fault
 from tests.support.world import assert_all_on, assert_nothing_left_over, assert_nothing_lost, row, writing
@@ -113,6 +113,27 @@ def test_there_and_back_by_the_setting_alone(lab: Lab, front: S3Proxy, tmp_path:
     returned = Setting(row(lab))
     assert (returned.storage, returned.bucket) == ("minio", lab.old_store.bucket_url)
     assert returned.config.session_token.get_secret_value() == ""
+    assert writer.summary().write_errors == []
+    assert_all_on(lab, lab.old_store)
+    assert_nothing_lost(lab, writer)
+
+
+@pytest.mark.timeout(900)
+def test_a_revert_goes_back_to_the_kind_and_the_keys_of_the_backup(lab: Lab, front: S3Proxy, tmp_path: Path) -> None:
+    lab.seed(5)
+    lab.copy_to_new_store()
+    before = row(lab)
+    with writing(lab, "reverted kind") as writer:
+        made = there(lab, front, tmp_path / "moved")
+        assert made.go() == "switched", made.errors
+        params = {
+            "backup_id": made.xcom("finalize", "report")["backup_id"], "dry_run": False, "require_approval": False,
+        }  # fmt: skip
+        back = Run(lab, tmp_path / "reverted", "reverted", params, dag_id=REVERT_ID)
+        back.environment = made.environment
+        back.states["choose_backup"] = "success"  # there is nothing to choose
+        assert back.go() == "reverted", back.errors
+    assert row(lab) == before
     assert writer.summary().write_errors == []
     assert_all_on(lab, lab.old_store)
     assert_nothing_lost(lab, writer)

@@ -12,9 +12,11 @@ _REACH_TIMEOUT_S = 30
 #: What the images hold: curl, which also proves that the pod trusts the certificate; bash, which only connects.
 _REACH = """\
 if command -v curl >/dev/null 2>&1; then
-  exec curl --silent --show-error --output /dev/null --max-time 10 ${4:+"$4"} "$1/"
+  exec curl --globoff --silent --show-error --output /dev/null --max-time 10 ${4:+"$4"} "$1/"
 elif command -v bash >/dev/null 2>&1 && command -v timeout >/dev/null 2>&1; then
-  exec timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$2" "$3"
+  timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$2" "$3" || exit
+  case $1 in https:*) [ -n "$4" ] || exit 69 ;; esac
+  exit 0
 fi
 exit 69
 """
@@ -36,7 +38,8 @@ def cannot_reach(cluster: Cluster, pod: str, container: str, url: BucketUrl) -> 
         url: Where the clients find the store, and whether they check its certificate.
 
     Returns:
-        The empty string where it can be reached, what is wrong where it cannot, None where the pod could not be asked.
+        The empty string where it can be reached, what is wrong where it cannot, None where the pod could not be asked,
+        be it for its certificate alone.
     """
     parts = urlsplit(url.endpoint)
     port = parts.port or {"http": 80, "https": 443}[parts.scheme]

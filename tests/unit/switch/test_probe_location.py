@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import pytest
@@ -13,6 +13,7 @@ from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.ports import ExecResult
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.probe_location import find_problem
+from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.fakes import OLD, FakeCluster, FakeJuiceFS, FakeMetadata, FakeStore, setting
 
 ROWS = [(7, 5), (8, 5), (9, 5), (10, 5)]
@@ -42,9 +43,10 @@ def find(
     answers: dict[str, ExecResult] | None = None,
     gone: str = "",
     lost_before: Collection[str] = (),
+    config: StorageConfig = OLD,
 ) -> str:
     cluster = cast("ports.Cluster", Cluster(answers=answers or {}, gone={gone}))
-    location = Location(OLD, store or FakeStore())
+    location = Location(config, store or FakeStore())
     metadata = juicefs.metadata
     return find_problem(
         cluster,
@@ -115,6 +117,19 @@ def test_a_pod_that_is_gone_meanwhile_is_no_problem() -> None:
 
 def test_what_juicefs_says_is_the_problem() -> None:
     assert find(juicefs(problem="cannot write: AccessDenied")) == "cannot write: AccessDenied"
+
+
+INSECURE = replace(OLD, bucket="https://old:9000/data?tls-insecure-skip-verify=true")
+
+
+@pytest.mark.parametrize(("write", "below"), [(True, "myjfs"), (False, "")])
+def test_a_store_whose_certificate_nobody_checks_is_opened_as_the_clients_do(write: bool, below: str) -> None:
+    """`juicefs sync`, which reads blocks, checks every certificate: Airflow looks for them."""
+    fake = juicefs()
+    assert find(fake, FakeStore(dict.fromkeys(BLOCKS, 5)), write=write, config=INSECURE) == ""
+    assert (fake.tried, fake.probed) == ([(INSECURE, below)], [])
+    assert find(fake, config=INSECURE) == f"none of 3 blocks is in {INSECURE.bucket}"
+    assert find(juicefs(problem="api error AccessDenied"), config=INSECURE) == "api error AccessDenied"
 
 
 class Gone(FakeStore):

@@ -161,8 +161,9 @@ def check_reach(
         findings.append(
             warning(
                 check,
-                f"{count['unasked']} of {len(places)} pods could not be asked whether they reach {endpoint}: "
-                "their image has neither curl nor bash, or the command could not be run there.",
+                f"{count['unasked']} of {len(places)} pods could not be asked whether they reach {endpoint} "
+                "and trust its certificate: their image has no curl (without TLS bash will do), or the command could "
+                "not be run there.",
                 "try it from their nodes",
             )
         )
