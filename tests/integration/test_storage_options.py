@@ -52,8 +52,11 @@ def test_a_certificate_that_juicefs_does_not_trust(juicefs: JuiceFSCommand, prox
     (finding,) = check_use(juicefs, target, "connection 'minio_new'")
     assert finding.level == "refusal"
     assert "new store, by connection 'minio_new': juicefs does not trust its certificate" in finding.message
-    with pytest.raises(PermanentError, match=r"The old store, by the volume's setting, .*certificate is not trusted"):
+    with pytest.raises(
+        PermanentError, match=r"The old store, by the volume's setting, .*certificate is not trusted"
+    ) as error:
         S3Bucket.from_storage(target).on_side("old store").check()
+    assert "set extra.verify of a connection that is given to the run in `source_conn_id`" in error.value.next_step
 
 
 @pytest.mark.parametrize("storage", ["minio", "s3"])

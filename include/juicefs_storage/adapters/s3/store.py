@@ -18,6 +18,8 @@ from include.juicefs_storage.volume.setting import ENDPOINT, StorageConfig
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
 
+#: The param that takes a connection for each side of a move.
+_PARAMS = {"old store": "source_conn_id", "new store": "target_conn_id"}
 _ENDPOINT = re.compile(r"https?://[^/\s?#@]+/?")
 #: Of calls that a cut-over waits for.
 PROMPT = Limits(connect_s=5, idle_s=30, tries=3, total_s=100)
@@ -77,7 +79,11 @@ class S3Store:
     @property
     def connection(self) -> str:
         """What has fields of its own for region, addressing and TLS: a setting has none."""
-        return self.origin if "connection" in self.origin else "a connection that is given to the run for this store"
+        if "connection" in self.origin:
+            return self.origin
+        return (
+            f"a connection that is given to the run{f' in `{_PARAMS[self.side]}`' if self.side else ' for this store'}"
+        )
 
     @classmethod
     def from_connection(cls, conn_id: str, bucket: str, prefix: str = "", limits: Limits | None = None) -> S3Store:
