@@ -171,6 +171,8 @@ def _parse_any(text: str, prefix: str, cut: int) -> Listing:
         )
     except KeyError as error:
         raise ValueError(f"an object without {error}") from None
+    if min(page.sizes, default=0) < 0:
+        raise ValueError("an object of a negative size")
     below = [key_of(text) for text in prefixes]
     if not all(item.startswith(prefix) for item in below):
         raise ValueError("a common prefix without the prefix that was asked for")
