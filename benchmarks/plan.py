@@ -79,10 +79,6 @@ class Volume:
         at = bisect_right(self._keys, key)
         return self._keys[at] if at < len(self._keys) else None
 
-    def prefixes(self, below: str) -> Iterator[str]:
-        """Not asked for."""
-        raise NotImplementedError(below)
-
     def md5(self, key: str) -> str | None:
         """Not asked for."""
         raise NotImplementedError(key)

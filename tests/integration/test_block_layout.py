@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from include.juicefs_storage.volume.layout import block_objects
+from include.juicefs_storage.volume.layout import ObjectSizes, block_objects
 from include.juicefs_storage.volume.setting import Setting
 from lab.process import binary
 
@@ -54,6 +54,6 @@ def test_block_layout(tmp_path: Path, options: list[str]) -> None:
     }
     assert computed.keys() == found.keys()
     assert sum(computed.values()) == 13 * MIB + 100_009
-    assert setting.objects_have_plain_length == ("lz4" not in options)
-    if setting.objects_have_plain_length:
+    assert ObjectSizes.of(setting).exact == ("lz4" not in options)
+    if ObjectSizes.of(setting).exact:
         assert computed == found

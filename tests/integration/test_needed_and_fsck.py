@@ -19,7 +19,7 @@ from include.juicefs_storage.adapters.compressed_blocks import CompressedBlocks
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.volume.difference import Difference, compare_blocks, missing_blocks
-from include.juicefs_storage.volume.layout import slice_of
+from include.juicefs_storage.volume.layout import ObjectSizes, slice_of
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.needed import needed_objects
 from include.juicefs_storage.volume.setting import StorageConfig
@@ -161,7 +161,7 @@ def test_nothing_that_fsck_needs_is_missed_and_what_it_misses_is_seen(world: Wor
         f"lost: {cut} (a block of {needed[cut]} bytes, 3 bytes on the source, 3 bytes on the target)"
     ]
     setting = world.metadata.read_setting()
-    if setting.objects_have_plain_length:
+    if ObjectSizes.of(setting).exact:
         world.put(cut, body[:-1])
         assert world.compared().lost == 1
         assert missing_blocks(world.metadata, setting, world.bucket).different == 1

@@ -85,11 +85,6 @@ class MemoryBucket(Bucket):
         self.lists += 1
         return min((other for other in self.objects if other > key), default=None)
 
-    def prefixes(self, below: str) -> Iterator[str]:
-        self.lists += 1
-        heads = {key[len(below) :].partition("/")[0] for key in self.objects if "/" in key[len(below) :]}
-        yield from sorted(f"{below}{head}/" for head in heads)
-
     def md5(self, key: str) -> str | None:
         self.hashed.append(key)
         return etag(self.objects[key]) if key in self.objects else None

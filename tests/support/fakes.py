@@ -186,10 +186,6 @@ class FakeStore(Bucket):
     def first_after(self, key: str) -> str | None:
         return min((other for other in self.objects if other > key), default=None)
 
-    def prefixes(self, below: str) -> Iterator[str]:
-        rest = (key.removeprefix(below) for key in self.objects if key.startswith(below))
-        yield from sorted({f"{below}{key.partition('/')[0]}/" for key in rest if "/" in key})
-
     def read(self, key: str) -> bytes | None:
         found = self.digest(key)
         return None if found is None else found.encode()

@@ -59,9 +59,6 @@ class Bucket(Protocol):
     def first_after(self, key: str) -> str | None:
         """Find the first key after this one (which need not exist): one LIST of one key."""
 
-    def prefixes(self, below: str) -> Iterator[str]:
-        """List the common prefixes below a prefix that ends with `/` or is empty (delimiter `/`)."""
-
     def head(self, key: str) -> StoredObject | None:
         """HEAD one object; None where there is none."""
 

@@ -173,11 +173,6 @@ class Setting:
         """Whether blocks are encrypted."""
         return bool(self._fields.get("EncryptKey"))
 
-    @property
-    def objects_have_plain_length(self) -> bool:
-        """Whether an object is as long as the block in it: neither compressed nor encrypted."""
-        return not self.compression and not self.encrypted
-
     @cached_property
     def config(self) -> StorageConfig:
         """The storage in use, with the secret key and the session token decrypted.

@@ -157,12 +157,6 @@ class S3Bucket(Bucket):
                     return found
         return None
 
-    def prefixes(self, below: str) -> Iterator[str]:
-        """List the common prefixes below a prefix."""
-        with self._client() as client:
-            for listing in list_pages(client, below, delimiter="/"):
-                yield from listing.prefixes
-
     def head(self, key: str) -> StoredObject | None:
         """HEAD one object; None where there is none."""
         with self._client() as client:

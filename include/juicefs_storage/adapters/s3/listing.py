@@ -31,14 +31,13 @@ class ListingError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One answer to ListObjectsV2. Keys and prefixes are relative to the store's prefix; the last has no token.
+    """One answer to ListObjectsV2. Keys are relative to the store's prefix; the last has no token.
 
     Attributes:
         modified: When each object of the page was written, as the store says it; only where it was asked for.
     """
 
     page: Page
-    prefixes: list[str]
     token: str | None
     modified: Sequence[str] = ()
 
@@ -111,7 +110,6 @@ def _parse_uniform(text: str, prefix: str, cut: int) -> Listing | None:
         keys = [unquote_plus(key, errors="strict") if "%" in key or "+" in key else key for key in keys]
     return Listing(
         Page(_relative(keys, prefix, cut), list(map(int, columns["Size"])), list(columns["ETag"])),
-        [],
         tokens[0] if tokens else None,
     )
 
@@ -153,7 +151,7 @@ def _relative(keys: list[str], prefix: str, cut: int) -> list[str]:
 
 def _parse_any(text: str, prefix: str, cut: int) -> Listing:
     """Parse any well-formed answer. Entities and document types are refused."""
-    found, objects, prefixes = _elements(text)
+    found, objects = _elements(text)
     truncated, token = found.get("IsTruncated"), found.get("NextContinuationToken")
     if truncated not in ("true", "false"):
         raise ValueError("no IsTruncated")
@@ -173,21 +171,17 @@ def _parse_any(text: str, prefix: str, cut: int) -> Listing:
         raise ValueError(f"an object without {error}") from None
     if min(page.sizes, default=0) < 0:
         raise ValueError("an object of a negative size")
-    below = [key_of(text) for text in prefixes]
-    if not all(item.startswith(prefix) for item in below):
-        raise ValueError("a common prefix without the prefix that was asked for")
-    return Listing(page, [item[cut:] for item in below], token if truncated == "true" else None)
+    return Listing(page, token if truncated == "true" else None)
 
 
-def _elements(text: str) -> tuple[dict[str, str], list[dict[str, str]], list[str]]:
-    """Return the texts of an answer's own elements, of each object's elements, and the common prefixes."""
+def _elements(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Return the texts of an answer's own elements, and of each object's."""
     from xml.parsers import expat
 
     path: list[str] = []
     found: dict[str, str] = {}
     current: dict[str, str] = {}
     objects: list[dict[str, str]] = []
-    prefixes: list[str] = []
     words: list[str] = []
 
     def refuse(*_: object) -> None:
@@ -205,8 +199,8 @@ def _elements(text: str) -> tuple[dict[str, str], list[dict[str, str]], list[str
                 objects.append(dict(current))
             case ["Contents", _]:
                 current[name] = "".join(words)
-            case ["CommonPrefixes", "Prefix"]:
-                prefixes.append("".join(words))
+            case ["CommonPrefixes"]:
+                raise ValueError("common prefixes, which hide keys and were not asked for")
             case [_]:
                 found[name] = "".join(words)
         words.clear()
@@ -219,7 +213,7 @@ def _elements(text: str) -> tuple[dict[str, str], list[dict[str, str]], list[str
         parser.Parse(text.encode(), True)
     except expat.ExpatError as error:
         raise ValueError(f"not XML: {error}") from None
-    return found, objects, prefixes
+    return found, objects
 
 
 def list_pages(
@@ -227,7 +221,6 @@ def list_pages(
     below: str = "",
     keys: KeyRange = _ALL,
     *,
-    delimiter: str = "",
     max_keys: int = 1000,
     dates: bool = False,
 ) -> Iterator[Listing]:
@@ -237,7 +230,6 @@ def list_pages(
         client: Of the store. It is this generator's own until that is closed.
         below: What every key begins with, relative to the store's prefix.
         keys: Only these, relative to the store's prefix.
-        delimiter: Keys that hold it behind `below` are summed up as common prefixes.
         max_keys: Of one page.
         dates: Tell when each object was written; not together with `keys`.
 
@@ -247,8 +239,6 @@ def list_pages(
     """
     base, store = client.store.prefix, client.store
     query = f"encoding-type=url&list-type=2&max-keys={max_keys}&prefix={encoded(base + below)}"
-    if delimiter:
-        query = f"delimiter={encoded(delimiter)}&{query}"
     if keys.after is not None:
         query += f"&start-after={encoded(base + keys.after)}"
     order = _Order(store.name, keys.after)
@@ -260,10 +250,10 @@ def list_pages(
         if (found := listing.page.keys) and keys.until is not None and found[-1] >= keys.until:
             cut = bisect_right(found, keys.until)
             page = listing.page
-            yield Listing(Page(found[:cut], page.sizes[:cut], page.etags[:cut]), listing.prefixes, None)
+            yield Listing(Page(found[:cut], page.sizes[:cut], page.etags[:cut]), None)
             return
         yield listing
-        empty = 0 if found or listing.prefixes else empty + 1
+        empty = 0 if found else empty + 1
         if listing.token is None:
             return
         if listing.token == token or empty >= _EMPTY_PAGES:
