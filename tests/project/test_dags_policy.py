@@ -72,8 +72,9 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of an Airflow component that has this checkout and nothing else."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    """The environment of an Airflow component that has this checkout and nothing else. It keeps its bytecode."""
+    given = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    kept = {name: value for name, value in given.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return kept | {
         "AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow")),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
