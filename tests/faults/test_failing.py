@@ -107,7 +107,7 @@ def test_diagnostics_that_cannot_be_had_do_not_stop_the_rollback(fault_lab: Lab,
     assert_all_on(fault_lab, sides.source)
 
 
-def test_hold_leaves_things_as_they_are_and_says_how_to_go_on(
+def test_hold_leaves_things_as_they_are_and_says_how_to_continue(
     fault_lab: Lab, sides: Sides, start: Start, writer: Writer, tell: Tell
 ) -> None:
     run = start(fails("prove_clients"), on_failure="hold")

@@ -219,7 +219,7 @@ def test_an_object_without_an_end_is_not_read_on(serve: Callable[[Answer], S3Buc
     ],
     ids=["no IsTruncated", "no token", "empty token"],
 )
-def test_a_listing_that_does_not_say_how_it_goes_on(
+def test_a_listing_that_does_not_say_how_it_continues(
     serve: Callable[[Answer], S3Bucket], call: str, inside: str
 ) -> None:
     refused(serve(listing(inside)), call)

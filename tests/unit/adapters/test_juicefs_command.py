@@ -81,17 +81,17 @@ def test_a_pod_that_cannot_be_asked_is_waited_for_as_long_as_a_config_runs(monke
     assert [round(seconds) for seconds in waited] == [round(juicefs_command.CONFIG_RUNS_FOR_S)]
 
 
-def test_what_juicefs_printed_is_told_without_what_tells_of_no_problem() -> None:
+def test_the_output_of_juicefs_is_quoted_without_its_progress() -> None:
     info = "2026/11/28 21:54:58.689055 juicefs[116] <INFO>: \x1b[92mOK\x1b[0m, myjfs is ready [mount@mount.go:620]\n"
     ping = "[xorm] [info]  2026/11/28 21:54:58.181948 PING DATABASE mysql\n"
     config = replace(NEW, secret_key=SecretStr("s3cr3t" * 500))
 
-    def told(text: str) -> str:
+    def quoted(text: str) -> str:
         return juicefs_command._last_lines(ExecResult(1, "", text), config)
 
-    assert told(ping + info + "\x1b[31mcannot read /mnt/a\x1b[0m\n" + 20 * info) == "cannot read /mnt/a"
-    assert told(info).endswith("OK, myjfs is ready [mount@mount.go:620]"), "it is all there is"
-    assert told(config.secret_key.get_secret_value()) == "***", "a key is not cut in two and shown"
+    assert quoted(ping + info + "\x1b[31mcannot read /mnt/a\x1b[0m\n" + 20 * info) == "cannot read /mnt/a"
+    assert quoted(info).endswith("OK, myjfs is ready [mount@mount.go:620]"), "it is all there is"
+    assert quoted(config.secret_key.get_secret_value()) == "***", "a key is not cut in two and shown"
 
 
 def test_juicefs_addresses_a_store_as_the_clients_do() -> None:

@@ -180,7 +180,7 @@ def test_a_delta_lists_only_where_its_blocks_are(tmp_path: Path) -> None:
     batch=st.integers(1, 6),
     delta=st.booleans(),
 )
-def test_a_partition_that_is_killed_goes_on_behind_its_checkpoint(
+def test_a_killed_partition_resumes_behind_its_checkpoint(
     wanted: dict[int, int], theirs: dict[int, int], kills: list[int], batch: int, delta: bool,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip

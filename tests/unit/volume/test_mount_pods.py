@@ -135,7 +135,7 @@ def test_a_pod_of_this_volume_must_answer(broken: Pod) -> None:
         of(Mounts([pod("well"), broken], {"well": UUID})).mounts()
 
 
-def test_a_pod_that_answers_is_told_by_its_uuid_whatever_its_labels_say() -> None:
+def test_the_uuid_decides_for_a_pod_that_answers_not_its_labels() -> None:
     cluster = Mounts([pod("ours", volume_id="pvc-9"), pod("theirs")], {"ours": UUID, "theirs": "another"})
     assert names(of(cluster).mounts()) == ["ours"]
 
@@ -152,7 +152,7 @@ def test_a_pod_that_is_being_deleted_is_no_part_of_the_plan_and_no_stranger() ->
     assert of(cluster).leaving() == ["/jfs/leaves"]
 
 
-def test_the_volumes_pvs_are_told_by_their_secrets_and_by_who_serves_them() -> None:
+def test_a_volumes_pvs_are_found_by_their_secrets_and_by_who_serves_them() -> None:
     pods = of(Mounts([]))
     assert [volume.name for volume in pods.persistent_volumes] == ["pv-pvc-1", "pv-pvc-copied"]
     found = pods.volumes_of([MOUNT.model_copy(update={"volume_id": "pvc-9"})])

@@ -99,6 +99,6 @@ def test_a_kind_in_capitals_is_read_as_juicefs_reads_it() -> None:
     assert b"MINIO" in setting(NEW).with_storage_of(capitals).raw
 
 
-def test_masked_keys_can_be_told_apart_but_not_used() -> None:
+def test_masked_keys_are_distinct_but_useless() -> None:
     assert masked(StorageConfig("s3", "", type(OLD.access_key)("AKIAIOSFODNN7"), OLD.secret_key).access_key) == "AK…N7"
     assert masked(OLD.access_key) == "…"
