@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from include.juicefs_storage.switch.probe_location import find_problem
 from include.juicefs_storage.switch.way_back import WayBack, WayBackPlan
 from include.juicefs_storage.volume.difference import missing_blocks
 from include.juicefs_storage.volume.metaurl import Metaurl
-from include.juicefs_storage.volume.secret import metaurl_of
+from include.juicefs_storage.volume.secret import addressing, metaurl_of
 
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
@@ -114,7 +115,7 @@ class Glass:
         self.cluster: KubernetesCluster = KubernetesCluster.from_kubeconfig(
             options.kubeconfig, options.context, str(namespace)
         )
-        self.metaurl = self._metaurl(str(namespace))
+        self.metaurl = self._metaurl()
         self.metadata = self._metadata()
         holder = f"break-glass/{getpass.getuser()}@{socket.gethostname()}"
         name = lease_name(backup.setting.uuid)
@@ -122,17 +123,29 @@ class Glass:
         confirm = self.lease.confirm if options.apply else self.lease.refuse_if_held
         self.way = WayBack(backup, self.cluster, self.metadata, self.secret_name, confirm)
 
-    def _metaurl(self, namespace: str) -> Metaurl:
+    def _metaurl(self) -> Metaurl:
         if file := self.options.metaurl_file:
             password = os.environ.get("META_PASSWORD", "")
             return Metaurl.parse(file.read_text().strip(), {"META_PASSWORD": password} if password else {})
+        return metaurl_of(self._secret())
+
+    def _secret(self) -> SecretObject:
+        """Read the volume's Secret, or as it was backed up."""
         try:
-            return metaurl_of(self.cluster.secret(self.secret_name))
+            return self.cluster.secret(self.secret_name)
         except StorageSwitchError:
             kept = self.backup.secrets.get(self.secret_name, {})
             if "metaurl" not in kept:
                 raise
-            return metaurl_of(SecretObject(namespace, self.secret_name, "", data=kept))
+            return SecretObject(self.cluster.namespace, self.secret_name, "", data=kept)
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """The variables of the volume's clients that say how a store is addressed; none where they cannot be read."""
+        try:
+            return addressing(self._secret())
+        except StorageSwitchError:
+            return {}
 
     def _metadata(self) -> MySqlMetadata:
         from include.juicefs_storage.adapters.mysql import MySqlMetadata
@@ -144,13 +157,14 @@ class Glass:
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
         now, recorded = self.way.observe().config, self.backup.setting.config
-        return S3Bucket.from_storage(now), S3Bucket.from_storage(recorded)
+        old, new = (S3Bucket.from_storage(config, environment=self.environment) for config in (now, recorded))
+        return old, new
 
     def problem(self) -> str:
         """Return why the backup's storage would not serve the clients; empty where it would."""
         from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
 
-        juicefs = in_controller_pod(self.cluster, self.metaurl)
+        juicefs = in_controller_pod(self.cluster, self.metaurl, self.environment)
         location = Location(self.backup.setting.config, self.buckets()[1])
         pods = [mount.name for mount in self.way.clients()]
         return find_problem(

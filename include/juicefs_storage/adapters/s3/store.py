@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
 
 #: The param that takes a connection for each side of a move.
-_PARAMS = {"old store": "source_conn_id", "new store": "target_conn_id"}
+_GIVEN_IN = {"old store": "in `source_conn_id`", "new store": "in `target_conn_id`"}
 _ENDPOINT = re.compile(r"https?://[^/\s?#@]+/?")
 #: Of calls that a cut-over waits for.
 PROMPT = Limits(connect_s=5, idle_s=30, tries=3, total_s=100)
@@ -81,9 +81,7 @@ class S3Store:
         """What has fields of its own for region, addressing and TLS: a setting has none."""
         if "connection" in self.origin:
             return self.origin
-        return (
-            f"a connection that is given to the run{f' in `{_PARAMS[self.side]}`' if self.side else ' for this store'}"
-        )
+        return f"a connection that is given to the run {_GIVEN_IN.get(self.side, 'for this store')}"
 
     @classmethod
     def from_connection(cls, conn_id: str, bucket: str, prefix: str = "", limits: Limits | None = None) -> S3Store:
