@@ -565,6 +565,20 @@ def test_a_real_run_tries_every_mount_and_leaves_nothing(lab: Lab, look: Look) -
     assert list(lab.mounts()[0].glob(".storage-switch-*")) == []
 
 
+def test_a_kind_in_capitals_is_no_other_kind(lab: Lab, look: Look) -> None:
+    def kinds() -> set[str]:
+        return {json.loads((mount / ".config").read_text())["Format"]["Storage"] for mount in lab.mounts()}
+
+    juicefs_config(lab, "--storage", "MINIO")
+    try:
+        wait_for("the clients follow", lambda: kinds() == {"MINIO"}, deadline_s=40)
+        findings = look("check_volume", "check_secrets", "check_target_bucket", dry_run=False)
+    finally:
+        juicefs_config(lab, "--storage", "minio")
+    assert refusals(findings) == []
+    assert not [line for line in warnings(findings) if "storage" in line or "minio" in line.lower()]
+
+
 def test_a_juicefs_that_is_older_than_a_client(lab: Lab, look: Look) -> None:
     with session_version(lab, "1.99.0+2030-01-01.abcdef0"):
         (refused,) = refusals(look("check_volume"))
