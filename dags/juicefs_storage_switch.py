@@ -24,8 +24,15 @@ The setting in `jfs_setting`, the volume's Secrets, and an annotation of the CSI
 The old store is never changed by a switch. If a step fails after the setting was written, the run puts everything back,
 proves every client on the old store, and ends red.
 
+### Which change is yours?
+The run finds out, and names it in the plan's first line. See `docs/changes.md`.
+- **Another store**: copy the data first. Both stores serve until the clients have moved.
+- **Other keys**, same bucket: a connection with the new keys, the same bucket. Nothing is copied.
+- **Another address** of one store: nothing is copied.
+- **The store moved as a whole**, the old address serves no more: proven by the metadata; there is no way back.
+
 ### Before you start
-Copy the volume's data to the new bucket, and make an Airflow connection of type Amazon Web Services for it (login = access
+Copy the volume's data to the new bucket, if it is another store, and make an Airflow connection of type Amazon Web Services for it (login = access
 key, password = secret key, extra `endpoint_url`). Backups need the connection `juicefs_backup`. See `docs/switch.md`.
 """
 

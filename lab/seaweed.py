@@ -8,7 +8,7 @@ import secrets
 import signal
 import urllib.request
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _READ = ["Read", "List"]
 _READ_AND_WRITE = ["Admin", "Read", "Write", "List", "Tagging"]
+_REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _SERVICES = ("master", "volume", "filer", "s3")
 _REQUEST = re.compile(r"^SeaweedFS_s3_request_total\{(?P<labels>[^}]*)\} (?P<count>\S+)$", re.MULTILINE)
 
@@ -158,18 +159,46 @@ class Store:
     def _identity(self) -> Path:
         return self._folder / "identity.json"
 
-    def _write_identity(self, actions: list[str]) -> None:
-        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+    def with_keys(self, access_key: str, secret_key: str) -> "Store":
+        """The same server, as it is reached with other keys."""
+        return replace(self, access_key=access_key, secret_key=secret_key)
+
+    def take_only(self, *others: "Store") -> None:
+        """From now on the server takes the keys of these alone, each `with_keys`; `take_only(store)` ends it.
+
+        A server knows one secret key of an access key.
+        """
+        self._write_identity(_READ_AND_WRITE, *others)
+        self._read_identity_again()
+        taken = {(other.access_key, other.secret_key) for other in others}
+        for store in (self, *others):
+            wait_for(
+                f"{self.name} knows its keys",
+                lambda store=store: store._writable() == ((store.access_key, store.secret_key) in taken),  # type: ignore[misc]
+                deadline_s=10,
+            )
+
+    def _write_identity(self, actions: list[str], *others: "Store") -> None:
         self._identity.touch(mode=0o600)
-        self._identity.write_text(
-            json.dumps({"identities": [{"name": "lab", "credentials": credentials, "actions": actions}]})
-        )
+        identities = [
+            {
+                "name": f"lab-{number}",
+                "credentials": [{"accessKey": store.access_key, "secretKey": store.secret_key}],
+                "actions": actions,
+            }
+            for number, store in enumerate(others or (self,))
+        ]
+        self._identity.write_text(json.dumps({"identities": identities}))
+
+    def _read_identity_again(self) -> None:
+        if (server := self.server()) and server.alive():
+            os.kill(server.pid, signal.SIGHUP)
 
     def _set_actions(self, actions: list[str]) -> None:
         self._write_identity(actions)
         server = self.server()
         if server and server.alive():
-            os.kill(server.pid, signal.SIGHUP)  # SeaweedFS reads its identities again
+            self._read_identity_again()
             wait_for(
                 f"{self.name} {'allows' if 'Write' in actions else 'refuses'} writes",
                 lambda: self._writable() == ("Write" in actions),
@@ -184,7 +213,7 @@ class Store:
             # Deleting what does not exist needs the right and leaves no trace.
             self.client().delete_object(Bucket=self.bucket, Key="lab-probe")
         except ClientError as error:
-            return error.response["Error"]["Code"] != "AccessDenied"
+            return error.response["Error"]["Code"] not in _REFUSALS
         return True
 
     def _serves(self) -> bool:

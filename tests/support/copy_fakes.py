@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -39,8 +39,10 @@ class MemoryBucket(Bucket):
     def check(self, below: str = "") -> None:
         pass
 
-    def probe(self, key: str) -> None:
-        pass
+    def probe(self, key: str, while_there: Callable[[], None] = lambda: None) -> None:
+        self.objects[key] = b"probe"
+        while_there()
+        del self.objects[key]
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         for page in self.pages(KeyRange()):

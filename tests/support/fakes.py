@@ -174,8 +174,10 @@ class FakeStore(Bucket):
     def check(self, below: str = "") -> None:
         pass
 
-    def probe(self, key: str) -> None:
-        pass
+    def probe(self, key: str, while_there: Callable[[], None] = lambda: None) -> None:
+        self.objects[key] = 32
+        while_there()
+        del self.objects[key]
 
     def pages(self, keys: KeyRange) -> Iterator[Page]:
         after, until = keys.after or "", keys.until or "\U0010ffff"

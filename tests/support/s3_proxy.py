@@ -59,6 +59,7 @@ class S3Proxy(ThreadingHTTPServer):
         read_only: PUT, POST and DELETE are answered 403 AccessDenied.
         groups: Those that its one user is a member of, as MinIO's admin API shows and sets them. While the policy of
             one of them denies something the store is read-only, as to that user.
+        fenced: The access keys that were made members of a group; none: read_only is for everyone.
         refusal: A status and an S3 error code that every request is answered, such as (400, "ExpiredToken").
         skew_s: The store's clock is ahead by this. Requests that are dated otherwise are answered RequestTimeTooSkewed;
             others are signed again with `keys`, (access key, secret key), for the store behind, whose clock is right.
@@ -89,6 +90,7 @@ class S3Proxy(ThreadingHTTPServer):
         self.delay_s = 0.0
         self.read_only = False
         self.groups: set[str] = set()
+        self.fenced: set[str] = set()
         self.denying: set[str] = set()
         self.policies: dict[str, str] = {}
         self.refusal: tuple[int, str] | None = None
@@ -147,6 +149,7 @@ class S3Proxy(ThreadingHTTPServer):
                 self.policies[query["userOrGroup"]] = query["policyName"]
             case "update-group-members":
                 change = json.loads(body)
+                self.fenced |= set(change["members"])
                 if change["members"]:
                     (self.groups.discard if change["isRemove"] else self.groups.add)(change["group"])
                 self.read_only = any(self.policies[group] in self.denying for group in self.groups)
@@ -205,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(*proxy.refusal)
         elif proxy.token and self.headers.get("x-amz-security-token") != proxy.token:
             self._refuse(400, "InvalidToken")
-        elif proxy.read_only and request.method in _WRITES:
+        elif proxy.read_only and request.method in _WRITES and (not proxy.fenced or self._access_key() in proxy.fenced):
             self._refuse(403, "AccessDenied")
         elif proxy.skew_s and self._skewed():
             self._refuse(403, "RequestTimeTooSkewed")
@@ -246,6 +249,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response_only(http.HTTPStatus.CONTINUE)
             self.end_headers()
         return self.rfile.read(size)
+
+    def _access_key(self) -> str:
+        return self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
 
     def _skewed(self) -> bool:
         dated = self.headers.get("x-amz-date", "")

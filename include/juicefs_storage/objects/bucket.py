@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -12,11 +12,17 @@ from include.juicefs_storage.objects.model import KeyRange, Page
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object of a listing. The ETag is without quotes."""
+    """One object of a listing, or of a HEAD, which alone tells when it was written.
+
+    Attributes:
+        etag: Without quotes.
+        modified: The header Last-Modified as the store gives it; empty in a listing.
+    """
 
     key: str
     size_bytes: int
     etag: str
+    modified: str = ""
 
 
 class Bucket(Protocol):
@@ -37,8 +43,12 @@ class Bucket(Protocol):
             below: Keys limited to a part of the bucket may list only below this.
         """
 
-    def probe(self, key: str) -> None:
+    def probe(self, key: str, while_there: Callable[[], None] = lambda: None) -> None:
         """PUT, GET, LIST and DELETE one small object under a key of our own.
+
+        Args:
+            key: Nothing may be there.
+            while_there: Called before the object is deleted again.
 
         Raises:
             PermanentError: What was read or listed is not what was written.

@@ -24,8 +24,9 @@ RunOutcome = Literal[
 GREEN: frozenset[RunOutcome] = frozenset({"switched", "reverted", "planned"})
 #: What each outcome means for the person who reads it.
 RUN_MEANING: Mapping[RunOutcome, str] = {
-    "switched": "Every client is proven on the new store and no block is missing there.",
-    "reverted": "The volume is on the store of the backup: every client is proven there and no block is missing.",
+    "switched": "Every client that was there is proven on the new store and no block is missing there.",
+    "reverted": "The volume is on the store of the backup: every client that was there is proven and no block is "
+    "missing.",
     "planned": "Dry run: nothing was changed. Trigger again with dry_run=false to carry the plan out.",
     "refused": "Nothing was changed. Remove what was refused, then trigger again.",
     "rejected": "The plan was not approved. Nothing was changed.",

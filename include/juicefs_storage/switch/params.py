@@ -10,7 +10,7 @@ from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.params import BUCKET_NAME, Params, describe, describe_field, param, refused, without_empty
 from include.juicefs_storage.volume.setting import ENDPOINT
 
-Consistency = Literal["off", "sample", "listing", "metadata", "content"]
+Consistency = Literal["off", "sample", "listing", "metadata", "content", "target"]
 Runner = Literal["controller", "worker"]
 TargetStorage = Literal["minio", "s3"]
 OnFailure = Literal["rollback", "hold"]
@@ -36,7 +36,9 @@ class MoveParams(Params):
         "Compare the stores",
         "How the new store is compared with the old one before the switch. `off`: not at all, with a warning; "
         "`sample`: 200 blocks by content; `listing`: every block by key and size; `metadata`: every block that files "
-        "refer to, by key and size, and names those that are lost already; `content`: every block by content. "
+        "refer to, by key and size, and names those that are lost already; `content`: every block by content; "
+        "`target`: those that files refer to, by key and size, on the new store alone, which is done by itself where "
+        "the old store does not serve. "
         "[What each costs](refusals.md#the-blocks-check_consistency).",
         "listing",
     )

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.records import Record
+from include.juicefs_storage.switch.change import MEANING, Change
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import forecast_lines
 from include.juicefs_storage.volume.mount_pods import MountPod
@@ -70,6 +71,10 @@ class Plan(Record):
     findings: tuple[Finding, ...]
     #: The backup that the run goes back to; None in a switch.
     backup_id: str | None = None
+    #: How the storage changes.
+    change: Change = Change()
+    #: Keyed digests of the secret key, now and after: two are equal where the keys are; empty where not recorded.
+    secret_keys: tuple[str, str] = ("", "")
     #: Blocks a second, as Airflow read the old store; None: not measured.
     blocks_s: float | None = None
     #: Keys of the blocks that were lost on the old store when the plan was made, and that were accepted as lost.
@@ -100,15 +105,18 @@ class Plan(Record):
             ("storage", self.before.storage, self.after.storage),
             ("bucket", self.before.bucket, self.after.bucket),
             ("access key", self.before.access_key, self.after.access_key),
+            ("secret key, its digest", *self.secret_keys),
             ("session token", self.before.session_token, self.after.session_token),
         ]
         if self.before.session_token == self.after.session_token:
             del rows[-1]
+        clients = [f"`{pod.name}` on {pod.node}, heartbeat {pod.heartbeat_s:g} s" for pod in self.mount_pods]
         secrets = [f"`{change.namespace}/{change.name}`: {', '.join(change.keys)}" for change in self.secrets]
         lines = [
             f"## Switch of volume `{self.volume}`"
             if self.backup_id is None
             else f"## Revert of volume `{self.volume}` to backup `{self.backup_id}`",
+            f"**{MEANING[self.change.kind]}**",
             f"UUID `{self.uuid}`",
             "",
             "| | now | after |",
@@ -122,7 +130,7 @@ class Plan(Record):
             *(f"{number}. {step}" for number, step in enumerate(self.steps, 1)),
             "",
             "### What is left, and how long it takes",
-            *bullets(forecast_lines(self.missing_objects, self.blocks_s, [pod.heartbeat_s for pod in self.mount_pods])),
+            *bullets(self._forecast()),
             "",
             "### What no run can see",
             *bullets(UNSEEN),
@@ -131,12 +139,23 @@ class Plan(Record):
             *bullets(secrets),
             "",
             "### Clients that will be proven on the new store",
-            *bullets([f"`{pod.name}` on {pod.node}, heartbeat {pod.heartbeat_s:g} s" for pod in self.mount_pods]),
+            *bullets(clients or ["none: no mount pod has the volume now, so that no client is proven"]),
             "",
             "### Pods that must not restart",
             f"{len(self.mount_pods)} mount pods, {len(self.business_pods)} business pods",
         ]
         return "\n".join(lines)
+
+    def _forecast(self) -> list[str]:
+        heartbeats = [pod.heartbeat_s for pod in self.mount_pods]
+        if self.change.copies:
+            return forecast_lines(self.missing_objects, self.blocks_s, heartbeats)
+        return ["nothing is copied", *forecast_lines(0, None, heartbeats)[1:]]
+
+
+def digest(value: SecretStr, key: bytes) -> str:
+    """Return a keyed digest of a secret value: tells two values apart and nothing else."""
+    return hmac.new(key, value.get_secret_value().encode(), hashlib.sha256).hexdigest()[:8]
 
 
 def has_fingerprint(config: StorageConfig, found: str, keys: Iterable[bytes]) -> bool:

@@ -21,6 +21,11 @@ _BLOCKS_TRIED = 3
 _PARALLEL_PODS = 8
 
 
+def new_probe_key(volume: str) -> str:
+    """Return a new key, below a volume's name, for an object that is written, read and deleted again."""
+    return f"{volume}/storage-switch-probe-{uuid.uuid4().hex}"
+
+
 def find_problem(
     cluster: Cluster,
     juicefs: JuiceFS,
@@ -57,13 +62,12 @@ def find_problem(
         if unreached := [f"pod {pod} cannot use {url.endpoint}: {problem}" for pod, problem in answers if problem]:
             return unreached[0]
     blocks = list(islice(_oldest_blocks(metadata, setting, lost_before), _BLOCKS_TRIED))
-    probe_key = f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}" if write else None
     try:
         if not url.verify:
             # `juicefs sync`, which reads a block, checks every certificate.
             problem = juicefs.try_storage(config, setting.name if write else "")
             return problem or _problem_for_airflow(location, blocks)
-        return juicefs.probe_storage(config, blocks, probe_key)
+        return juicefs.probe_storage(config, blocks, new_probe_key(setting.name) if write else None)
     except StorageSwitchError as error:
         return _problem_for_airflow(location, blocks, f"No pod could be asked either: {error.problem}")
 

@@ -47,6 +47,7 @@ def prove_every_client(
     sleep: Callable[[float], None],
     unstick: Callable[[], None] | None = None,
     sessions: Callable[[], Sequence[Session]] = tuple,
+    canary_timeout_s: float = _CANARY_TIMEOUT_S,
 ) -> list[ClientProof]:
     """Prove every mount pod of the volume, waiting for those that have not followed yet.
 
@@ -61,12 +62,13 @@ def prove_every_client(
         unstick: Makes every client try again; called once, where some show the storage in two looks on end and do not
             use it. They have the whole time again then.
         sessions: Lists the volume's clients: none but the mount pods may be left, for no other can be proven.
+        canary_timeout_s: How long one write through a mount may take, in seconds.
 
     Raises:
         PermanentError: Some client did not follow in time; each is named with what was found.
     """
     started = since = clock()
-    clients = _Clients(pods, move, canary, sessions, clock)
+    clients = _Clients(pods, move, canary, sessions, clock, canary_timeout_s)
     refused = ""
     while True:
         stuck_before = clients.stuck
@@ -104,6 +106,7 @@ class _Clients:
         canary: How the names of the files begin that are written through the mounts.
         sessions: Lists the volume's clients.
         clock: A monotonic clock.
+        canary_timeout_s: How long one write through a mount may take, in seconds.
         proven: UID of a mount pod -> its proof.
         waiting: What the last look did not prove, each with the problem.
         found_at: When the first of these was found, by `clock`.
@@ -116,6 +119,7 @@ class _Clients:
     canary: str
     sessions: Callable[[], Sequence[Session]]
     clock: Callable[[], float]
+    canary_timeout_s: float
     proven: dict[str, ClientProof] = field(default_factory=dict)
     waiting: dict[str, str] = field(default_factory=dict)
     found_at: float = 0.0
@@ -156,15 +160,15 @@ class _Clients:
         self.found_at = min(found_at, default=looked)
 
     def _ask(self, pod: Pod) -> tuple[ClientState | None, float]:
-        return _state(self.pods, pod, self.move, self.canary), self.clock()
+        return _state(self.pods, pod, self.move, self.canary, self.canary_timeout_s), self.clock()
 
 
-def _state(pods: VolumePods, pod: Pod, move: Move, canary: str) -> ClientState | None:
+def _state(pods: VolumePods, pod: Pod, move: Move, canary: str, timeout_s: float) -> ClientState | None:
     """Ask for one client's state; None for another volume's client."""
     try:
         if pods.config(pod) is None:
             return None
         # A file of its own: of one that several clients write, each shows the block that another wrote last.
-        return prove_client(pods.cluster, pod, move, f"{canary}-{pod.uid}", timeout_s=_CANARY_TIMEOUT_S)
+        return prove_client(pods.cluster, pod, move, f"{canary}-{pod.uid}", timeout_s=timeout_s)
     except StorageSwitchError as error:
         return ClientState(error.problem)

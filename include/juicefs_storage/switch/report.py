@@ -8,6 +8,7 @@ from typing import Any
 from include.juicefs_storage.failures import Failure
 from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.records import Record
+from include.juicefs_storage.switch.change import MEANING, Change
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.outcome import RunOutcome
 from include.juicefs_storage.switch.plan import StorageView
@@ -23,6 +24,13 @@ CLOSE_THE_DOOR = (
         "Withdraw the old key on that store, or let a write fence stay up there (`fence_conn_id`). Such a writer fails "
         "then and loses nothing."
     ),
+)
+
+
+#: The same, where only the keys change.
+OLD_KEY = (
+    "The store still takes the old key, unless it has been withdrawn. That no client uses it is proven above, by "
+    "writes while it was refused or by the clients' logs alone; a writer without a session may use it. Withdraw it."
 )
 
 
@@ -43,6 +51,7 @@ class Report(Record):
     volume: str | None
     before: StorageView | None
     after: StorageView | None
+    change: Change = Change()
     setting_now: str | None
     backup_id: str | None
     approved_by: str | None
@@ -85,7 +94,7 @@ class Report(Record):
                 f"| before | {self.before.storage} | `{self.before.bucket}` | `{self.before.access_key}` |",
                 f"| planned | {self.after.storage} | `{self.after.bucket}` | `{self.after.access_key}` |",
                 "",
-                f"The setting now names `{self.setting_now}`.",
+                f"{MEANING[self.change.kind]} The setting now names `{self.setting_now}`.",
                 "",
             ]
         lines += [f"Backup: `{self.backup_id or 'none'}`. {self.approval}.", ""]
@@ -93,7 +102,7 @@ class Report(Record):
             lines += [f"To undo it, at any time: `juicefs_storage_revert` with `backup_id` = `{self.backup_id}`.", ""]
         lines += ["### Proofs", *bullets(list(self.proofs)), ""]
         if self.outcome in {"switched", "reverted"}:
-            lines += ["### To close the door", *bullets(list(CLOSE_THE_DOOR)), ""]
+            lines += ["### To close the door", *bullets(list(self._open_doors())), ""]
         lines += ["### Findings", *findings_markdown(self.findings), ""]
         lines += ["### Steps", "| task | state | seconds |", "|---|---|---|"]
         lines += [
@@ -103,12 +112,19 @@ class Report(Record):
         ]
         return "\n".join(lines)
 
+    def _open_doors(self) -> tuple[str, ...]:
+        if self.change.kind == "keys":
+            return (OLD_KEY,)
+        return CLOSE_THE_DOOR if self.change.copies else ()
+
 
 def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say what the steps proved, a sentence each, from what they returned: task id -> result."""
     lines = []
     for task, side in (("prove_clients", "new"), ("prove_clients_on_old", "old")):
         lines += _client_lines(task, results.get(task, {}), side)
+    if denied := results.get("prove_clients", {}).get("denied"):
+        lines.append(f"{denied} clients wrote a block while the store refused the old key: none uses it any more")
     for task, text in _SENTENCES.items():
         if task in results:
             lines.append(text.format(**results[task], there=_blocks(results[task])))
@@ -196,6 +212,8 @@ def _late_lines(result: Mapping[str, Any]) -> list[str]:
     """Say what was committed minutes after it was written."""
     if not result:
         return []
+    if result.get("one_store"):
+        return ["late commits need no wait: the clients keep their store"]
     if not result["waited_s"]:
         return ["late commits were not waited for: late_commit_s=0"]
     found = (
@@ -229,8 +247,9 @@ def _settle_lines(result: Mapping[str, Any]) -> list[str]:
 
 _BY: Mapping[str, str] = {
     "block": "wrote a block to the {side} store alone",
-    "log": "is proven by its log alone, since both stores show its block: it reloaded the {side} store's values",
-    "start": "is proven by its start after the setting was written, since both stores show its block:",
+    "key": "wrote a block while the store knew the {side} key alone,",
+    "log": "is proven by its log alone, since a block does not tell: it reloaded the {side} store's values",
+    "start": "is proven by its start after the setting was written, since a block does not tell:",
 }
 _WAS_STUCK = ", when the setting had been written once more: it could not use it before"
 _SENTENCES: Mapping[str, str] = {

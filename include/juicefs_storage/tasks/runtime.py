@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -117,12 +118,15 @@ class Runtime:
 
     def target(self, setting: Setting) -> StorageConfig:
         """Return the storage that the volume's clients will use."""
+        return self._target(setting.storage)
+
+    def _target(self, storage: str) -> StorageConfig:
         from include.juicefs_storage.adapters.s3.store import connection_storage
 
         params = self.params
         if self.recorded:
             return self.source(self.recorded.setting)
-        storage = params.target_storage or setting.storage
+        storage = params.target_storage or storage
         config = connection_storage(params.target_conn_id, storage, params.target_bucket, params.target_endpoint)
         mask_keys(config)
         return config
@@ -143,9 +147,14 @@ class Runtime:
         return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket).on_side("new store")
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
-        """Return the old bucket, as Airflow reaches it."""
+        """Return the old bucket, as Airflow reaches it.
+
+        Where only the keys change it is the new one: the old key may be revoked.
+        """
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
+        if config.place == self._target(config.storage).place:
+            return self.target_store
         if self.params.source_conn_id:
             bucket = config.endpoint_and_bucket[1]
             return S3Bucket.from_connection(self.params.source_conn_id, bucket).on_side("old store")
@@ -155,6 +164,19 @@ class Runtime:
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
         return S3Bucket.from_storage(config, environment=self.client_environment)
+
+    def clients_store(self, config: StorageConfig) -> S3Bucket:
+        """Return the new bucket, as Airflow reaches it, with the keys of a storage."""
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+        return S3Bucket(
+            replace(
+                self.target_store.store,
+                access_key=config.access_key.get_secret_value(),
+                secret_key=config.secret_key.get_secret_value(),
+                session_token=config.session_token.get_secret_value(),
+            )
+        )
 
     def fence(self, setting: Setting) -> WriteFence | None:
         """Return the write fence on the store that a setting names; None where none is wanted."""

@@ -42,6 +42,8 @@ _RELOAD = re.compile(
 )
 _RELOAD_FAILURE = re.compile(r"<WARNING>: object storage: ([^\n]*)")
 _LOG_LINES = 20_000
+_WHETHER = "whether the client uses the new values"
+_WHICH = "which store the client uses, since both have it"
 #: Clocks of Airflow and of the nodes may differ by so many seconds.
 _CLOCK_MARGIN_S = 120
 
@@ -64,8 +66,8 @@ class ClientState(NamedTuple):
     Attributes:
         problem: What was found instead of the proof; empty when proven.
         stuck: It has read the setting and does not use what it says: it retries only when the setting changes.
-        by: What proved it: a `block` that only this client can have written there; its `log`, or its `start` after the
-            setting was written, where both stores show the block.
+        by: What proved it: a `block` that only this client can have written there; a block while the store refused the
+            other `key`; where both stores show the block, its `log`, or its `start` after the setting was written.
     """
 
     problem: str = ""
@@ -83,6 +85,8 @@ class Move:
         left: The bucket that it used before; None where that is not at hand: then a block proves less.
         since: When the setting was written (UTC, by Airflow's clock).
         returning: The clients had this storage before. One that never left it may have failed to reload another.
+        one_store: The clients keep their store, and get another key or address for it: a block alone proves nothing.
+        key_refused: The store refuses the key that the clients had before.
     """
 
     config: StorageConfig
@@ -90,6 +94,8 @@ class Move:
     left: Bucket | None = None
     since: datetime | None = None
     returning: bool = False
+    one_store: bool = False
+    key_refused: bool = False
 
     def left_has(self, keys: Sequence[str]) -> bool:
         """Return whether the bucket that the client used before has one of these objects.
@@ -207,18 +213,18 @@ def _judge_block(cluster: Cluster, pod: Pod, move: Move, keys: Sequence[str]) ->
     bucket, reload = move.config.bucket, _read_reload(cluster, pod, move)
     if missing := [key for key in keys if not move.store.exists(key)]:
         return _unproven(f"a block written through its mount is not in {bucket}: {missing[0]}", reload, stuck=True)
-    on_both = move.left_has(keys)
+    on_both = not move.key_refused and (move.one_store or move.left_has(keys))
     if reload.failure and (on_both or not move.returning):
         return _unproven("its block is there", reload, stuck=True)
     if not on_both:
-        return ClientState(by="block")
+        return ClientState(by="key" if move.key_refused else "block")
     if reload.found:
         return ClientState(by="log")
     if move.since and pod.started_at and pod.started_at > move.since:
         return ClientState(by="start")
     return ClientState(
-        f"its block is on both stores, so that it does not tell which one the client uses, and its log does not show "
-        f"that it reloaded {bucket} since the setting was written",
+        f"its block does not tell {_WHETHER if move.one_store else _WHICH}, and its log does not show that it reloaded "
+        f"{bucket} since the setting was written",
         stuck=True,
     )
 

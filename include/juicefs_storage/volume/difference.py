@@ -34,6 +34,8 @@ _OF_TWO_STORES: dict[ObjectOutcome, Count] = {
 _OF_ONE_STORE: dict[ObjectOutcome, Count] = {
     _Outcome.SAME: "present", _Outcome.LOST: "missing", _Outcome.DAMAGED: "different", _Outcome.SKIPPED: "extra",
 }  # fmt: skip
+#: The same, where no other store can have what this one lacks.
+_OF_THE_ONLY_STORE: dict[ObjectOutcome, Count] = {**_OF_ONE_STORE, _Outcome.LOST: "lost", _Outcome.DAMAGED: "lost"}
 
 
 @dataclass
@@ -208,6 +210,18 @@ def compare_sample(
     return result
 
 
+def lost_blocks(metadata: MetadataStore, setting: Setting, store: Bucket, keep_lost: int = EXAMPLES) -> Difference:
+    """Find the blocks that some file refers to and the only store there is does not hold whole: they are `lost`.
+
+    Args:
+        metadata: Which blocks files refer to.
+        setting: The volume's setting.
+        store: The store.
+        keep_lost: How many keys of lost blocks are kept.
+    """
+    return _compare_needed(metadata, setting, store, Difference(keep_lost=keep_lost), _OF_THE_ONLY_STORE)
+
+
 def missing_blocks(
     metadata: MetadataStore, setting: Setting, store: Bucket, lost_before: Collection[str] = frozenset()
 ) -> Difference:
@@ -221,14 +235,25 @@ def missing_blocks(
         store: The store.
         lost_before: Keys of blocks that were lost before the volume was moved: they count as `lost` alone.
     """
-    needed, result = NeededBlocks.of(metadata, setting), Difference()
+    return _compare_needed(metadata, setting, store, Difference(), _OF_ONE_STORE, lost_before)
+
+
+def _compare_needed(
+    metadata: MetadataStore,
+    setting: Setting,
+    store: Bucket,
+    result: Difference,
+    counts: Mapping[ObjectOutcome, Count],
+    lost_before: Collection[str] = frozenset(),
+) -> Difference:
+    needed = NeededBlocks.of(metadata, setting)
     # The store is both sides: what one side lacks the other cannot have.
     stretches = (
         (wanted, found, found) for wanted, found in beside(needed.pages(KeyRange()), volume_pages(store, setting))
     )
     for batch in batches(stretches, lambda: Classifier(by_size=True), needed):
         settle_lost(batch, needed, store, store)
-        result.add(batch, _OF_ONE_STORE, lost_before)
+        result.add(batch, counts, lost_before)
     return result
 
 

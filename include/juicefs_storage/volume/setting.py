@@ -65,6 +65,12 @@ class StorageConfig:
         values = (self.secret_key, self.session_token, self.access_key)
         return tuple(filter(None, (value.get_secret_value() for value in values)))
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Endpoint and bucket in one form: equal where two storages name the same bucket with other keys."""
+        endpoint, bucket = self.endpoint_and_bucket
+        return normal_endpoint(endpoint), bucket
+
 
 def endpoint_and_bucket(storage: str, bucket: str) -> tuple[str, str]:
     """Return `https://host:port` and the bucket's name, of the URL that JuiceFS calls `Bucket`.

@@ -10,7 +10,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from include.juicefs_storage.adapters.s3.client import OBJECT_LIMIT_BYTES, ObjectError, S3Client, Sink, stream
+from include.juicefs_storage.adapters.s3.client import (
+    OBJECT_LIMIT_BYTES,
+    ObjectError,
+    S3Client,
+    Sink,
+    error_code,
+    stream,
+)
 from include.juicefs_storage.adapters.s3.listing import list_pages
 from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
 from include.juicefs_storage.adapters.s3.wire.drive import drive
@@ -25,6 +32,8 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.wire.limits import Limits
     from include.juicefs_storage.volume.setting import StorageConfig
 
+#: The codes of answers to keys that the store does not know. AccessDenied may come from a policy.
+_UNKNOWN_KEYS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch"})
 _READ_LIMIT_BYTES = 64 * 2**20
 _Sink = TypeVar("_Sink", bound=Sink)
 
@@ -93,7 +102,16 @@ class S3Bucket(Bucket):
             for _ in list_pages(client, below, max_keys=1):
                 return
 
-    def probe(self, key: str) -> None:
+    def knows_keys(self) -> bool:
+        """Ask whether the store takes the keys at all, whatever they are allowed to do.
+
+        False where it knows no such access key, or where the secret key is another one.
+        """
+        with self._client() as client:
+            answer = client.call("GET", client.bucket_path, "list-type=2&max-keys=1")
+        return error_code(answer) not in _UNKNOWN_KEYS
+
+    def probe(self, key: str, while_there: Callable[[], None] = lambda: None) -> None:
         """PUT, GET, LIST and DELETE one object of our own; it is deleted whatever happens in between."""
         body = uuid.uuid4().hex.encode()
         self._change("PUT", key, body)
@@ -108,6 +126,7 @@ class S3Bucket(Bucket):
                     f"{self.name}: expected {key} in the listing right after it was written, found none.",
                     next_step="check that the keys may list the bucket",
                 )
+            while_there()
         finally:
             self._change("DELETE", key)
 
@@ -169,7 +188,8 @@ class S3Bucket(Bucket):
             size = found.headers.get("content-length", "")
             if not size.isdecimal():
                 raise client.not_s3(f"HEAD {key}", found.headers, "no Content-Length")
-            return StoredObject(key, int(size), found.headers.get("etag", "").strip('"'))
+            etag, modified = found.headers.get("etag", "").strip('"'), found.headers.get("last-modified", "")
+            return StoredObject(key, int(size), etag, modified)
 
     def exists(self, key: str) -> bool:
         """HEAD one object."""

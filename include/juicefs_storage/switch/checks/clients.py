@@ -182,16 +182,23 @@ def check_late_commits(late_commit_s: int) -> list[Finding]:
     ]
 
 
-def check_fence(fence: WriteFence | None, *, catch_up: bool) -> list[Finding]:
+def check_fence(
+    fence: WriteFence | None, *, catch_up: bool, keys_only: bool = False, same_access_key: bool = False
+) -> list[Finding]:
     """Check that the write fence on the old store can be put up, and is not up yet.
 
     Args:
         fence: None: none is wanted.
         catch_up: Whether a task follows the clients' writes, which also takes the fence down in time.
+        keys_only: Whether the clients keep their bucket: the fence refuses the old key for some seconds then, as a
+            proof.
+        same_access_key: Whether the access key stays, and only its secret key changes.
     """
     check = "write fence"
     if fence is None:
         return []
+    if keys_only:
+        return _check_denial(fence, same_access_key=same_access_key)
     if not catch_up:
         return [
             refusal(check, "A write fence needs catch_up: nothing else takes it down in time.", "set catch_up=true")
@@ -205,6 +212,24 @@ def check_fence(fence: WriteFence | None, *, catch_up: bool) -> list[Finding]:
             )
         ]
     return [ok(check, "it can be put up on the old store")]
+
+
+def _check_denial(fence: WriteFence, *, same_access_key: bool) -> list[Finding]:
+    """Check that the store can refuse the old key alone."""
+    check = "write fence"
+    if same_access_key:
+        return [
+            refusal(
+                check,
+                "The access key stays the same: to refuse the old key would refuse the new one.",
+                "leave `fence_conn_id` empty: the store knows one secret key of an access key, so that the old one is "
+                "refused already",
+            )
+        ]
+    if fence.is_up():
+        remedy = "take its user out of MinIO's group juicefs-storage-fence-<volume> (mc admin group rm)"
+        return [refusal(check, "The old key may not write: a write fence is up.", remedy)]
+    return [ok(check, "the old key can be refused for a few seconds, to prove that no client uses it")]
 
 
 def check_runner(version: str, mounts: Sequence[MountPod], sessions: Sequence[Session]) -> list[Finding]:

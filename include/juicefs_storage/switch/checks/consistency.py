@@ -7,6 +7,7 @@ from dataclasses import replace
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import MetadataStore
+from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.switch.params import Consistency
 from include.juicefs_storage.volume.difference import (
@@ -16,16 +17,20 @@ from include.juicefs_storage.volume.difference import (
     compare_blocks,
     compare_sample,
     files_of,
+    lost_blocks,
+    missing_blocks,
 )
 from include.juicefs_storage.volume.setting import Setting
 
 CHECK = "consistency"
 _NOT_COMPARED = warning(CHECK, "The stores were not compared.", "set consistency=listing")
+_TWO_STORES = Change()
 SAMPLE_BLOCKS = 200
 _HOW = {
     "sample": f"{SAMPLE_BLOCKS} blocks drawn at random, by content",
     "listing": "every block, by key and size",
     "metadata": "every block that files refer to, by key and size",
+    "target": "every block that files refer to, by key and size",
     "content": "every block, by content",
 }
 
@@ -38,9 +43,12 @@ def check_consistency(
     *,
     mode: Consistency,
     catch_up: bool,
+    change: Change = _TWO_STORES,
     accept_lost: int = 0,
 ) -> tuple[list[Finding], Difference]:
     """Compare the blocks on the new store with those on the old one, and the old store with the metadata.
+
+    Where there is one store alone, by the kind of change or by `mode`, it is compared with the metadata.
 
     A volume in use is always ahead of its copy. With `catch_up` a copy that is behind is a warning, since the rest is
     copied before the setting is written; a copy that was not made at all is a refusal. In every mode a block that files
@@ -53,12 +61,21 @@ def check_consistency(
         metadata: Which blocks files refer to, and which slices the volume has given out.
         mode: What is compared with the new store. `sample`: some blocks, by content. `listing`: all, by key and size.
             `metadata`: those that files refer to, by key and size. `content`: all, read on both sides. `off`: none.
+            `target`: those that files refer to, by key and size, on the new store alone.
+        change: How the storage changes.
         catch_up: Whether what is missing will be copied.
         accept_lost: How many lost blocks the operator accepts.
 
     Returns:
         The findings, and the difference; `lost_keys` holds every block that is lost where these are accepted.
     """
+    if not change.copies:
+        return _compare_only_store(metadata, setting, target, change, accept_lost)
+    if mode == "target":
+        alone = missing_blocks(metadata, setting, target)
+        if not alone.missing and not alone.different:
+            return [ok(CHECK, _all_there(alone, "the new store"))], alone
+        mode = "metadata"  # only the old store tells which of these are lost
     try:
         compared = compare_blocks(
             metadata, setting, source, target,
@@ -69,7 +86,7 @@ def check_consistency(
             raise
         problem = f"The old store was not compared with the metadata: {error.problem}"
         return [_NOT_COMPARED, warning(CHECK, problem, error.next_step)], Difference()
-    lost = _lost(compared, metadata, accept_lost)
+    lost = _lost(compared, metadata, accept_lost, "the old store")
     if mode == "off":
         return [_NOT_COMPARED, *lost], compared
     sampled = mode == "sample"
@@ -84,12 +101,29 @@ def check_consistency(
     return [*lost, *findings], replace(difference, lost=compared.lost, lost_keys=compared.lost_keys)
 
 
-def _lost(difference: Difference, metadata: MetadataStore, accepted: int) -> list[Finding]:
+def _compare_only_store(
+    metadata: MetadataStore, setting: Setting, target: Bucket, change: Change, accept_lost: int
+) -> tuple[list[Finding], Difference]:
+    difference = lost_blocks(metadata, setting, target, max(accept_lost, EXAMPLES))
+    where = "the new store" if change.kind == "moved" else "the store"
+    findings = _lost(difference, metadata, accept_lost, where) or [ok(CHECK, _all_there(difference, where))]
+    if change.kind == "moved":
+        told = f"The old store does not serve, the new one was compared with the metadata alone. {change.why}"
+        remedy = "if the old store only fails for now, bring it back and plan again: then both are compared"
+        findings = [warning(CHECK, told, remedy), *findings]
+    return findings, difference
+
+
+def _all_there(difference: Difference, where: str) -> str:
+    return f"{_HOW['target']}: all {difference.present} are on {where}"
+
+
+def _lost(difference: Difference, metadata: MetadataStore, accepted: int, where: str) -> list[Finding]:
     if not difference.lost:
         return []
     files = ", ".join(files_of(difference.lost_keys, metadata)[:EXAMPLES]) or "not known"
     found = (
-        f"{difference.lost} blocks that files refer to are not whole on the old store, such as "
+        f"{difference.lost} blocks that files refer to are not whole on {where}, such as "
         f"{_examples(difference, 'lost')}. Files of these: {files}."
     )
     if difference.lost <= accepted:

@@ -116,7 +116,7 @@ def copy_ahead() -> dict[str, Any]:
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
     run = admission.forward(take_lease=False)
-    if not run.runtime.params.catch_up:
+    if not run.catches_up:
         return {"copied": 0}
     return copies.copy(run, run.old, run.new, timeout_s=_COPY_AHEAD_TIMEOUT_S, before_follower=True)
 
@@ -130,7 +130,7 @@ def follow_writes() -> dict[str, Any]:
     prove_clients. To have the window followed again, clear copy_ahead with Downstream.
     """
     run = admission.forward(take_lease=False)
-    if not run.runtime.params.catch_up:
+    if not run.catches_up:
         return {"copied": 0}
     result = copies.follow(
         run, run.old, run.new, moving=_MOVING, compared_by="copy_ahead", on_poll=write_fence.watch(run)
@@ -153,7 +153,7 @@ def write_setting() -> dict[str, Any]:
     # One that a killed try left behind may write later than this one, even when the volume is elsewhere again.
     run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
     step = run.write_setting
-    followed = run.runtime.params.catch_up and copies.await_follower("follow_writes")
+    followed = run.catches_up and copies.await_follower("follow_writes")
     fenced = False
     if not step.observe().uses(step.target):
         proofs.count_failed_requests(run)
@@ -215,11 +215,12 @@ def prove_clients() -> dict[str, Any]:
     """Prove every mount pod on the new store: its `.config`, then a block written through its very mount.
 
     **Changes** nothing; a small file is written through each mount and removed. Where a client shows the new bucket and
-    does not use it, the secret key in the setting is encrypted again, once: every client then tries again.
+    does not use it, the secret key in the setting is encrypted again, once: every client then tries again. Where only
+    the keys change and `fence_conn_id` is given, the store refuses the old key for a few seconds meanwhile.
     **Safe to clear**: yes.
     """
     run = admission.forward(take_lease=False)
-    return proofs.prove_clients(run, run.new)
+    return {**proofs.prove_clients(run, run.new), **proofs.deny_old_key(run)}
 
 
 @runbook_task
@@ -229,7 +230,7 @@ def catch_up() -> dict[str, Any]:
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
     run = admission.forward(take_lease=False)
-    if not run.runtime.params.catch_up:
+    if not run.catches_up:
         return {"copied": 0}
     return copies.copy(run, run.old, run.new, timeout_s=copies.CATCH_UP_TIMEOUT_S)
 
@@ -290,6 +291,4 @@ def catch_up_late() -> PokeReturnValue:
     **Changes** the new store: adds blocks, overwrites and deletes none. **Safe to clear**: yes.
     """
     run = admission.forward(take_lease=False)
-    return copies.catch_up_late(
-        run, run.old, run.new, moved_by=("prove_clients", "settle"), copies=run.runtime.params.catch_up
-    )
+    return copies.catch_up_late(run, run.old, run.new, moved_by=("prove_clients", "settle"), copies=run.catches_up)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,13 +13,17 @@ from airflow.sdk import TriggerRule, get_current_context
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.backup import backup_size
+from include.juicefs_storage.switch.change import Change, find_change
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import reading_rate
 from include.juicefs_storage.switch.lease import check_lease
+from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.params import resolve_switch_params
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
-from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, fingerprint
+from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, digest, fingerprint
+from include.juicefs_storage.switch.probe_location import find_problem, new_probe_key
 from include.juicefs_storage.switch.run_record import RunRecord
+from include.juicefs_storage.switch.steps import planned_steps
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks.context import pull, push, run_id, task_states, triggered_at
 from include.juicefs_storage.tasks.registry import read_registry
@@ -31,7 +34,7 @@ from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods
 from include.juicefs_storage.volume.secret import volume_secrets
-from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from include.juicefs_storage.volume.setting import Setting
 from include.juicefs_storage.volume.users import business_pods
 
 #: The checks by task id, for whoever makes them outside of a run of their own.
@@ -120,20 +123,27 @@ def check_volume(runtime: Runtime) -> list[Finding]:
         lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
         lambda: checks.check_late_commits(runtime.params.late_commit_s),
         # A run that has switched the volume before, and is cleared, keeps its fence.
-        lambda: (
-            []
-            if setting.uses(runtime.target(setting))
-            else checks.check_fence(runtime.fence(setting), catch_up=runtime.params.catch_up)
-        ),
+        lambda: [] if setting.uses(runtime.target(setting)) else _fence(runtime, setting),
+    )
+
+
+def _fence(runtime: Runtime, setting: Setting) -> list[Finding]:
+    before, after = runtime.source(setting), runtime.target(setting)
+    return checks.check_fence(
+        runtime.fence(setting),
+        catch_up=runtime.params.catch_up,
+        keys_only=before.place == after.place,
+        same_access_key=before.access_key == after.access_key,
     )
 
 
 def _canaries(runtime: Runtime, pods: VolumePods, mounts: Sequence[MountPod]) -> list[Finding]:
     """Check the canaries, unless the run has switched the volume before: a cleared run proves its clients later."""
-    config = runtime.source(pods.setting)
-    if runtime.params.dry_run or config == runtime.target(pods.setting):
+    config, target = runtime.source(pods.setting), runtime.target(pods.setting)
+    if runtime.params.dry_run or config == target:
         return []
-    store = runtime.source_store(config)
+    # Where only the keys change it is the clients' own keys that tell whether anything can be written.
+    store = runtime.clients_store(config) if config.place == target.place else runtime.source_store(config)
     going_back = runtime.recorded is not None
     return checks.check_canaries(pods, mounts, config, store, canary_name(run_id()), going_back=going_back)
 
@@ -175,7 +185,7 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
     The bucket is looked up with HEAD and never created. **Safe to clear**: yes, with Downstream.
     """
     setting = runtime.setting()
-    probe = None if runtime.params.dry_run else f"{setting.name}/storage-switch-probe-{uuid.uuid4().hex}"
+    probe = None if runtime.params.dry_run else new_probe_key(setting.name)
     target, origin = runtime.target(setting), runtime.target_store.store.origin
     controller = runtime.params.juicefs_runner == "controller"
     findings = checks.gather(
@@ -192,13 +202,17 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
 
 @check_task
 def check_consistency(runtime: Runtime) -> list[Finding]:
-    """Compare the stores as `consistency` says: a sample by content, all by key and size, or all by content.
+    """Find out how the storage changes, then compare the stores as `consistency` says.
 
-    **Changes** nothing. **Safe to clear**: yes, with Downstream. `consistency=off` leaves it out, with a warning.
+    Where the volume keeps its store, or where the old one does not serve, one store is compared with the metadata.
+    **Changes** nothing in a dry run; else one object is written to the new bucket, looked for in the old one, and
+    deleted. **Safe to clear**: yes, with Downstream. `consistency=off` leaves the comparison out, with a warning.
     """
     setting = runtime.setting()
     if setting.uses(runtime.target(setting)):
         return [checks.ok("consistency", "the volume is on this store already")]
+    change = _change(runtime, setting)
+    push("change", change.model_dump())
     source = runtime.source_store(runtime.source(setting))
     findings, difference = checks.check_consistency(
         source,
@@ -206,15 +220,42 @@ def check_consistency(runtime: Runtime) -> list[Finding]:
         setting,
         runtime.metadata,
         mode=runtime.params.consistency,
+        change=change,
         catch_up=runtime.params.catch_up,
         accept_lost=runtime.params.accept_lost_blocks,
     )
     push("lost_blocks", difference.lost_keys)
-    counted = runtime.params.consistency not in {"off", "sample"}
+    counted = runtime.params.consistency not in {"off", "sample"} or not change.copies
     push("missing_objects", difference.missing if counted else None)
     if counted and difference.missing and difference.present:
         push("blocks_s", reading_rate(runtime.metadata, setting, source, time.monotonic))
     return findings
+
+
+def _change(runtime: Runtime, setting: Setting) -> Change:
+    params, before = runtime.params, runtime.source(setting)
+    source = runtime.source_store(before)
+
+    def why_not_served() -> str:
+        pods = [mount.name for mount in runtime.volume_pods(setting).mounts()]
+        location = Location(before, source)
+        return find_problem(runtime.cluster, runtime.juicefs, runtime.metadata, setting, location, pods, write=False)
+
+    try:
+        return find_change(
+            before,
+            runtime.target(setting),
+            source,
+            runtime.target_store,
+            below=f"{setting.name}/",
+            probe_key=None if params.dry_run else new_probe_key(setting.name),
+            why_not_served=why_not_served,
+        )
+    except PermanentError:
+        # Nothing is compared and nothing copied: Airflow needs no way to the old store.
+        if params.consistency == "off" and not params.catch_up:
+            return Change()
+        raise
 
 
 #: The tasks that leave findings.
@@ -250,7 +291,8 @@ def plan() -> dict[str, Any]:
         raise PermanentError(f"{len(refused)} refusals:\n{lines}", state="nothing was changed")
     missing, blocks_s = (pull("check_consistency", key) for key in ("missing_objects", "blocks_s"))
     runtime = Runtime.of_run()
-    planned = make_plan(runtime, findings, missing, blocks_s, pull("check_consistency", "lost_blocks") or ())
+    lost, change = pull("check_consistency", "lost_blocks") or (), pull("check_consistency", "change") or {}
+    planned = make_plan(runtime, findings, missing, blocks_s, lost, Change.model_validate(change))
     _require_a_move(runtime, planned)
     push(IDENTITY, planned.identity)
     push("markdown", planned.to_markdown())
@@ -283,6 +325,7 @@ def make_plan(
     missing_objects: int | None,
     blocks_s: float | None = None,
     lost_blocks: Sequence[str] = (),
+    change: Change | None = None,
 ) -> Plan:
     """Write down what a run with these params would change, and what must not change. Reads only.
 
@@ -292,7 +335,9 @@ def make_plan(
         missing_objects: What the new store lacks; None: not counted.
         blocks_s: How many blocks Airflow reads a second; None: not measured.
         lost_blocks: The blocks that are lost already, and accepted as lost.
+        change: How the storage changes; None: not known.
     """
+    change = change or Change()
     params, setting, recorded = runtime.params, runtime.setting(), runtime.recorded
     pods = runtime.volume_pods(setting)
     mounts = pods.mounts()
@@ -303,6 +348,9 @@ def make_plan(
     secrets = [
         SecretChange(namespace=secret.namespace, name=secret.name, keys=tuple(values)) for secret, values in patches
     ]
+    write = WriteSetting(
+        runtime.metadata, runtime.juicefs, setting, after, recorded=recorded.setting if recorded else None
+    )
     return Plan(
         backup_id=recorded.backup_id if recorded else None,
         volume=setting.name,
@@ -317,43 +365,11 @@ def make_plan(
         missing_objects=missing_objects,
         blocks_s=blocks_s,
         lost_blocks=tuple(lost_blocks),
-        steps=_steps(runtime, setting, after, workloads, [change.name for change in secrets]),
+        change=change,
+        secret_keys=(digest(before.secret_key, runtime.vault.key), digest(after.secret_key, runtime.vault.key)),
+        steps=planned_steps(params, change, write.plan(), workloads, [secret.name for secret in secrets]),
         findings=tuple(findings),
     )
-
-
-def _steps(
-    runtime: Runtime, setting: Setting, after: StorageConfig, workloads: list[str], secrets: list[str]
-) -> tuple[str, ...]:
-    params, recorded = runtime.params, runtime.recorded
-    write = WriteSetting(
-        runtime.metadata, runtime.juicefs, setting, after, recorded=recorded.setting if recorded else None
-    )
-    again = "copy and " if params.catch_up else ""
-    steps = [
-        "back up the setting, the Secrets, the workloads' templates and the pods' identities, encrypted",
-        "copy what the new store still lacks" if params.catch_up else "",
-        "from here until every client has moved, copy within 2 s what clients still write to the old store"
-        if params.catch_up
-        else "",
-        "have the old store refuse the clients' writes until no mount pod carries its values"
-        if params.fence_conn_id
-        else "",
-        write.plan(),
-        f"patch Secrets {', '.join(secrets)}" if secrets else "no Secret needs a patch",
-        f"watch the setting for {params.settle_s} s and put it right if a starting pod writes old values back",
-        f"restart {', '.join(workloads)} and wait up to {params.rollout_timeout_s} s" if workloads else "",
-        f"prove every client on the new store, for up to {params.client_timeout_s} s",
-        "copy what is left of what clients wrote to the old store while they moved" if params.catch_up else "",
-        "prove by the metadata that no block is missing",
-        "prove a fresh mount with an empty cache, and that no pod restarted",
-        f"{params.late_commit_s} s after the last client moved: {again}prove the blocks once more, for slices that are "
-        "committed late"
-        if params.late_commit_s
-        else "",
-        "if a step fails: roll back" if params.on_failure == "rollback" else "if a step fails: hold, for a human",
-    ]
-    return tuple(step for step in steps if step)
 
 
 @runbook_task(kind="branch")

@@ -39,6 +39,8 @@ def copy(
 ) -> dict[str, Any]:
     """Copy the blocks that only the source has, until the metadata misses none on the target.
 
+    Where both are one store nothing is copied.
+
     Args:
         run: Renews its Lease meanwhile.
         source: Where the blocks are.
@@ -46,6 +48,8 @@ def copy(
         timeout_s: The limit of one pass, in seconds.
         before_follower: Record which slices were compared, for the follower that comes next.
     """
+    if run.change.one_store:
+        return {"copied": 0, "copied_bytes": 0, "still_missing": 0}
     with run.lease.kept_renewed(), closing(run.engine(source, target)) as engine:
         work = CatchUp(
             run.runtime.metadata,
@@ -113,6 +117,8 @@ def follow(
     Raises:
         NeedsHumanError: The run must no longer write.
     """
+    if run.change.one_store:
+        return {"copied": 0}
     tasks = _MovingTasks(moving)
 
     def ended() -> bool:
@@ -175,8 +181,8 @@ def catch_up_late(
         NeedsHumanError: A block is missing.
     """
     late_commit_s = run.runtime.params.late_commit_s
-    if not late_commit_s:
-        return PokeReturnValue(is_done=True, xcom_value={"copied": 0, "waited_s": 0})
+    if run.change.one_store or not late_commit_s:
+        return PokeReturnValue(is_done=True, xcom_value={"copied": 0, "waited_s": 0, "one_store": run.change.one_store})
     times = [datetime.fromisoformat(timing["applied_at"]) for task in moved_by if (timing := pull(task, "timing"))]
     due = max(times) + timedelta(seconds=late_commit_s) if times else None
     if due and datetime.now(UTC) < due:
@@ -208,6 +214,7 @@ def _copy_late_writes(run: SwitchRun, source: Location, target: Location, moved_
     Raises:
         NeedsHumanError: Something keeps writing there.
     """
+    # A store that does not serve cannot be looked at, nor written to.
     left = [found for task in moved_by if isinstance(found := pull(task), dict) and "next_slice" in found]
     if not left:
         return {"unseen": "when the last client left that store was not recorded"}

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import TriggerRule
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.evidence import Evidence
 from include.juicefs_storage.switch.marks import End
 from include.juicefs_storage.switch.outcome import (
@@ -118,6 +119,7 @@ def _report(
         volume=planned.volume if planned else None,
         before=planned.before if planned else None,
         after=planned.after if planned else None,
+        change=planned.change if planned else Change(),
         setting_now=_bucket_now(),
         backup_id=run.backup_id if run else None,
         approved_by=approver,

@@ -42,6 +42,7 @@ def settle(
     if not settled.repaired:
         return result
     log.warning("Put right: %s. Mount pods that may have written it: %s", settled.repaired, settled.wrote or "none")
+    copies_too = run.catches_up or (target is run.old and not run.change.one_store)
     proven = proofs.prove_clients(run, target)
-    copied = copies.copy(run, source, target, timeout_s=copies.CATCH_UP_TIMEOUT_S) if params.catch_up else {"copied": 0}
+    copied = copies.copy(run, source, target, timeout_s=copies.CATCH_UP_TIMEOUT_S) if copies_too else {"copied": 0}
     return {**result, **proven, **copied, **proofs.prove_blocks(run, target)}

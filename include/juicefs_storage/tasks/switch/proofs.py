@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.ports import Session
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
@@ -19,6 +19,9 @@ from include.juicefs_storage.volume.difference import Difference, missing_blocks
 from include.juicefs_storage.volume.mount_pods import request_errors
 
 _FAILED_BEFORE = "failed_before"
+#: How long the old key is refused for the proof, and for how long each write then may take, in seconds.
+_DENIED_FOR_S = 5
+_REFUSAL_POLL_S = 0.2
 
 
 def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
     with run.lease.kept_renewed():
         proven = prove_every_client(
             run.runtime.volume_pods(run.before),
-            Move(location.config, location.store, left.store, _written_at(run, forward=forward), returning=not forward),
+            _move(run, location, left),
             run.canary,
             timeout_s=run.runtime.params.client_timeout_s,
             clock=time.monotonic,
@@ -47,6 +50,79 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
     return {"clients": [proof.model_dump() for proof in proven], **_left_behind(run, left)}
 
 
+def deny_old_key(run: SwitchRun) -> dict[str, Any]:
+    """Prove that no client uses the old key: have the store refuse it, write through every mount, and allow it again.
+
+    Nothing is done unless only the keys change and the run has a write fence.
+
+    Raises:
+        PermanentError: Some client cannot write while the old key is refused. It is allowed again.
+        TransientError: The store goes on to take the old key.
+    """
+    fence = run.write_fence
+    if run.change.kind != "keys" or not fence:
+        return {}
+    run.confirm_lease()
+    try:
+        fence.up()
+        _await_refusal(run)
+        denied = prove_every_client(
+            run.runtime.volume_pods(run.before),
+            Move(run.new.config, run.new.store, key_refused=True),
+            run.canary,
+            timeout_s=_DENIED_FOR_S,
+            clock=time.monotonic,
+            sleep=time.sleep,
+            canary_timeout_s=_DENIED_FOR_S,
+        )
+    finally:
+        fence.down()
+    return {"denied": len(denied)}
+
+
+def _await_refusal(run: SwitchRun) -> None:
+    """Poll until the store refuses the old key: several servers learn of a policy one after the other."""
+    store, deadline = run.runtime.clients_store(run.old.config), time.monotonic() + _DENIED_FOR_S
+    key = f"{run.before.name}/{run.canary}-denied"
+    while time.monotonic() < deadline:
+        try:
+            store.probe(key)
+        except PermanentError:
+            run.new.store.probe(key)  # removes what was written in between; the new key is not refused
+            return
+        time.sleep(_REFUSAL_POLL_S)
+    raise TransientError(
+        f"The store takes the old access key {_DENIED_FOR_S} s after it was told to refuse it.",
+        state="the old key is allowed again",
+        next_step="look at the policies of its user (mc admin user info), or leave `fence_conn_id` empty",
+    )
+
+
+def _move(run: SwitchRun, location: Location, left: Location) -> Move:
+    """Between which storages the clients move, and what a block of theirs proves."""
+    forward, one_store = location is run.new, run.change.one_store
+    # A store that does not serve has nothing, and each look at it would take long.
+    served = not (forward and run.change.kind == "moved")
+    return Move(
+        location.config,
+        location.store,
+        left.store if served else None,
+        _written_at(run, forward=forward),
+        returning=not forward,
+        one_store=one_store,
+        key_refused=one_store and _refuses_key(run, left),
+    )
+
+
+def _refuses_key(run: SwitchRun, left: Location) -> bool:
+    """Whether the store does not know the keys that the clients leave. One that does not answer tells nothing."""
+    try:
+        return not run.runtime.clients_store(left.config).knows_keys()
+    except StorageSwitchError as error:
+        log.warning("Whether the store still takes the other keys is not known: %s", error.problem)
+        return False
+
+
 def _written_at(run: SwitchRun, *, forward: bool) -> datetime:
     """Return when the setting was written, as far as that is known; else when the run's backup was made."""
     timing = pull("write_setting" if forward else "restore_setting", "timing")
@@ -56,6 +132,8 @@ def _written_at(run: SwitchRun, *, forward: bool) -> datetime:
 def _left_behind(run: SwitchRun, left: Location) -> dict[str, Any]:
     """Return from when on, by a location's clock, nobody has reason to write there, and the ids given out by then."""
     found: dict[str, Any] = {}
+    if not run.change.copies:
+        return found
     try:
         found["left_at"] = left.store.now().isoformat()
         found["next_slice"] = run.runtime.metadata.next_slice()

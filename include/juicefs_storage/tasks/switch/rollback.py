@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, overload
 
@@ -86,6 +87,9 @@ def _on_new(run: SwitchRun) -> bool:
 def _problem_of(run: SwitchRun, location: Location, *, write: bool) -> str:
     """Return why a location would not serve the clients; empty where it would."""
     runtime = run.runtime
+    if run.change.one_store:
+        # Its keys are what is asked for: the store answers the other side's all the same.
+        location = replace(location, store=runtime.clients_store(location.config))
     pods = [mount.name for mount in run.carried_out.mount_pods]
     return find_problem(
         runtime.cluster,
@@ -269,7 +273,7 @@ def restore_setting(run: SwitchRun) -> dict[str, Any]:
     if _on_new(run):
         _require_downstream()
         proofs.count_failed_requests(run)
-    followed = copies.await_follower("follow_writes_back")
+    followed = not run.change.one_store and copies.await_follower("follow_writes_back")
     return {"restored": run.write_setting.undo(), "followed": followed}
 
 

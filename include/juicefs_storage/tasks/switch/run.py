@@ -11,6 +11,7 @@ from airflow.sdk import get_current_context
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.ports import LeaseStore, WriteFence
 from include.juicefs_storage.switch.backup import Backup
+from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.lease import VolumeLease, lease_name
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
@@ -103,6 +104,16 @@ class SwitchRun:
     def carried_out(self) -> Plan:
         """The plan that is carried out. One that was made since would not know the pods that were there before."""
         return self.backup.plan or self.plan
+
+    @cached_property
+    def change(self) -> Change:
+        """How the storage changes, as it was found out for the plan that is carried out."""
+        return self.carried_out.change
+
+    @property
+    def catches_up(self) -> bool:
+        """Whether blocks are copied from the old store to the new one."""
+        return self.runtime.params.catch_up and self.change.copies
 
     @property
     def lost_before(self) -> frozenset[str]:

@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowRescheduleException
 
 from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.lease import VolumeLease
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.runtime import Runtime
@@ -30,6 +31,7 @@ def test_the_late_proof_waits_only_where_a_task_has_proven_the_clients(
         copies, "pull", lambda task, key="return_value": timing if task in moved and key == "timing" else None
     )
     run = SwitchRun(cast("Runtime", SimpleNamespace(params=SimpleNamespace(late_commit_s=60))))
+    run.change = Change()
     run.lease = cast("VolumeLease", SimpleNamespace(renew=lambda: None))
     looked: list[Location] = []
 

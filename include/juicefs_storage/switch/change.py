@@ -1,0 +1,104 @@
+"""How a volume's storage changes: what stays of the store decides what is copied, waited for and proven."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Literal
+
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.records import Record
+from include.juicefs_storage.volume.setting import StorageConfig
+
+ChangeKind = Literal["copied", "keys", "address", "moved"]
+
+#: How many objects a dry run looks at. A copy that was made within a second of the write has the same date.
+_DATES_COMPARED = 16
+#: What each kind is, for the first line of a plan.
+MEANING: Mapping[ChangeKind, str] = {
+    "copied": "Another store, which holds a copy of the data. The old store serves until the clients have moved.",
+    "keys": "Other keys for the same bucket. No data is copied.",
+    "address": "Another address of the same store. No data is copied.",
+    "moved": "The store moved as a whole: the old address does not serve any more. Nothing can be copied from there.",
+}
+
+
+class Change(Record):
+    """How a run changes the storage of its volume.
+
+    Attributes:
+        kind: `copied`: another store, side by side with the old one. `keys`: other keys, same bucket. `address`: the
+            same store by another name or port. `moved`: the old address does not serve.
+        why: How the kind was found out.
+    """
+
+    kind: ChangeKind = "copied"
+    why: str = ""
+
+    @property
+    def copies(self) -> bool:
+        """Whether there are two stores that both serve, so that blocks must be copied from one to the other."""
+        return self.kind == "copied"
+
+    @property
+    def one_store(self) -> bool:
+        """Whether the clients keep their store: a block that they write proves nothing about their setting then."""
+        return self.kind in {"keys", "address"}
+
+
+def find_change(
+    before: StorageConfig,
+    after: StorageConfig,
+    source: Bucket,
+    target: Bucket,
+    *,
+    below: str,
+    probe_key: str | None,
+    why_not_served: Callable[[], str],
+) -> Change:
+    """Find out how the storage changes. Reads only, but for the probe.
+
+    Args:
+        before: The storage that the setting names.
+        after: The storage that it will name.
+        source: The bucket that the volume is on, as Airflow reaches it.
+        target: The new bucket.
+        below: What the volume's keys begin with.
+        probe_key: Key of an object that is written to the new bucket, looked for in the old one, and deleted from
+            the new one; None: the dates of objects that both have are compared, which is a guess.
+        why_not_served: Asks from where the clients are why the old store does not serve them; empty where it does.
+
+    Raises:
+        PermanentError: The old store serves the clients and cannot be read from Airflow.
+        StorageSwitchError: The new bucket cannot be used.
+    """
+    if before.place == after.place:
+        return Change(kind="keys", why=f"the setting names {after.bucket} already, with other keys")
+    try:
+        source.check(below)
+    except StorageSwitchError as error:
+        if problem := why_not_served():
+            return Change(kind="moved", why=f"Airflow: {error.problem} Clients: {problem}")
+        raise PermanentError(
+            f"The old store serves the clients, and Airflow cannot use it: {error.problem}",
+            state="nothing was changed",
+            next_step="give Airflow a way to it, or name a connection whose endpoint and keys work from Airflow: "
+            "`source_conn_id`",
+        ) from error
+    if probe_key is None:
+        same = _same_dates(source, target, below)
+        return Change(kind="address", why=f"{same} objects have the same dates in both") if same else Change()
+    seen: list[bool] = []
+    target.probe(probe_key, lambda: seen.append(source.exists(probe_key)))
+    if any(seen):
+        return Change(kind="address", why=f"{probe_key}, written to the new bucket, was seen in the old one")
+    return Change()
+
+
+def _same_dates(source: Bucket, target: Bucket, below: str) -> int:
+    """How many objects have one date in both buckets; 0 where some have not: a copy has a date of its own."""
+    keys = [item.key for item in islice(source.list(below), _DATES_COMPARED)]
+    pairs = [(source.head(key), target.head(key)) for key in keys]
+    same = [left for left, right in pairs if left and right and left.modified and left == right]
+    return len(same) if len(same) == len(keys) else 0

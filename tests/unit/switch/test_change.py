@@ -1,0 +1,78 @@
+"""Which change it is, found out from what both stores answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.objects.bucket import StoredObject
+from include.juicefs_storage.switch.change import Change, find_change
+from tests.support.fakes import NEW, OLD, FakeStore
+
+_OTHER_KEY = replace(OLD, access_key=NEW.access_key)
+
+
+@dataclass
+class Dated(FakeStore):
+    """A bucket whose objects were all written at one moment."""
+
+    modified: str = "Sat, 28 Nov 2026 10:00:00 GMT"
+
+    def head(self, key: str) -> StoredObject | None:
+        found = super().head(key)
+        return found and replace(found, modified=self.modified)
+
+
+@dataclass
+class Away(FakeStore):
+    """A store that does not answer."""
+
+    def check(self, below: str = "") -> None:
+        raise TransientError("the old store does not answer.")
+
+
+def find(source: FakeStore, target: FakeStore, *, probe: str | None = "v/probe", problem: str = "") -> Change:
+    return find_change(OLD, NEW, source, target, below="v/", probe_key=probe, why_not_served=lambda: problem)
+
+
+@pytest.mark.parametrize("probe", [None, "v/probe"])
+def test_another_store_is_told_from_another_address_of_one(probe: str | None) -> None:
+    objects = {f"v/{number}": 1 for number in range(20)}
+    one, copy = Dated(objects), Dated(dict(objects), modified="Sat, 28 Nov 2026 11:00:00 GMT")
+    assert find(one, one, probe=probe).kind == "address"
+    assert find(one, copy, probe=probe) == Change()
+
+
+def test_nothing_is_guessed_from_empty_buckets_or_stores_without_dates() -> None:
+    assert find(Dated(), Dated(), probe=None).kind == "copied"
+    assert find(FakeStore({"v/1": 1}), FakeStore({"v/1": 1}), probe=None).kind == "copied"
+
+
+def test_one_object_that_differs_or_is_missing_makes_it_another_store() -> None:
+    objects = {f"v/{number}": 1 for number in range(5)}
+    assert find(Dated(objects), Dated({**objects, "v/3": 2}), probe=None).kind == "copied"
+    assert find(Dated(objects), Dated({"v/0": 1}), probe=None).kind == "copied"
+
+
+def test_the_probe_decides_against_dates_that_a_copy_has_kept() -> None:
+    objects = {"v/1": 1}
+    assert find(Dated(objects), Dated(dict(objects))).kind == "copied"
+
+
+def test_only_the_keys_change_where_the_bucket_stays_whatever_the_store_answers() -> None:
+    found = find_change(OLD, _OTHER_KEY, Away(), Away(), below="v/", probe_key="v/probe", why_not_served=lambda: "")
+    assert found.kind == "keys"
+    assert found.one_store
+    assert not found.copies
+
+
+def test_a_store_has_moved_away_only_where_the_clients_are_not_served_either() -> None:
+    found = find(Away(), FakeStore(), problem="pod a: connection refused")
+    assert found.kind == "moved"
+    assert "connection refused" in found.why
+    assert not found.one_store
+    assert not found.copies
+    with pytest.raises(PermanentError, match="serves the clients, and Airflow cannot use it"):
+        find(Away(), FakeStore())
