@@ -67,7 +67,13 @@ class S3Bucket(Bucket):
     def from_storage(
         cls, config: StorageConfig, prefix: str = "", environment: Mapping[str, str] | None = None
     ) -> S3Bucket:
-        """Use the endpoint and the keys of the volume's clients, with the limits of a cut-over."""
+        """Use the endpoint and the keys of the volume's clients, with the limits of a cut-over.
+
+        Args:
+            config: What the clients use.
+            prefix: Keys are relative to it; empty: the whole bucket.
+            environment: See S3Store.from_storage.
+        """
         return cls(S3Store.from_storage(config, prefix, PROMPT, environment))
 
     def on_side(self, side: str) -> S3Bucket:

@@ -1,0 +1,1 @@
+"""What a switch refuses, and what it warns of."""
