@@ -124,12 +124,12 @@ class S3Bucket(Bucket):
         try:
             if self.read(key) != body:
                 raise PermanentError(
-                    f"{self.name}: expected of {key} what was written to it, found other content.",
+                    f"{self.store.where}: expected of {key} what was written to it, found other content.",
                     next_step="look at the store: a cache or a second site behind the same endpoint?",
                 )
             if key not in {item.key for item in self.list(key)}:
                 raise PermanentError(
-                    f"{self.name}: expected {key} in the listing right after it was written, found none.",
+                    f"{self.store.where}: expected {key} in the listing right after it was written, found none.",
                     next_step="check that the keys may list the bucket",
                 )
             while_there()

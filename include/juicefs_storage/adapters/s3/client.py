@@ -218,7 +218,7 @@ class S3Client:
         try:
             return drive(self.request(method, path, query, headers, parts, length), self.limits)
         except (ObjectError, TooLongError) as error:
-            raise TransientError(f"{method} in {self.store.name}: {error}.", next_step="look at the store") from None
+            raise TransientError(f"{self.store.where}: {method}: {error}.", next_step="look at the store") from None
 
     def again(self, response: Response) -> bool:
         """Return whether to retry. Correct the clock where that is what was wrong."""
@@ -289,7 +289,7 @@ class S3Client:
         kind, server = (_shown(headers.get(name, "")) for name in ("content-type", "server"))
         found = f"status 200 of type {kind or '(none)'} from server {server or '(unnamed)'}{f': {why}' if why else ''}"
         return TransientError(
-            f"{action} in {self.store.name}: expected an answer of an S3 store, found {found}.",
+            f"{self.store.where}: {action}: expected an answer of an S3 store, found {found}.",
             next_step=f"check that the endpoint of {self.store.origin} is the store's S3 port, and any proxy before it",
         )
 
@@ -366,7 +366,7 @@ class Tries:
         found = f"{action}: {problem} ({self.made} {'try' if self.made == 1 else 'tries'})"
         if self._client.answers == self._answers:
             raise StoreDownError(
-                f"{self._client.store.name}: expected an answer, found none to {found}.",
+                f"{self._client.store.where}: expected an answer, found none to {found}.",
                 next_step="check that the store serves and that the Airflow workers reach it; then clear this task"
                 + self._client.host.proxy_note,
             )
