@@ -126,7 +126,7 @@ class WayBack:
             now=_shown(now),
             back=_shown(recorded),
             setting=not now.uses(recorded.config),
-            unexpected=not any(now.uses(config) for config in expected),
+            unexpected=not now.uses_one_of(expected),
             secrets=tuple(
                 f"{secret.namespace}/{secret.name}: {', '.join(sorted(values))}"
                 for secret, values in self.secrets.plan()

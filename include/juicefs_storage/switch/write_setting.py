@@ -71,10 +71,7 @@ class WriteSetting:
                 state="nothing was written by this step",
                 next_step="compare the metadata connection with the Secret's metaurl",
             )
-        expected = (self.target, self.before.config, *self.stale)
-        # The driver's `format` knows no session token and keeps the one that is there.
-        tokens = {config.session_token for config in expected}
-        if not any(now.uses(replace(config, session_token=token)) for config in expected for token in tokens):
+        if not now.uses_one_of((self.target, self.before.config, *self.stale)):
             raise NeedsHumanError(
                 f"The setting's bucket or keys changed during this run: now {now.bucket}; "
                 f"expected {self.before.bucket} (as backed up) or {self.target.bucket} (as planned).",

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -227,6 +227,14 @@ class Setting:
     def uses(self, config: StorageConfig) -> bool:
         """Return whether the setting names exactly this storage and these keys."""
         return self.config == config
+
+    def uses_one_of(self, configs: Collection[StorageConfig]) -> bool:
+        """Return whether the setting names one of these storages, with the session token of any of them.
+
+        The driver's `format` knows no session token, and keeps the one that is there.
+        """
+        tokens = {config.session_token for config in configs}
+        return any(self.uses(replace(config, session_token=token)) for config in configs for token in tokens)
 
     @property
     def other_fields(self) -> Mapping[str, Any]:
