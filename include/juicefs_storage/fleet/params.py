@@ -100,6 +100,7 @@ class FleetParams(MoveParams):
     rollout_timeout_s: int = as_in_switch("rollout_timeout_s")
     settle_s: int = as_in_switch("settle_s")
     late_commit_s: int = as_in_switch("late_commit_s")
+    wait_for_quiet_s: int = as_in_switch("wait_for_quiet_s")
     fence_conn_id: str | None = as_in_switch("fence_conn_id")
 
     @field_validator("source_endpoint")

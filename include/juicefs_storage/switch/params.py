@@ -147,6 +147,15 @@ class SwitchParams(MoveParams):
         ge=0,
         le=1800,
     )
+    wait_for_quiet_s: int = param(
+        "Advanced",
+        "Wait for quiet (s)",
+        "How long to wait right before the cut-over until no client uploads. When the time is over the run goes ahead: "
+        "no block is lost either way, fewer are left to copy where it is quiet. `0`: do not wait.",
+        0,
+        ge=0,
+        le=3600,
+    )
     fence_conn_id: str | None = param(
         "Advanced",
         "Write fence's connection",
@@ -276,6 +285,7 @@ class RevertForm(MoveParams):
     rollout_timeout_s: int | None = as_recorded("rollout_timeout_s")
     settle_s: int | None = as_recorded("settle_s")
     late_commit_s: int | None = as_recorded("late_commit_s")
+    wait_for_quiet_s: int | None = as_recorded("wait_for_quiet_s")
     fence_conn_id: str | None = param(
         "Advanced",
         "Write fence's connection",

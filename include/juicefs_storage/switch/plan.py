@@ -110,7 +110,9 @@ class Plan(Record):
         ]
         if self.before.session_token == self.after.session_token:
             del rows[-1]
-        clients = [f"`{pod.name}` on {pod.node}, heartbeat {pod.heartbeat_s:g} s" for pod in self.mount_pods]
+        clients = [
+            f"`{pod.name}` on {pod.node}, heartbeat {pod.heartbeat_s:g} s; {pod.load}" for pod in self.mount_pods
+        ]
         secrets = [f"`{change.namespace}/{change.name}`: {', '.join(change.keys)}" for change in self.secrets]
         lines = [
             f"## Switch of volume `{self.volume}`"

@@ -151,8 +151,8 @@ def _client_lines(task: str, result: Mapping[str, Any], side: str) -> list[str]:
 
 
 def _written_lines(result: Mapping[str, Any]) -> list[str]:
-    """Say what another administrator changed in the setting while it was written."""
-    lines = []
+    """Say whether clients uploaded when the setting was written, and what another administrator changed meanwhile."""
+    lines = [_quiet_line(quiet)] if (quiet := result.get("quiet")) else []
     if put_right := result.get("put_right"):
         lines.append(
             f"another administrator changed {', '.join(put_right)} of the setting while it was written; the new values "
@@ -164,6 +164,16 @@ def _written_lines(result: Mapping[str, Any]) -> list[str]:
             "set it again with `juicefs config`"
         )
     return lines
+
+
+def _quiet_line(quiet: Mapping[str, Any]) -> str:
+    if quiet["quiet"]:
+        return f"no client uploaded when the setting was written: that took {quiet['waited_s']} s"
+    busy = "; ".join(f"`{pod}`: {load}" for pod, load in quiet["busy"].items()) or "none at the last look"
+    return (
+        f"`wait_for_quiet_s` was over after {quiet['waited_s']} s and the setting was written while clients uploaded: "
+        f"{busy}"
+    )
 
 
 def _pod_lines(result: Mapping[str, Any]) -> list[str]:

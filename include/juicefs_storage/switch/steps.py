@@ -28,8 +28,10 @@ def _before_the_write(params: SwitchParams, change: Change) -> Iterator[str]:
     if params.catch_up and change.copies:
         yield "copy what the new store still lacks"
         yield "from here until every client has moved, copy within 2 s what clients still write to the old store"
-        if params.fence_conn_id:
-            yield "have the old store refuse the clients' writes until no mount pod carries its values"
+    if params.wait_for_quiet_s:
+        yield f"wait up to {params.wait_for_quiet_s} s until no client uploads, then go ahead in either case"
+    if params.catch_up and change.copies and params.fence_conn_id:
+        yield "have the old store refuse the clients' writes until no mount pod carries its values"
 
 
 def _after_the_write(

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.ports import Cluster, ExecResult, PersistentVolume, Pod, SecretObject
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
@@ -57,11 +58,20 @@ class MountPod(BaseModel):
     read_only: bool
     version: str
     request_errors: float
+    #: What it holds in memory for files that are read and written, and its uploads under way.
+    buffered_bytes: int = 0
+    uploading: int = 0
     #: Blocks that wait in the cache of a writeback mount, and whether its options make them wait.
     staged_blocks: int = 0
     upload_delayed: bool = False
     #: `bucket=…`, `storage=…` among the options of the mount command.
     overrides: tuple[str, ...] = ()
+
+    @property
+    def load(self) -> str:
+        """What the client holds and has under way, in words."""
+        buffered = f"{self.buffered_bytes / 2**20:,.1f} MiB in its buffers"
+        return f"{buffered}, {counted(self.uploading, 'upload')}, {counted(self.staged_blocks, 'staged block')}"
 
 
 def find_mount_path(pod: Pod) -> str:
@@ -308,6 +318,8 @@ def _mount_pod(pod: Pod, config: Mapping[str, Any], stats: Mapping[str, float]) 
         read_only=bool(meta.get("ReadOnly")),
         version=str(config.get("Version", "")),
         request_errors=stats.get(_REQUEST_ERRORS, 0.0),
+        buffered_bytes=int(stats.get("juicefs_used_buffer_size_bytes", 0)),
+        uploading=int(stats.get("juicefs_object_request_uploading", 0)),
         staged_blocks=int(stats.get("juicefs_staging_blocks", 0)),
         upload_delayed=bool(chunk.get("UploadDelay") or chunk.get("UploadHours")),
         overrides=storage_overrides(mount_options(pod)),

@@ -145,7 +145,8 @@ def follow_writes() -> dict[str, Any]:
 def write_setting() -> dict[str, Any]:
     """Run `juicefs config`: point the setting at the new store. This is the cut-over; clients follow in a heartbeat.
 
-    Where `fence_conn_id` is given, the old store refuses the clients' writes from right before.
+    Waits `wait_for_quiet_s` at most until no client uploads. Where `fence_conn_id` is given, the old store refuses the
+    clients' writes from right before.
     **Changes** the row `format` of `jfs_setting`. **Safe to clear**: yes; "already written" is an answer.
     **Undo**: restore_setting.
     """
@@ -154,8 +155,9 @@ def write_setting() -> dict[str, Any]:
     run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
     step = run.write_setting
     followed = run.catches_up and copies.await_follower("follow_writes")
-    fenced = False
+    fenced, quiet = False, {}
     if not step.observe().uses(step.target):
+        quiet = proofs.await_quiet(run)
         proofs.count_failed_requests(run)
         fenced = followed and write_fence.put_up(run)
     try:
@@ -164,7 +166,7 @@ def write_setting() -> dict[str, Any]:
         if fenced and not run.runtime.setting().uses(step.target):
             write_fence.take_down(run)
         raise
-    return {**asdict(written), "bucket": step.target.bucket, "followed": followed, "fenced": fenced}
+    return {**asdict(written), "bucket": step.target.bucket, "followed": followed, "fenced": fenced, **quiet}
 
 
 @runbook_task

@@ -12,6 +12,7 @@ from include.juicefs_storage.ports import Session
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
 from include.juicefs_storage.switch.prove_clients import prove_every_client
+from include.juicefs_storage.switch.wait_for_quiet import wait_for_quiet
 from include.juicefs_storage.tasks.context import log, pull, push
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.canary import Move
@@ -175,6 +176,17 @@ def require_blocks(run: SwitchRun, location: Location, difference: Difference) -
     """
     require_all_blocks(difference, location.config.bucket, run.runtime.metadata)
     return {"blocks": difference.present, "lost_before": difference.lost}
+
+
+def await_quiet(run: SwitchRun) -> dict[str, Any]:
+    """Wait until no client uploads, for `wait_for_quiet_s` at most; nothing where that is 0."""
+    if not (timeout_s := run.runtime.params.wait_for_quiet_s):
+        return {}
+    with run.lease.kept_renewed():
+        found = wait_for_quiet(
+            run.runtime.volume_pods(run.before), timeout_s=timeout_s, clock=time.monotonic, sleep=time.sleep
+        )
+    return {"quiet": found.model_dump()}
 
 
 def count_failed_requests(run: SwitchRun) -> None:
