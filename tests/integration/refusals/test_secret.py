@@ -207,7 +207,7 @@ def test_a_secret_whose_host_may_be_another_name_of_the_same_database_is_a_warni
 ) -> None:
     with another_secret(core, NS, metaurl="mysql://jfs:x@(database.example:1)/jfs"):
         findings = look("check_secrets")
-        assert "another names volume myjfs in a database of the same name on another host" in warnings(findings)[0]
+        assert "another names volume myjfs in a database of the same name at another address" in warnings(findings)[0]
         assert "another" not in findings[-1].message
 
 

@@ -154,7 +154,8 @@ def _on_another_host(cluster: Cluster, secrets: Sequence[SecretObject]) -> Itera
             yield warning(
                 CHECK,
                 f"Secret {secret.namespace}/{secret.name} names volume {main.data.get('name')} in a database of the "
-                f"same name on another host ({found.host}, not {own.host}): this run does not patch it.",
+                f"same name at another address ({found.host}:{found.port}, not "
+                f"{own.host}:{own.port}): this run does not patch it.",
                 "if both are one server, write its metaurl as in the volume's Secret",
             )
 
