@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import PermanentError, StillAwayError, TransientError
 from include.juicefs_storage.ports import Session
 from include.juicefs_storage.volume.metaurl import Metaurl
@@ -104,7 +105,9 @@ class MySqlMetadata:
             table_prefix: See the class; empty: the connection's extra `table_prefix`, else `jfs_`.
         """
         hook = _hook(mysql_conn_id=conn_id)
-        prefix = table_prefix or hook.get_connection(conn_id).extra_dejson.get("table_prefix") or "jfs_"
+        with missing_connections_explained():
+            extra = hook.get_connection(conn_id).extra_dejson
+        prefix = table_prefix or extra.get("table_prefix") or "jfs_"
         return cls(hook, waited_for, table_prefix=prefix)
 
     @classmethod

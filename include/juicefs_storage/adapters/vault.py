@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ class FileVault:
         """
         from airflow.sdk import BaseHook, ObjectStoragePath
 
-        connection = BaseHook.get_connection(conn_id)
+        with missing_connections_explained():
+            connection = BaseHook.get_connection(conn_id)
         path, old = connection.extra_dejson.get("path"), connection.extra_dejson.get("old_keys") or []
         # Where the environment of a deployment fills the password in, old keys follow the current one after commas.
         texts = [*(connection.password or "").split(","), *(old if isinstance(old, list) else [old])]

@@ -9,6 +9,7 @@ from typing import Any
 from airflow.sdk import Asset, TriggerRule, get_current_context
 
 from include.juicefs_storage import names
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.checks import ok, refusal
@@ -19,7 +20,7 @@ from include.juicefs_storage.switch.way_back import WayBack
 from include.juicefs_storage.tasks.context import log, push, why_it_failed
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
-from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.check import CHECK_FUNCTIONS, make_plan
 

@@ -9,6 +9,7 @@ from typing import Any
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context, get_current_context
 
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Vault
 from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backup
@@ -18,7 +19,7 @@ from include.juicefs_storage.switch.params import RevertForm, resolve_revert_par
 from include.juicefs_storage.switch.plan import StorageView
 from include.juicefs_storage.tasks.context import log, pull, push
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime, open_vault
 
 #: How many backups are offered at most, the newest first.

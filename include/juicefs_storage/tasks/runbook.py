@@ -11,9 +11,10 @@ from time import monotonic
 from typing import Any, overload
 
 from airflow.sdk import PokeReturnValue, task
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from include.juicefs_storage.errors import PermanentError, StillAwayError, StorageSwitchError, TransientError
+from include.juicefs_storage.adapters.connections import missing_connections_explained
+from include.juicefs_storage.errors import StillAwayError, StorageSwitchError, TransientError
 from include.juicefs_storage.failures import ERROR, error_record
 from include.juicefs_storage.tasks.context import log, note_metadata_away, pull, push
 
@@ -87,14 +88,3 @@ def _failure_recorded() -> Iterator[None]:
     except Exception as error:
         push(ERROR, {"problem": f"{type(error).__name__}, see the log", "state": "", "next_step": ""})
         raise
-
-
-@contextmanager
-def missing_connections_explained() -> Iterator[None]:
-    """Turn Airflow's answer for a connection that does not exist into an error of ours."""
-    try:
-        yield
-    except AirflowNotFoundException as error:
-        raise PermanentError(
-            f"{error}", next_step="make the connection in Airflow (Admin → Connections), or correct the param"
-        ) from None

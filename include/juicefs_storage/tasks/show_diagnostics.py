@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         return 2
     # Outside of a task Airflow reads connections from its database only with this set.
     os.environ.setdefault("_AIRFLOW_PROCESS_CONTEXT", "server")
-    from include.juicefs_storage.tasks.runbook import missing_connections_explained
+    from include.juicefs_storage.adapters.connections import missing_connections_explained
     from include.juicefs_storage.tasks.runtime import open_vault
 
     try:

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.adapters.kubernetes.exec import PodExec
 from include.juicefs_storage.adapters.kubernetes.leases import Leases
 from include.juicefs_storage.adapters.kubernetes.objects import container_args, rollout, to_pod, to_secret, to_template
@@ -50,18 +51,33 @@ class KubernetesCluster:
 
     @classmethod
     def from_connection(cls, conn_id: str, namespace: str) -> KubernetesCluster:
-        """Use an Airflow connection of type Kubernetes (in-cluster, kubeconfig, extras)."""
+        """Use an Airflow connection of type Kubernetes (in-cluster, kubeconfig, extras).
+
+        Raises:
+            PermanentError: There is none, or it leads to no cluster.
+        """
         from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+        from airflow.sdk.exceptions import AirflowException
         from kubernetes.client import Configuration
-        from kubernetes.config import load_incluster_config
+        from kubernetes.config import ConfigException, load_incluster_config
+        from yaml import YAMLError
 
         # A configuration of its own: without it two connections would share one global default.
         configuration = Configuration()
         hook = KubernetesHook(kubernetes_conn_id=conn_id, client_configuration=configuration)
-        api_client = hook.api_client
-        if hook.is_in_cluster:
-            # With extra in_cluster the hook fills in the global default instead.
-            load_incluster_config(client_configuration=configuration)
+        try:
+            with missing_connections_explained():
+                api_client = hook.api_client
+                if hook.is_in_cluster:
+                    # With extra in_cluster the hook fills in the global default instead.
+                    load_incluster_config(client_configuration=configuration)
+        except (ConfigException, AirflowException, YAMLError, OSError) as error:
+            # The text of the others may quote what was read, tokens included.
+            why = str(error) if isinstance(error, ConfigException) else type(error).__name__
+            raise PermanentError(
+                f"Connection {conn_id!r}: expected the way to a cluster, found none: {why}",
+                next_step="correct its kubeconfig in Airflow (Admin → Connections)",
+            ) from None
         return cls(api_client, namespace)
 
     @classmethod

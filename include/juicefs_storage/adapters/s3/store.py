@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.volume.bucket_url import parse_bucket_url, with_parameters
@@ -200,7 +201,8 @@ def _aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[AwsConne
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
     from airflow.sdk import BaseHook
 
-    connection = BaseHook.get_connection(conn_id)
+    with missing_connections_explained():
+        connection = BaseHook.get_connection(conn_id)
     found = f"Connection {conn_id!r}: expected"
     if connection.conn_type != "aws":
         raise PermanentError(f"{found} type aws, found {connection.conn_type!r}.", next_step=_CORRECT)

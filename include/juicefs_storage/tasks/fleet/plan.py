@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow.sdk import PokeReturnValue, TriggerRule, get_current_context, task_group
 
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.fleet.members import Member, on_endpoint, unique_keys, volumes_by_secret
 from include.juicefs_storage.fleet.params import FleetParams, found_volume, registered_volume
@@ -30,7 +31,7 @@ from include.juicefs_storage.tasks.fleet.runs import (
     trigger,
 )
 from include.juicefs_storage.tasks.registry import read_registry
-from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.volume.setting import Setting, endpoint_and_bucket
 

@@ -9,6 +9,7 @@ from typing import Any
 from airflow.sdk import Context, PokeReturnValue, TriggerRule, get_current_context, task_group
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.fleet.members import Member
 from include.juicefs_storage.fleet.plan import FleetPlan
@@ -37,7 +38,7 @@ from include.juicefs_storage.tasks.fleet.runs import (
     trigger,
 )
 from include.juicefs_storage.tasks.notify import Notify
-from include.juicefs_storage.tasks.runbook import missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.volume.canary import Move, canary_name

@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow.sdk import TriggerRule, get_current_context
 
+from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.backup import backup_size
@@ -27,7 +28,7 @@ from include.juicefs_storage.switch.steps import planned_steps
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks.context import pull, push, run_id, task_states, triggered_at
 from include.juicefs_storage.tasks.registry import read_registry
-from include.juicefs_storage.tasks.runbook import IDENTITY, missing_connections_explained, runbook_task
+from include.juicefs_storage.tasks.runbook import IDENTITY, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.run import volume_lease
 from include.juicefs_storage.volume.canary import canary_name
