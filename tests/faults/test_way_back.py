@@ -155,6 +155,26 @@ def test_a_run_whose_backup_is_gone_does_not_say_that_it_changed_nothing(
     tell("decide", f"of the folder of backups {what_is_left} is left", "decide cleared", f"unknown, then {outcome}")
 
 
+def test_a_run_whose_cluster_cannot_be_reached_any_more_says_so(
+    fault_lab: Lab, sides: Sides, start: Start, tell: Tell
+) -> None:
+    """Somebody edits the connection, or its kubeconfig is gone."""
+    name, run = "AIRFLOW_CONN_KUBERNETES_DEFAULT", start(BROKEN)
+    right = run.environment[name]
+    wrong = json.dumps({"conn_type": "kubernetes", "extra": {"kube_config_path": "/no/such/file"}})
+    run.before = {"decide": lambda: run.environment.update({name: wrong})}
+    assert run.go() == "half rolled back", run.errors
+    assert "Connection 'kubernetes_default': expected the way to a cluster" in run.errors["finalize"]
+    assert_all_on(fault_lab, sides.target)
+    run.before = {}
+    run.environment[name] = right
+    run.clear("decide", downstream=True)
+    outcome = run.go()
+    assert outcome == "rolled back", run.errors
+    assert_all_on(fault_lab, sides.source)
+    tell("decide", "the cluster's connection is broken", "decide cleared", f"half rolled back, then {outcome}")
+
+
 @pytest.mark.slow
 def test_a_backup_key_that_was_changed_stops_no_run(fault_lab: Lab, sides: Sides, start: Start, tell: Tell) -> None:
     first = start()
