@@ -7,6 +7,8 @@ UV_COMPILE := .venv/uv/bin/uv pip compile -q --universal --python-version 3.11 -
 
 # Of load in `make soak`.
 MINUTES ?= 10
+# What changes in `make demo`: copy, rotation, move.
+CASE ?= copy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -52,8 +54,8 @@ test-runs:
 test-soak:
 	$(BIN)/python -m pytest -m "not slow" tests/soak
 
-demo: fuse setup ## a whole environment on this machine, and a live volume switched in it through Airflow
-	$(BIN)/python -m lab.demo
+demo: fuse setup ## a whole environment on this machine, and a live volume switched in it; CASE=copy, rotation, move
+	$(BIN)/python -m lab.demo --case $(CASE)
 
 demo-down: ## stop what `make demo` left running
 	$(BIN)/python -m lab down

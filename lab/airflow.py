@@ -116,9 +116,16 @@ class Airflow:
             },
         }
         for name, values in connections.items():
-            extra = {"extra": json.dumps(values["extra"])} if "extra" in values else {}
-            self.api("POST", "/connections", json={"connection_id": name, **values, **extra})
+            self._add_connection(name, values)
         self.api("POST", "/pools", json={"name": COPY_POOL, "slots": POOL_SLOTS})
+
+    def connect_store(self, conn_id: str, store: Store) -> None:
+        """Create one more connection of type `aws`."""
+        self._add_connection(conn_id, _aws(store))
+
+    def _add_connection(self, conn_id: str, values: dict[str, Any]) -> None:
+        extra = {"extra": json.dumps(values["extra"])} if "extra" in values else {}
+        self.api("POST", "/connections", json={"connection_id": conn_id, **values, **extra})
 
     @property
     def home(self) -> Path:

@@ -4,9 +4,10 @@ import argparse
 import contextlib
 import json
 import os
+import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 from include.juicefs_storage.names import SWITCH, SYNC
 from lab.airflow import Airflow, TaskState
 from lab.environment import Lab, default_state, tear_down
+from lab.keys import new_secret
 from lab.process import LabError, exit_code
+from lab.seaweed import Store
 from lab.writer import Check, Summary, Writer
 
 SEED_FILES = 300
@@ -29,6 +32,7 @@ class World:
     setting: str
     secret: str
     mounts: dict[str, str]
+    access_keys: set[str]
     pods: dict[str, tuple[str, int]]
     processes: dict[str, set[tuple[int, float]]]
 
@@ -39,12 +43,12 @@ class World:
             "get", "secret", "juicefs-sc-secret", "-n", "juicefs", "-o", "go-template={{.data.bucket|base64decode}}"
         )
         pods = json.loads(lab.kubectl("get", "pods", "-A", "-o", "json"))["items"]
+        forms = {mount.name: json.loads((mount / ".config").read_text())["Format"] for mount in lab.mounts()}
         return cls(
             setting=lab.mariadb.setting()["Bucket"],
             secret=secret.strip(),
-            mounts={
-                mount.name: json.loads((mount / ".config").read_text())["Format"]["Bucket"] for mount in lab.mounts()
-            },
+            mounts={name: form["Bucket"] for name, form in forms.items()},
+            access_keys={form["AccessKey"] for form in forms.values()},
             # The CSI driver's own pods are restarted by the runbook.
             pods={
                 pod["metadata"]["name"]: (
@@ -71,9 +75,9 @@ class DemoRun:
     during: Summary
     checks: list[Check]
 
-    def failures(self, new_bucket: str) -> list[str]:
+    def failures(self, target: Store) -> list[str]:
         """Say what does not hold; empty when the switch is proven."""
-        after, before = self.after, self.before
+        after, before, new_bucket = self.after, self.before, target.bucket_url
         restarted = sorted(name for name, pod in before.pods.items() if after.pods.get(name) != pod)
         facts = {
             f"the run ended {self.state}": self.state == "success",
@@ -81,6 +85,7 @@ class DemoRun:
             f"the setting names {after.setting}": after.setting == new_bucket,
             f"the Secret names {after.secret}": after.secret == new_bucket,
             f"the mounts name {sorted(set(after.mounts.values()))}": set(after.mounts.values()) == {new_bucket},
+            "a mount shows another access key": after.access_keys == {target.access_key},
             "no mount was there to compare": bool(before.mounts) and all(before.processes.values()),
             f"pods restarted or gone: {restarted}": not restarted,
             "a mount's process is another one": after.processes == before.processes,
@@ -93,21 +98,77 @@ class DemoRun:
         return [failure for failure, holds in facts.items() if not holds]
 
 
-def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
+@dataclass(frozen=True)
+class Case:
+    """What changes, and what is taken away before everything is read back.
+
+    Attributes:
+        conn_id: The connection of the store that the volume moves to.
+        target: That store.
+        withdraw: Takes away what the volume must no longer need.
+        restore: Gives it back.
+        withdrawn: What that is, in words.
+    """
+
+    conn_id: str
+    target: Store
+    withdraw: Callable[[], None]
+    restore: Callable[[], None]
+    withdrawn: str
+
+
+def prepare_copy(lab: Lab, airflow: Airflow) -> Case:
+    """Another store, which holds a copy: the writer continues meanwhile, and has outrun it when the switch begins."""
+    copied = copy_to_new_store(lab, airflow)
+    say(f"{copied} objects were copied to the new store, each proven; the writer has outrun them by now")
+    return Case("minio_new", lab.new_store, lab.old_store.stop, lab.old_store.start, "the old store is stopped")
+
+
+def prepare_rotation(lab: Lab, airflow: Airflow) -> Case:
+    """Other keys for the same bucket, which the store takes beside the old ones."""
+    rotated = lab.old_store.with_keys(secrets.token_hex(10).upper(), new_secret())
+    lab.old_store.take_only(lab.old_store, rotated)
+    airflow.connect_store("minio_rotated", rotated)
+    say("the store takes a new access key and secret key as well")
+    return Case(
+        "minio_rotated",
+        rotated,
+        lambda: lab.old_store.take_only(rotated),
+        lambda: lab.old_store.take_only(lab.old_store, rotated),
+        "the old key is revoked",
+    )
+
+
+def prepare_move(lab: Lab, airflow: Airflow) -> Case:
+    """The store moves as a whole: the writer waits, the data goes over, and the old address serves no more."""
+    copied = copy_to_new_store(lab, airflow)
+    lab.old_store.stop()
+    say(f"{copied} objects are at the new address, and the old one does not answer any more")
+    return Case(
+        "minio_new", lab.new_store, lambda: None, lab.old_store.start, "the old store is gone since before the run"
+    )
+
+
+CASES = {"copy": prepare_copy, "rotation": prepare_rotation, "move": prepare_move}
+
+
+def run_demo(lab: Lab, airflow: Airflow, case_name: str) -> list[str]:
     """Switch the lab's volume while it is written to, print the account, and return what did not hold."""
     say(f"writing {SEED_FILES} files through {lab.mounts()[0].name}")
     seeded = lab.seed(SEED_FILES)
-    writer = Writer.start(lab.state, lab.mounts()[1] / "app")
-    say(f"a writer continues in {lab.mounts()[1].name}")
+    # What is written between the last copy and the end of the old address would be lost with it.
+    moves = case_name == "move"
+    case = CASES[case_name](lab, airflow) if moves else None
+    writer = Writer.start(lab.state, lab.mounts()[1] / "app", wait=not moves)
+    say(f"a writer {'waits for its store' if moves else 'continues'} in {lab.mounts()[1].name}")
     try:
-        copied = copy_to_new_store(lab, airflow)
-        say(f"{copied} objects were copied to the new store, each proven; the writer has outrun them by now")
+        case = case or CASES[case_name](lab, airflow)
         before, start = World.observe(lab), time.time()
         run_id = airflow.trigger(
             SWITCH,
             {
-                "target_conn_id": "minio_new",
-                "target_bucket": lab.new_store.bucket,
+                "target_conn_id": case.conn_id,
+                "target_bucket": case.target.bucket,
                 "dry_run": False,
                 "require_approval": False,
                 "settle_s": 15,
@@ -126,13 +187,13 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
         if task.state == "failed":
             print(f"\n{task.task_id} failed: {airflow.task_error(SWITCH, run_id, task)}")
     after = World.observe(lab)
-    say("stopping the old store, and reading every acknowledged file through a fresh mount with an empty cache")
-    lab.old_store.stop()
+    say(f"{case.withdrawn}: reading every acknowledged file through a fresh mount with an empty cache")
+    case.withdraw()
     try:
         with lab.fresh_mount() as mount:
             checks = [lab.check(seeded, mount, "seed"), lab.check(writer.manifest, mount, "app")]
     finally:
-        lab.old_store.start()
+        case.restore()
     outcome = DemoRun(
         state=state,
         seconds=end - start,
@@ -144,7 +205,7 @@ def run_demo(lab: Lab, airflow: Airflow) -> list[str]:
         checks=checks,
     )
     account(outcome)
-    return outcome.failures(lab.new_store.bucket_url)
+    return outcome.failures(case.target)
 
 
 def copy_to_new_store(lab: Lab, airflow: Airflow) -> int:
@@ -182,6 +243,8 @@ def account(outcome: DemoRun) -> None:
     restarts = sum(after.pods.get(name) != pod for name, pod in before.pods.items())
     rows = [("setting", before.setting, after.setting), ("Secret", before.secret, after.secret)]
     rows += [(f"mount …{name[-6:]}", bucket, after.mounts.get(name, "gone")) for name, bucket in before.mounts.items()]
+    old_key, new_key = (", ".join(map(_masked, world.access_keys)) for world in (before, after))
+    rows += [("access key", old_key, new_key)]
     print(f"\n{'bucket of':<16} {'before':<36} after")
     for what, old, new in rows:
         print(f"{what:<16} {old:<36} {new}")
@@ -198,9 +261,13 @@ pods restarted (business, mount)  {restarts} of {len(before.pods)}
 mount processes replaced          {sum(after.processes.get(name) != now for name, now in before.processes.items())}
 files written during the switch   {during.written}, failed {len(during.write_errors)}
 files read during the switch      {during.read}, failed {len(during.read_errors)}
-files read back, old store down   {files} ({size / 2**20:.1f} MiB)
+files read back afterwards        {files} ({size / 2**20:.1f} MiB)
 files lost                        {sum(check.lost for check in outcome.checks)}"""
     )
+
+
+def _masked(key: str) -> str:
+    return f"{key[:2]}…{key[-2:]}"
 
 
 def progress(task: TaskState) -> None:
@@ -239,14 +306,16 @@ def main() -> int:
     """Run the command line; exit code 0 only if all holds."""
     parser = argparse.ArgumentParser(prog="python -m lab.demo", description=__doc__)
     parser.add_argument("--state", type=Path, default=default_state(), help="the lab's folder (default %(default)s)")
-    state: Path = parser.parse_args().state
+    parser.add_argument("--case", choices=CASES, default="copy", help="what changes (default %(default)s)")
+    arguments = parser.parse_args()
+    state: Path = arguments.state
     keep = not os.environ.get("CI")
 
     def run() -> int:
         with _lab(state, keep=keep) as lab:
             if lab.airflow is None:
                 raise LabError("expected Airflow in the lab, found none")
-            failures = run_demo(lab, lab.airflow)
+            failures = run_demo(lab, lab.airflow, arguments.case)
             if keep:
                 print(
                     f"\nAirflow stays up: {lab.airflow.url} user {lab.airflow.user} password {lab.airflow.password}\n"

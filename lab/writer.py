@@ -82,9 +82,17 @@ class Writer:
 
     @classmethod
     def start(
-        cls, state: Path, folder: Path, *, name: str = "writer", rate: float = 5.0, keep: int = 0, subfolder: str = ""
+        cls,
+        state: Path,
+        folder: Path,
+        *,
+        name: str = "writer",
+        rate: float = 5.0,
+        keep: int = 0,
+        subfolder: str = "",
+        wait: bool = True,
     ) -> "Writer":
-        """Start writing into the folder of a mount; returns after the first acknowledged file.
+        """Start writing into the folder of a mount.
 
         Args:
             state: the lab's folder; the manifest is `<state>/<name>.manifest.jsonl`.
@@ -94,10 +102,12 @@ class Writer:
             keep: how many files it keeps changing; of more, it hands over to peers what was written longest ago.
                 0: all.
             subfolder: of the folder, where several writers share one.
+            wait: for the first acknowledged file; not where the store does not serve yet.
         """
         writer = cls(state, name, folder, state / f"{name}.manifest.jsonl")
         server = writer._run(rate, [f"--keep={keep}", f"--subfolder={subfolder}"])
-        wait_for("the writer's first file", lambda: writer.summary().written > 0, deadline_s=60, server=server)
+        if wait:
+            wait_for("the writer's first file", lambda: writer.summary().written > 0, deadline_s=60, server=server)
         return writer
 
     @classmethod
