@@ -119,6 +119,7 @@ class Plan(Record):
             if self.backup_id is None
             else f"## Revert of volume `{self.volume}` to backup `{self.backup_id}`",
             f"**{MEANING[self.change.kind]}**",
+            "",
             f"UUID `{self.uuid}`",
             "",
             "| | now | after |",

@@ -91,11 +91,7 @@ def check_consistency(
         return [_NOT_COMPARED, *lost], compared
     sampled = mode == "sample"
     difference = compare_sample(metadata, setting, source, target, SAMPLE_BLOCKS) if sampled else compared
-    findings = [
-        *_different(difference),
-        *_missing(difference, catch_up=catch_up),
-        *_foreign(difference, metadata),
-    ]
+    findings = [*_different(difference), *_missing(difference, catch_up=catch_up), *_foreign(difference, metadata)]
     if not findings and not any(finding.level == "refusal" for finding in lost):
         findings = [ok(CHECK, f"{_HOW[mode]}: all {difference.present} are the same on both stores")]
     return [*lost, *findings], replace(difference, lost=compared.lost, lost_keys=compared.lost_keys)
