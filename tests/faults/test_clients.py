@@ -28,7 +28,10 @@ def test_the_cut_over_waits_until_no_client_uploads(fault_lab: Lab, start: Start
     shown = run.xcom("plan", "markdown")
     assert shown.count("0 uploads, 0 staged blocks") == len(fault_lab.mounts())
     assert "wait up to 60 s until no client uploads" in shown
-    assert "no client uploaded when the setting was written" in run.xcom("finalize", "markdown")
+    report = run.xcom("finalize", "markdown")
+    assert "no client uploaded when the setting was written" in report
+    assert all(client["reloaded_s"] < 30 for client in run.xcom("prove_clients")["clients"])
+    assert report.count("within the 30 s that the runbook expects") == len(fault_lab.mounts())
 
 
 def test_the_cut_over_goes_ahead_while_a_client_uploads_when_its_time_is_over(

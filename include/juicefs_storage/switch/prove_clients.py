@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Pod, Session
@@ -25,6 +26,7 @@ class ClientProof(Record):
 
     Attributes:
         after_s: How long after the first look, in seconds.
+        at: When, by Airflow's clock (UTC, ISO 8601).
     """
 
     pod: str
@@ -35,6 +37,9 @@ class ClientProof(Record):
     was_stuck: bool = False
     #: What proved it, see `ClientState`.
     by: str = "block"
+    at: str = ""
+    #: How long after the setting was written its log shows the reload, in seconds; None where it does not.
+    reloaded_s: float | None = None
 
 
 def prove_every_client(
@@ -156,6 +161,8 @@ class _Clients:
                     after_s=round(self.clock() - started, 1),
                     was_stuck=pod.uid in self.unstuck,
                     by=state.by,
+                    at=datetime.now(UTC).isoformat(),
+                    reloaded_s=state.reloaded_s,
                 )
         self.found_at = min(found_at, default=looked)
 

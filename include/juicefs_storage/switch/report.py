@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from include.juicefs_storage.failures import Failure
@@ -14,6 +15,13 @@ from include.juicefs_storage.switch.outcome import RunOutcome
 from include.juicefs_storage.switch.plan import StorageView
 from include.juicefs_storage.switch.prove_blocks import blocks_there
 
+#: The result of a task that wrote the setting: when it had done so (UTC, ISO 8601).
+WRITTEN_AT = "written_at"
+#: Within how many seconds the runbook expects a client to use a new setting.
+EXPECTED_S = 30
+_WITHIN = f"within the {EXPECTED_S} s that the runbook expects"
+_LATER = f"later than the {EXPECTED_S} s that the runbook expects"
+_UNKNOWN = f"whether within the {EXPECTED_S} s that the runbook expects is not known, its log does not say"
 #: What no run can see, and what ends it for good.
 CLOSE_THE_DOOR = (
     (
@@ -121,8 +129,11 @@ class Report(Record):
 def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say what the steps proved, a sentence each, from what they returned: task id -> result."""
     lines = []
-    for task, side in (("prove_clients", "new"), ("prove_clients_on_old", "old")):
-        lines += _client_lines(task, results.get(task, {}), side)
+    for task, side, write in (
+        ("prove_clients", "new", "write_setting"),
+        ("prove_clients_on_old", "old", "restore_setting"),
+    ):
+        lines += _client_lines(task, results.get(task, {}), side, results.get(write, {}).get(WRITTEN_AT))
     if denied := results.get("prove_clients", {}).get("denied"):
         lines.append(f"{denied} clients wrote a block while the store refused the old key: none uses it any more")
     for task, text in _SENTENCES.items():
@@ -139,15 +150,26 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*lines, *_settle_lines(results.get("settle", {}))]
 
 
-def _client_lines(task: str, result: Mapping[str, Any], side: str) -> list[str]:
-    """Say by what each client was proven."""
+def _client_lines(task: str, result: Mapping[str, Any], side: str, written_at: str | None) -> list[str]:
+    """Say by what each client was proven, and how long after the setting was written."""
     if "clients" in result and not result["clients"]:
         return [f"no client was there: none was proven on the {side} store"]
     return [
         f"client `{client['pod']}` on {client['node']} {_BY[client.get('by') or 'block'].format(side=side)} "
-        f"{client['after_s']} s into `{task}`{_WAS_STUCK if client.get('was_stuck') else ''}"
+        f"{_when(client, task, written_at)}{_WAS_STUCK if client.get('was_stuck') else ''}"
         for client in result.get("clients", ())
     ]
+
+
+def _when(client: Mapping[str, Any], task: str, written_at: str | None) -> str:
+    if not (written_at and client.get("at")):
+        return f"{client['after_s']} s into `{task}`"
+    proven_s = (datetime.fromisoformat(client["at"]) - datetime.fromisoformat(written_at)).total_seconds()
+    proven = f"{proven_s:.0f} s after the setting was written"
+    if (reloaded_s := client.get("reloaded_s")) is not None:
+        held = _WITHIN if reloaded_s <= EXPECTED_S else _LATER
+        return f"{proven}, which it had read after {reloaded_s:.0f} s: {held}"
+    return f"{proven}: {_WITHIN if proven_s <= EXPECTED_S else _UNKNOWN}"
 
 
 def _written_lines(result: Mapping[str, Any]) -> list[str]:

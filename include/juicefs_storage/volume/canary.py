@@ -38,7 +38,9 @@ _ROOM = 'stat -f -c "%a %S %d" "$1"'
 _REMOVE_CANARY = 'rm -f "$1/$2"'
 #: Both lines of a reload, see NewReloadableStorage in cmd/mount.go of JuiceFS 1.4; values are quoted as Go does.
 _RELOAD = re.compile(
-    r'found new configuration: storage="(?P<storage>[^"]*)" bucket="(?P<bucket>[^"]*)"(?: ak="(?P<key>[^"]*)")?'
+    r"(?:^(?P<at>\d{4}/\d\d/\d\d \d\d:\d\d:\d\d)[^\n]*)?"
+    r'found new configuration: storage="(?P<storage>[^"]*)" bucket="(?P<bucket>[^"]*)"(?: ak="(?P<key>[^"]*)")?',
+    re.MULTILINE,
 )
 _RELOAD_FAILURE = re.compile(r"<WARNING>: object storage: ([^\n]*)")
 _LOG_LINES = 20_000
@@ -46,6 +48,8 @@ _WHETHER = "whether the client uses the new values"
 _WHICH = "which store the client uses, since both have it"
 #: Clocks of Airflow and of the nodes may differ by so many seconds.
 _CLOCK_MARGIN_S = 120
+#: Time zones differ by a multiple of so many seconds.
+_ZONE_S = 900
 
 
 class Room(NamedTuple):
@@ -66,6 +70,7 @@ class ClientState(NamedTuple):
     Attributes:
         problem: What was found instead of the proof; empty when proven.
         stuck: It has read the setting and does not use what it says: it retries only when the setting changes.
+        reloaded_s: How long after the setting was written its log shows the reload, in seconds; None where it does not.
         by: What proved it: a `block` that only this client can have written there; a block while the store refused the
             other `key`; where both stores show the block, its `log`, or its `start` after the setting was written.
     """
@@ -73,6 +78,7 @@ class ClientState(NamedTuple):
     problem: str = ""
     stuck: bool = False
     by: str = ""
+    reloaded_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,10 +150,24 @@ class Reload:
         found: It names the storage that the client must use.
         failure: Why the client could not use it; empty where the log shows no failure. It keeps the storage that it
             has then, and does not retry before the setting changes.
+        at: When, by the clock and in the time zone of the client; None where the line does not say.
     """
 
     found: bool = False
     failure: str = ""
+    at: datetime | None = None
+
+    def after_s(self, since: datetime | None) -> float | None:
+        """How many seconds after a moment it was, where it was within `_ZONE_S`; None where that is not known.
+
+        Args:
+            since: In UTC. The client's time zone is not known: zones differ by multiples of `_ZONE_S`.
+        """
+        if not (self.found and self.at and since):
+            return None
+        after_s = (self.at - since.replace(tzinfo=None)).total_seconds() % _ZONE_S
+        # The log has whole seconds.
+        return 0.0 if after_s > _ZONE_S - _CLOCK_MARGIN_S else round(after_s, 1)
 
 
 def last_reload(client_log: str, config: StorageConfig) -> Reload:
@@ -164,7 +184,8 @@ def last_reload(client_log: str, config: StorageConfig) -> Reload:
     wanted = (config.storage, config.bucket, config.access_key.get_secret_value())
     found = (last["storage"].lower(), *last.group("bucket", "key"))
     failure = _RELOAD_FAILURE.search(client_log, last.end())
-    return Reload(found == wanted, failure[1][:200] if failure else "")
+    at = datetime.strptime(last["at"], "%Y/%m/%d %H:%M:%S") if last["at"] else None  # noqa: DTZ007  of whichever zone
+    return Reload(found == wanted, failure[1][:200] if failure else "", at)
 
 
 def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout_s: float) -> ClientState:
@@ -216,10 +237,11 @@ def _judge_block(cluster: Cluster, pod: Pod, move: Move, keys: Sequence[str]) ->
     on_both = not move.key_refused and (move.one_store or move.left_has(keys))
     if reload.failure and (on_both or not move.returning):
         return _unproven("its block is there", reload, stuck=True)
+    reloaded_s = reload.after_s(move.since)
     if not on_both:
-        return ClientState(by="key" if move.key_refused else "block")
+        return ClientState(by="key" if move.key_refused else "block", reloaded_s=reloaded_s)
     if reload.found:
-        return ClientState(by="log")
+        return ClientState(by="log", reloaded_s=reloaded_s)
     if move.since and pod.started_at and pod.started_at > move.since:
         return ClientState(by="start")
     return ClientState(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from include.juicefs_storage.switch.report import proof_lines
 
 
@@ -37,3 +41,24 @@ def test_the_report_names_pods_that_restarted_for_other_reasons() -> None:
     (line,) = proof_lines({"prove_no_restarts": result})
     assert "which this run does to none: mount pod a: UID 1 → 2." in line
     assert "all 9 blocks" in line
+
+
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        ({"at": "2026-01-31T09:00:20+00:00"}, "20 s after the setting was written: within the 30 s"),
+        ({"at": "2026-01-31T09:01:20+00:00"}, "80 s after the setting was written: whether within the 30 s"),
+        ({"at": "2026-01-31T09:01:20+00:00", "reloaded_s": 12.0}, "which it had read after 12 s: within the 30 s"),
+        ({"at": "2026-01-31T09:01:20+00:00", "reloaded_s": 31.0}, "which it had read after 31 s: later than the 30 s"),
+        ({}, "1.0 s into `prove_clients`"),
+    ],
+)
+def test_the_report_tells_whether_each_client_moved_within_the_time_that_the_runbook_expects(
+    client: dict[str, Any], words: str
+) -> None:
+    proven = {"pod": "a", "node": "n", "after_s": 1.0, "by": "block", **client}
+    written = {"written": True, "written_at": "2026-01-31T09:00:00+00:00"}
+    (line,) = proof_lines({"write_setting": written, "prove_clients": {"clients": [proven]}})
+    assert words in line
+    (line,) = proof_lines({"write_setting": {"written": False}, "prove_clients": {"clients": [proven]}})
+    assert "1.0 s into `prove_clients`" in line

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+import pytest
+
 from include.juicefs_storage.volume.canary import Reload, last_reload
-from tests.support.fakes import NEW
+from tests.support.fakes import NEW, OLD
 
 FAILED = """\
 2026/01/31 09:00:00 juicefs[7] <INFO>: found new configuration: storage="minio" bucket="https://new:9000/data2"
@@ -25,3 +29,23 @@ def test_a_reload_names_the_storage_and_the_key() -> None:
         assert last_reload(other, NEW) == Reload(found=False)
         assert last_reload(f"{other}\n{line}", NEW) == Reload(found=True)
         assert last_reload(f"{line}\n{other}", NEW) == Reload(found=False)
+
+
+@pytest.mark.parametrize(
+    ("logged", "after_s"),
+    [
+        ("2026/01/31 09:00:20", 13.0),
+        ("2026/01/31 14:45:20", 13.0),  # in Nepal
+        ("2026/01/31 00:00:20", 13.0),  # in Alaska
+        ("2026/01/31 09:00:06", 0.0),  # the log has whole seconds
+        ("2026/01/31 09:01:07", 60.0),
+    ],
+)
+def test_a_log_tells_how_long_the_reload_took_in_whichever_time_zone(logged: str, after_s: float) -> None:
+    line = (
+        f'{logged}.123456 juicefs[7] <INFO>: found new configuration: storage="minio" bucket="{NEW.bucket}" ak="NEWKEY"'
+    )
+    since = datetime(2026, 1, 31, 9, 0, 7, tzinfo=UTC)
+    assert last_reload(f"another line\n{line}\n", NEW).after_s(since) == after_s
+    assert last_reload(line, OLD).after_s(since) is None
+    assert last_reload(line, NEW).after_s(None) is None

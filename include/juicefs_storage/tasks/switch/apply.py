@@ -162,11 +162,12 @@ def write_setting() -> dict[str, Any]:
         fenced = followed and write_fence.put_up(run)
     try:
         written = step.apply()
+        at = proofs.written_now() if written.written else {}
     except StorageSwitchError:
         if fenced and not run.runtime.setting().uses(step.target):
             write_fence.take_down(run)
         raise
-    return {**asdict(written), "bucket": step.target.bucket, "followed": followed, "fenced": fenced, **quiet}
+    return {**asdict(written), "bucket": step.target.bucket, "followed": followed, "fenced": fenced, **quiet, **at}
 
 
 @runbook_task

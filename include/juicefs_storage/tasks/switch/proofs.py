@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
@@ -12,6 +12,7 @@ from include.juicefs_storage.ports import Session
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
 from include.juicefs_storage.switch.prove_clients import prove_every_client
+from include.juicefs_storage.switch.report import WRITTEN_AT
 from include.juicefs_storage.switch.wait_for_quiet import wait_for_quiet
 from include.juicefs_storage.tasks.context import log, pull, push
 from include.juicefs_storage.tasks.switch.run import SwitchRun
@@ -126,8 +127,15 @@ def _refuses_key(run: SwitchRun, left: Location) -> bool:
 
 def _written_at(run: SwitchRun, *, forward: bool) -> datetime:
     """Return when the setting was written, as far as that is known; else when the run's backup was made."""
-    timing = pull("write_setting" if forward else "restore_setting", "timing")
-    return datetime.fromisoformat(timing["began_at"]) if timing else run.backup.created_at
+    task = "write_setting" if forward else "restore_setting"
+    if timing := pull(task, "timing"):
+        return datetime.fromisoformat((pull(task) or {}).get(WRITTEN_AT) or timing["began_at"])
+    return run.backup.created_at
+
+
+def written_now() -> dict[str, str]:
+    """Record that the setting has just been written."""
+    return {WRITTEN_AT: datetime.now(UTC).isoformat()}
 
 
 def _left_behind(run: SwitchRun, left: Location) -> dict[str, Any]:

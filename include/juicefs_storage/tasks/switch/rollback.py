@@ -274,7 +274,8 @@ def restore_setting(run: SwitchRun) -> dict[str, Any]:
         _require_downstream()
         proofs.count_failed_requests(run)
     followed = not run.change.one_store and copies.await_follower("follow_writes_back")
-    return {"restored": run.write_setting.undo(), "followed": followed}
+    restored = run.write_setting.undo()
+    return {"restored": restored, "followed": followed, **(proofs.written_now() if restored else {})}
 
 
 @undo_task
