@@ -67,9 +67,9 @@ def test_make_targets_exist(page: Path) -> None:
 @pages
 def test_tests_that_are_named_exist(page: Path) -> None:
     missing = []
-    for name, function in re.findall(r"\b(test_\w+\.py)(?:::(test_\w+))?", page.read_text()):
-        files = list((ROOT / "tests").rglob(name))
-        if not files or (function and f"def {function}(" not in files[0].read_text()):
+    for name, function in re.findall(r"\b((?:\w+/)*test_\w+\.py)(?:::(test_\w+))?", page.read_text()):
+        files = [file for file in (ROOT / "tests").rglob("test_*.py") if file.as_posix().endswith(f"/{name}")]
+        if not any(not function or f"def {function}(" in file.read_text() for file in files):
             missing.append(f"{name}::{function}")
     assert missing == []
     code = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
