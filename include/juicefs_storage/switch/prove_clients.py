@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Pod, Session
 from include.juicefs_storage.records import Record
-from include.juicefs_storage.volume.canary import ClientState, Move, prove_client
+from include.juicefs_storage.volume.canary import ClientState, Move, is_read_only, prove_client, prove_reader
 from include.juicefs_storage.volume.mount_pods import VolumePods, find_mount_path, running_mount_pods
 from include.juicefs_storage.volume.users import unknown_sessions
 
@@ -55,6 +55,8 @@ def prove_every_client(
     canary_timeout_s: float = _CANARY_TIMEOUT_S,
 ) -> list[ClientProof]:
     """Prove every mount pod of the volume, waiting for those that have not followed yet.
+
+    One that is mounted read-only is proven by reading what a client writes that is proven already.
 
     Args:
         pods: The volume's mount pods. One that is being deleted must follow as well, or be gone.
@@ -117,6 +119,7 @@ class _Clients:
         found_at: When the first of these was found, by `clock`.
         stuck: UIDs of those that had read the setting at the last look and did not use it.
         unstuck: UIDs of those for which the setting was written once more.
+        writers: UID -> mount pod of those that are proven and can write.
     """
 
     pods: VolumePods
@@ -130,6 +133,7 @@ class _Clients:
     found_at: float = 0.0
     stuck: set[str] = field(default_factory=set)
     unstuck: set[str] = field(default_factory=set)
+    writers: dict[str, Pod] = field(default_factory=dict)
 
     def look(self, started: float) -> None:
         """Look once at every client that is not proven yet; `started` is when the first look began."""
@@ -138,6 +142,19 @@ class _Clients:
         asked = [pod for pod in everyone if pod.uid not in self.proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
             found = list(pool.map(self._ask, asked))
+            self._find_writers(everyone, [(pod, state) for pod, (state, _) in zip(asked, found, strict=True)])
+            writable = self.writers or any(state and not state.reads for state, _ in found)
+            found = list(
+                pool.map(
+                    lambda pod, state_at: (
+                        self._ask_reader(pod, writable=bool(writable))
+                        if state_at[0] and state_at[0].reads
+                        else state_at
+                    ),
+                    asked,
+                    found,
+                )
+            )
         unasked = {pod.uid for pod, (state, _) in zip(asked, found, strict=True) if state is None and pod.terminating}
         known = [find_mount_path(pod) for pod in everyone if pod.uid not in unasked]
         self.waiting = {
@@ -169,12 +186,39 @@ class _Clients:
     def _ask(self, pod: Pod) -> tuple[ClientState | None, float]:
         return _state(self.pods, pod, self.move, self.canary, self.canary_timeout_s), self.clock()
 
+    def _find_writers(self, everyone: Sequence[Pod], states: Sequence[tuple[Pod, ClientState | None]]) -> None:
+        there = {pod.uid for pod in everyone if not pod.terminating}
+        proven = {pod.uid: pod for pod, state in states if state and not state.problem and not state.reads}
+        self.writers = {uid: pod for uid, pod in (self.writers | proven).items() if uid in there}
+
+    def _ask_reader(self, pod: Pod, *, writable: bool) -> tuple[ClientState, float]:
+        # On another node where there is one: the mounts of a node may share their cache.
+        writer = min(self.writers.values(), key=lambda other: other.node == pod.node, default=None)
+        if writable and not writer:
+            return ClientState("it is mounted read-only, and no client is proven yet that writes for it"), self.clock()
+        block_bytes, name = self.pods.setting.block_bytes, f"{self.canary}-{pod.uid}"
+        try:
+            state = prove_reader(
+                self.pods.cluster,
+                pod,
+                writer,
+                self.move,
+                name,
+                block_bytes=block_bytes,
+                timeout_s=self.canary_timeout_s,
+            )
+        except StorageSwitchError as error:
+            state = ClientState(error.problem)
+        return state, self.clock()
+
 
 def _state(pods: VolumePods, pod: Pod, move: Move, canary: str, timeout_s: float) -> ClientState | None:
     """Ask for one client's state; None for another volume's client."""
     try:
-        if pods.config(pod) is None:
+        if (config := pods.config(pod)) is None:
             return None
+        if is_read_only(config):
+            return ClientState(reads=True)
         # A file of its own: of one that several clients write, each shows the block that another wrote last.
         return prove_client(pods.cluster, pod, move, f"{canary}-{pod.uid}", timeout_s=timeout_s)
     except StorageSwitchError as error:

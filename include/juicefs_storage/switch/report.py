@@ -280,6 +280,8 @@ def _settle_lines(result: Mapping[str, Any]) -> list[str]:
 _BY: Mapping[str, str] = {
     "block": "wrote a block to the {side} store alone",
     "key": "wrote a block while the store knew the {side} key alone,",
+    "read": "read a block that it had never read and that only the {side} store has,",
+    "read_key": "read a block while the store knew the {side} key alone,",
     "log": "is proven by its log alone, since a block does not tell: it reloaded the {side} store's values",
     "start": "is proven by its start after the setting was written, since a block does not tell:",
 }

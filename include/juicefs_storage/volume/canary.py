@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
@@ -35,6 +35,14 @@ dd if=/dev/urandom of="$1/$2" bs=4096 count=1 conv=fsync 2>/dev/null
 """
 #: Free blocks, their size in bytes, free inodes: JuiceFS answers by its quotas (StatFS of pkg/meta in JuiceFS 1.4).
 _ROOM = 'stat -f -c "%a %S %d" "$1"'
+#: A whole block: a client caches a smaller one that it writes, and the mounts of a node may share their cache.
+_WRITE_BLOCK = """\
+set -e
+dd if=/dev/urandom of="$1/$2" bs=65536 count="$3" conv=fsync 2>/dev/null
+/usr/local/bin/juicefs info "$1/$2"
+"""
+_BLOCK_PART_BYTES = 65536
+_COUNT_BYTES = 'cat "$1/$2" | wc -c'
 _REMOVE_CANARY = 'rm -f "$1/$2"'
 #: Both lines of a reload, see NewReloadableStorage in cmd/mount.go of JuiceFS 1.4; values are quoted as Go does.
 _RELOAD = re.compile(
@@ -70,15 +78,18 @@ class ClientState(NamedTuple):
     Attributes:
         problem: What was found instead of the proof; empty when proven.
         stuck: It has read the setting and does not use what it says: it retries only when the setting changes.
+        reads: It is mounted read-only, and was not asked.
         reloaded_s: How long after the setting was written its log shows the reload, in seconds; None where it does not.
         by: What proved it: a `block` that only this client can have written there; a block while the store refused the
-            other `key`; where both stores show the block, its `log`, or its `start` after the setting was written.
+            other `key`; a `read` of a block that only that storage has, or while the store refused the other key
+            (`read_key`); where both stores show the block, its `log`, or its `start` after the setting was written.
     """
 
     problem: str = ""
     stuck: bool = False
     by: str = ""
     reloaded_s: float | None = None
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ class Move:
         returning: The clients had this storage before. One that never left it may have failed to reload another.
         one_store: The clients keep their store, and get another key or address for it: a block alone proves nothing.
         key_refused: The store refuses the key that the clients had before.
+        refuses_reads: It refuses reads as well: it does not know the key.
     """
 
     config: StorageConfig
@@ -102,6 +114,7 @@ class Move:
     returning: bool = False
     one_store: bool = False
     key_refused: bool = False
+    refuses_reads: bool = True
 
     def left_has(self, keys: Sequence[str]) -> bool:
         """Return whether the bucket that the client used before has one of these objects.
@@ -207,14 +220,8 @@ def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout
     Raises:
         StorageSwitchError: The pod or the store cannot be asked.
     """
-    config = move.config
-    form = read_config(cluster, pod).get("Format") or {}
-    if str(form.get("Storage", "")).lower() != config.storage or form.get("Bucket") != config.bucket:
-        options = ", ".join(storage_overrides(mount_options(pod)))
-        remedy = f": its mount options say {options}; remove them and restart its pod" if options else ""
-        return ClientState(f"its .config shows bucket {form.get('Bucket')!r}{remedy}")
-    if form.get("AccessKey") != config.access_key.get_secret_value():
-        return ClientState("its .config shows another access key")
+    if shown := _shows_another(cluster, pod, move.config):
+        return shown
     path = mount_path(pod)
     result = run_in_mount(cluster, pod.name, _WRITE_CANARY, path, canary, timeout_s=timeout_s)
     try:
@@ -229,6 +236,71 @@ def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout
         run_in_mount(cluster, pod.name, _REMOVE_CANARY, path, canary)
 
 
+def is_read_only(config: Mapping[str, Any]) -> bool:
+    """Return whether a client mounts its volume read-only, by its `.config`."""
+    return bool((config.get("Meta") or {}).get("ReadOnly"))
+
+
+def prove_reader(
+    cluster: Cluster, pod: Pod, writer: Pod | None, move: Move, canary: str, *, block_bytes: int, timeout_s: float
+) -> ClientState:
+    """Prove that a client that is mounted read-only uses a storage, by a block that it has never read.
+
+    Another client writes the block, which only the storage has. Where both stores show it, or nobody can write one,
+    the log or the start tells, as in `prove_client`.
+
+    Args:
+        cluster: Where the pods are.
+        pod: The client's mount pod.
+        writer: The mount pod of a client of the volume that is proven and can write; None where there is none.
+        move: Between which storages.
+        canary: The file's name; no other client may write it.
+        block_bytes: The size of a whole block of the volume.
+        timeout_s: How long the write may take, and how long the read, in seconds.
+
+    Raises:
+        StorageSwitchError: A pod or a store cannot be asked.
+    """
+    if shown := _shows_another(cluster, pod, move.config):
+        return shown
+    reload = _read_reload(cluster, pod, move)
+    if writer is None:
+        return _judge_log(pod, move, reload, "no client can write a block for it to read")
+    path, parts = mount_path(writer), block_bytes // _BLOCK_PART_BYTES
+    try:
+        written = run_in_mount(cluster, writer.name, _WRITE_BLOCK, path, canary, str(parts), timeout_s=timeout_s)
+        keys: list[str] = OBJECT_KEY.findall(written.stdout)
+        if written.returncode != 0 or not keys or not all(map(move.store.exists, keys)):
+            return ClientState(f"no block can be written through {writer.name} for it to read: {written.stderr[-300:]}")
+        refused = move.key_refused and move.refuses_reads
+        on_both = not refused and (move.one_store or move.key_refused or move.left_has(keys))
+        read = run_in_mount(cluster, pod.name, _COUNT_BYTES, mount_path(pod), canary, timeout_s=timeout_s)
+    finally:
+        run_in_mount(cluster, writer.name, _REMOVE_CANARY, path, canary)
+    if read.stdout.split() != [str(parts * _BLOCK_PART_BYTES)]:
+        return _unproven(
+            f"a block that another client wrote to {move.config.bucket} cannot be read through its mount: "
+            f"{read.stderr[-300:]}",
+            reload,
+            stuck=True,
+        )
+    if on_both:
+        return _judge_log(pod, move, reload, f"the block that it read does not tell {_what(move)}")
+    return ClientState(by="read_key" if refused else "read", reloaded_s=reload.after_s(move.since))
+
+
+def _shows_another(cluster: Cluster, pod: Pod, config: StorageConfig) -> ClientState | None:
+    """Return what a client's `.config` shows instead of a storage; None where it shows this one."""
+    form = read_config(cluster, pod).get("Format") or {}
+    if str(form.get("Storage", "")).lower() != config.storage or form.get("Bucket") != config.bucket:
+        options = ", ".join(storage_overrides(mount_options(pod)))
+        remedy = f": its mount options say {options}; remove them and restart its pod" if options else ""
+        return ClientState(f"its .config shows bucket {form.get('Bucket')!r}{remedy}")
+    if form.get("AccessKey") != config.access_key.get_secret_value():
+        return ClientState("its .config shows another access key")
+    return None
+
+
 def _judge_block(cluster: Cluster, pod: Pod, move: Move, keys: Sequence[str]) -> ClientState:
     """Judge by a block that was written through a client's mount."""
     bucket, reload = move.config.bucket, _read_reload(cluster, pod, move)
@@ -237,16 +309,25 @@ def _judge_block(cluster: Cluster, pod: Pod, move: Move, keys: Sequence[str]) ->
     on_both = not move.key_refused and (move.one_store or move.left_has(keys))
     if reload.failure and (on_both or not move.returning):
         return _unproven("its block is there", reload, stuck=True)
-    reloaded_s = reload.after_s(move.since)
     if not on_both:
-        return ClientState(by="key" if move.key_refused else "block", reloaded_s=reloaded_s)
+        return ClientState(by="key" if move.key_refused else "block", reloaded_s=reload.after_s(move.since))
+    return _judge_log(pod, move, reload, f"its block does not tell {_what(move)}")
+
+
+def _what(move: Move) -> str:
+    return _WHETHER if move.one_store else _WHICH
+
+
+def _judge_log(pod: Pod, move: Move, reload: Reload, why: str) -> ClientState:
+    """Judge by a client's log, or its start, where nothing else tells; `why` nothing else does."""
+    if reload.failure:
+        return _unproven(why, reload, stuck=True)
     if reload.found:
-        return ClientState(by="log", reloaded_s=reloaded_s)
+        return ClientState(by="log", reloaded_s=reload.after_s(move.since))
     if move.since and pod.started_at and pod.started_at > move.since:
         return ClientState(by="start")
     return ClientState(
-        f"its block does not tell {_WHETHER if move.one_store else _WHICH}, and its log does not show that it reloaded "
-        f"{bucket} since the setting was written",
+        f"{why}, and its log does not show that it reloaded {move.config.bucket} since the setting was written",
         stuck=True,
     )
 

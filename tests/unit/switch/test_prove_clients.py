@@ -41,6 +41,7 @@ class Client:
     log: str = ""
     options: str = ""
     started_at: datetime = datetime(2026, 1, 30, tzinfo=UTC)
+    read_only: bool = False
 
 
 @dataclass
@@ -75,10 +76,16 @@ class Clients(BareCluster):
         client = self.clients[pod]
         if ".config" in command[2]:
             form = {"UUID": UUID, "Storage": "minio", "Bucket": client.shows.bucket}
-            return ExecResult(0, json.dumps({"Format": form | {"AccessKey": _key(client.shows)}}), "")
+            form |= {"AccessKey": _key(client.shows)}
+            return ExecResult(0, json.dumps({"Format": form, "Meta": {"ReadOnly": client.read_only}}), "")
+        if "wc -c" in command[2]:
+            found = any(_block(command[5]) in store.objects for store in self.stores(client))
+            return ExecResult(0, f"{4 << 20 if found else 0}\n", "" if found else "cat: Input/output error")
         if "dd " in command[2]:
+            if client.read_only:
+                return ExecResult(1, "", "dd: Read-only file system")
             # Of a file that several clients write, each shows the block that was written last.
-            key = f"myjfs/chunks/0/0/{int(hashlib.sha256(command[-1].encode()).hexdigest(), 16)}_0_4096"
+            key = _block(command[5])
             for store in self.stores(client):
                 store.objects[key] = 4096
             return ExecResult(0, f"objects: {key}", "")
@@ -86,6 +93,10 @@ class Clients(BareCluster):
 
     def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
         return self.clients[pod].log
+
+
+def _block(name: str) -> str:
+    return f"myjfs/chunks/0/0/{int(hashlib.sha256(name.encode()).hexdigest(), 16)}_0_4096"
 
 
 def _key(config: StorageConfig) -> str:
@@ -247,3 +258,47 @@ def test_an_old_store_that_is_gone_hinders_no_proof() -> None:
 
     clients.old = Gone()
     assert [proof.by for proof in prove(clients)] == ["block"]
+
+
+def test_a_client_that_is_mounted_read_only_is_proven_by_reading_what_another_writes() -> None:
+    clients = Clients({"reads": Client(read_only=True), "writes": Client()})
+    assert {proof.pod: proof.by for proof in prove(clients)} == {"reads": "read", "writes": "block"}
+
+
+def test_a_client_that_is_mounted_read_only_and_reads_from_the_old_store_is_not_proven() -> None:
+    """Its `.config` and its log show the new one."""
+    clients = Clients({"reads": Client(read_only=True, uses=OLD, log=RELOADED), "writes": Client()})
+    with pytest.raises(PermanentError, match=r"1 of 2 clients(.|\n)*reads: a block that another client wrote"):
+        prove(clients)
+
+
+def test_a_client_that_is_mounted_read_only_waits_for_one_that_writes() -> None:
+    clients = Clients({"reads": Client(read_only=True), "writes": Client(uses=OLD)})
+    with pytest.raises(PermanentError, match=r"2 of 2 clients(.|\n)*no client is proven yet that writes"):
+        prove(clients)
+
+
+@pytest.mark.parametrize(
+    ("client", "by"),
+    [
+        (Client(read_only=True, log=RELOADED), "log"),
+        (Client(read_only=True, started_at=datetime(2026, 2, 1, tzinfo=UTC)), "start"),
+        (Client(read_only=True), ""),
+        (Client(read_only=True, log=FAILED), ""),
+    ],
+)
+def test_where_nobody_writes_the_log_of_a_client_must_show_the_reload(client: Client, by: str) -> None:
+    clients = Clients({"reads": client})
+    if by:
+        assert [proof.by for proof in prove(clients)] == [by]
+    else:
+        with pytest.raises(PermanentError, match="no client can write a block for it to read"):
+            prove(clients)
+
+
+def test_a_block_that_both_stores_show_does_not_prove_who_reads_it() -> None:
+    clients = Clients({"reads": Client(read_only=True), "writes": Client(log=RELOADED)}, same=True)
+    with pytest.raises(PermanentError, match="the block that it read does not tell which store"):
+        prove(clients)
+    clients.clients["reads"].log = RELOADED
+    assert {proof.by for proof in prove(clients)} == {"log"}

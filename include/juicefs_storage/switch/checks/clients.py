@@ -51,7 +51,7 @@ def check_volume(
     """
     check, sessions = "volume", metadata.sessions()
     findings = [finding for mount in mounts for finding in _mount_findings(mount, setting, client_timeout_s)]
-    findings += _too_old(sessions, mounts)
+    findings += [*_too_old(sessions, mounts), *_only_readers(mounts)]
     if setting.shards > 1:
         findings.append(
             refusal(check, f"The volume is sharded over {setting.shards} buckets.", "sharded volumes cannot be moved")
@@ -106,12 +106,6 @@ def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) 
             f"{''.join(f' ({option})' for option in mount.overrides)}.",
             "remove bucket/storage from the PV's mountOptions and restart the mount pod",
         )
-    if mount.read_only:
-        yield refusal(
-            check,
-            f"{name} is mounted read-only: no block can be written through it to prove it.",
-            "unmount it for the time of the switch",
-        )
     if mount.staged_blocks or mount.upload_delayed:
         waiting = (
             f"{mount.staged_blocks} blocks wait in its cache" if mount.staged_blocks else "its options delay uploads"
@@ -126,6 +120,17 @@ def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) 
             check,
             f"{name} runs with writeback: a block that it uploads late looks lost to prove_blocks, which rolls back.",
             "switch while little is written, or mount it without writeback",
+        )
+
+
+def _only_readers(mounts: Sequence[MountPod]) -> Iterator[Finding]:
+    """Warn where every mount is read-only: nobody writes a block that proves the others when they read it."""
+    if mounts and all(mount.read_only for mount in mounts):
+        yield warning(
+            "volume",
+            f"Every mount is read-only ({len(mounts)} of them): no client can write a block for them to read, and they "
+            "are proven by their logs alone.",
+            "nothing, or mount the volume writable in one pod for the time of the switch",
         )
 
 

@@ -18,6 +18,8 @@ _CANARY_TIMEOUT_S = 30.0
 #: Room for the canaries of one mount, retries and what the trash keeps of them included: files, and bytes of each with
 #: its inode.
 _CANARIES, _CANARY_BYTES = 16, 8192
+#: The largest block that JuiceFS knows: one is written for each mount that only reads.
+_BLOCK_BYTES = 16 << 20
 #: What the fresh mount writes, and some more.
 _FRESH_MOUNT_BYTES, _FRESH_MOUNT_FILES = 1 << 20, 8
 
@@ -59,6 +61,7 @@ def check_room(cluster: Cluster, mounts: Sequence[MountPod]) -> list[Finding]:
         rooms = list(pool.map(lambda mount: room_of(cluster, mount.name, mount.mount_path), mounts))
     files = _CANARIES * len(mounts) + _FRESH_MOUNT_FILES
     size = _CANARY_BYTES * _CANARIES * len(mounts) + _FRESH_MOUNT_BYTES
+    size += _BLOCK_BYTES * sum(mount.read_only for mount in mounts)
     findings = []
     for mount, room in zip(mounts, rooms, strict=True):
         if room is None:

@@ -217,6 +217,7 @@ def wait_for_rollouts() -> PokeReturnValue:
 def prove_clients() -> dict[str, Any]:
     """Prove every mount pod on the new store: its `.config`, then a block written through its very mount.
 
+    One that is mounted read-only reads a block that another client writes.
     **Changes** nothing; a small file is written through each mount and removed. Where a client shows the new bucket and
     does not use it, the secret key in the setting is encrypted again, once: every client then tries again. Where only
     the keys change and `fence_conn_id` is given, the store refuses the old key for a few seconds meanwhile.

@@ -70,7 +70,14 @@ def deny_old_key(run: SwitchRun) -> dict[str, Any]:
         _await_refusal(run)
         denied = prove_every_client(
             run.runtime.volume_pods(run.before),
-            Move(run.new.config, run.new.store, key_refused=True),
+            # It refuses writes alone: a client that is mounted read-only is proven by its log.
+            Move(
+                run.new.config,
+                run.new.store,
+                since=_written_at(run, forward=True),
+                key_refused=True,
+                refuses_reads=False,
+            ),
             run.canary,
             timeout_s=_DENIED_FOR_S,
             clock=time.monotonic,
@@ -79,7 +86,7 @@ def deny_old_key(run: SwitchRun) -> dict[str, Any]:
         )
     finally:
         fence.down()
-    return {"denied": len(denied)}
+    return {"denied": sum(proof.by == "key" for proof in denied)}
 
 
 def _await_refusal(run: SwitchRun) -> None:

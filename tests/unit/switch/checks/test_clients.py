@@ -32,7 +32,6 @@ def test_a_good_volume() -> None:
         ({"version": ""}, "needs 1.1"),
         ({"version": "0.17.5"}, "needs 1.1"),
         ({"heartbeat_s": 61}, "heartbeat of 61 s"),
-        ({"read_only": True}, "read-only"),
         ({"bucket": "http://elsewhere/b"}, "override"),
         ({"staged_blocks": 3, "writeback": True}, "3 blocks wait"),
     ],
@@ -41,6 +40,14 @@ def test_a_client_that_cannot_follow_or_be_proven(changes: dict[str, Any], words
     ((level, message),) = findings(**changes)
     assert level == "refusal"
     assert words in message
+
+
+def test_mounts_that_only_read_are_a_warning_where_nobody_writes() -> None:
+    ((level, message), _) = findings(read_only=True)
+    assert level == "warning"
+    assert "by their logs alone" in message
+    mounts = [MOUNT, MOUNT.model_copy(update={"name": "reads", "uid": "2", "read_only": True})]
+    assert [finding.level for finding in check_volume(setting(), mounts, [], FakeMetadata(setting()), 60)] == ["ok"]
 
 
 @pytest.mark.parametrize(
