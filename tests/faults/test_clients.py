@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import secrets
+import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from botocore.exceptions import BotoCoreError
 from kubernetes import client, config
 
 from lab.environment import Lab
-from lab.process import wait_for
+from lab.process import Server, binary, free_ports, wait_for
+from lab.seaweed import Store
 from tests.support.harness import Start
 from tests.support.mounted import mounted
 from tests.support.world import Sides, assert_nothing_lost
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 
 def _uploading(mount: Path) -> bool:
@@ -99,4 +107,49 @@ def test_a_mount_that_only_reads_and_stays_on_the_old_store_fails_the_run(
         assert run.go() == "rolled back", run.errors
     assert "1 of 3 clients" in run.errors["prove_clients"]
     assert f"{pod.metadata.name}: it could not use the setting" in run.errors["prove_clients"]
+    assert_nothing_lost(fault_lab)
+
+
+def _serves(store: Store) -> bool:
+    try:
+        return bool(store.client().list_buckets())
+    except BotoCoreError:
+        return False
+
+
+@pytest.fixture
+def gateway(fault_lab: Lab, tmp_path: Path) -> Iterator[S3Client]:
+    """A `juicefs gateway` of the volume on the host: a client that is no mount pod."""
+    port, secret = free_ports(1)[0], "gateway-secret"
+    command: list[str | Path] = [
+        binary("juicefs"), "gateway", "--no-usage-report", "--backup-meta=0", "--heartbeat=1",
+        f"--cache-dir={tmp_path / 'cache'}", fault_lab.mariadb.meta_url, f"127.0.0.1:{port}",
+    ]  # fmt: skip
+    root = {"MINIO_ROOT_USER": "gateway", "MINIO_ROOT_PASSWORD": secret}
+    server = Server.start(
+        tmp_path, "gateway", command, env={"META_PASSWORD": fault_lab.mariadb.password, "HOME": str(tmp_path)} | root
+    )
+    store = Store(tmp_path, "gateway", [0, 0, 0, port], fault_lab.volume.name, "gateway", secret)
+    try:
+        wait_for("the gateway serves", lambda: _serves(store), deadline_s=60, server=server)
+        yield store.client()
+    finally:
+        server.stop()
+        fault_lab.mariadb.query("DELETE FROM jfs_session2 WHERE info LIKE '%s3gateway%'")
+
+
+def test_a_gateway_is_refused_until_it_is_accepted_by_name(fault_lab: Lab, gateway: S3Client, start: Start) -> None:
+    refused = start()
+    assert refused.go() == "refused"
+    name = f"{socket.gethostname()}:s3gateway"
+    assert f"add `{name}` to accept_clients" in refused.errors["check_volume"]
+    run = start(accept_clients=[name])
+    run.before["prove_blocks"] = lambda: gateway.put_object(Bucket=fault_lab.volume.name, Key="by-gateway", Body=b"x")
+    assert run.go() == "switched", run.errors
+    assert f"accepted and will not be proven\n- `{name}`" in run.xcom("plan", "markdown")
+    report = run.xcom("finalize", "markdown")
+    assert "Every client" not in report
+    assert f"**Not proven**, and accepted by name: `{name}`" in "\n".join(report.splitlines()[:4])
+    assert f"client `{name}` is **not proven**, which was accepted; no new block was on the store" in report
+    assert "Not proven, accepted by name: 1 client." in run.xcom("finalize", "note")
     assert_nothing_lost(fault_lab)

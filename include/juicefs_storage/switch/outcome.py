@@ -44,6 +44,24 @@ RUN_MEANING: Mapping[RunOutcome, str] = {
     "and the folder of backups answer.",
 }
 
+#: The outcomes that say of every client that it is proven.
+_ALL_PROVEN: frozenset[RunOutcome] = frozenset({"switched", "reverted", "rolled back"})
+
+
+def meaning_of(outcome: RunOutcome, accepted: Sequence[str]) -> str:
+    """Say what an outcome means.
+
+    Args:
+        outcome: How the run ended.
+        accepted: The clients that are no mount pods and were accepted as not proven.
+    """
+    meaning = RUN_MEANING[outcome]
+    if outcome not in _ALL_PROVEN or not accepted:
+        return meaning
+    meaning = meaning.replace("Every client", "Every mount pod").replace("every client", "every mount pod")
+    return f"{meaning} **Not proven**, and accepted by name: {', '.join(f'`{name}`' for name in accepted)}."
+
+
 #: Follows the reason why a run that failed did not go back.
 LEFT = (
     "So the run did not go back: the volume is on the new store. Clear the failed task with Downstream to continue "

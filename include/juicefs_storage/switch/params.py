@@ -104,6 +104,15 @@ class SwitchParams(MoveParams):
     source_conn_id: str | None = param(
         "New storage", "Old store's connection", "Empty: the endpoint and keys in the setting.", None
     )
+    accept_clients: tuple[str, ...] = param(
+        "Safety",
+        "Accept clients",
+        "Clients that are no mount pods (`juicefs gateway`, WebDAV, Java SDK, hosts, sidecars), one a line: "
+        "`host:mountpoint`, where `*` stands for anything, or a session id, as the refusal prints them. They are "
+        "[not proven](changes.md#clients-of-other-kinds).",
+        (),
+        examples=[["vm-7:/mnt/data"]],
+    )
     on_failure: OnFailure = param(
         "Safety",
         "On failure",
@@ -164,6 +173,17 @@ class SwitchParams(MoveParams):
         "Empty: no fence.",
         None,
     )
+
+    @field_validator("accept_clients")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            host, colon, mount_point = pattern.partition(":")
+            if not pattern.isdecimal() and not (colon and host.strip("*?") and mount_point.strip("*?")):
+                raise ValueError(
+                    f"expected `host:mountpoint`, each with more than `*`, or a session id; {pattern!r} is neither"
+                )
+        return value
 
     @field_validator("target_bucket")
     @classmethod
@@ -253,12 +273,16 @@ def as_recorded(name: str) -> Any:
     )
 
 
+_ACCEPT_CLIENTS: Any = SwitchParams.model_fields["accept_clients"]
+
+
 class RevertForm(MoveParams):
     """The params of `juicefs_storage_revert`. What is null is taken from the run that made the backup."""
 
     backup_id: str | None = param(
         "Backup", "Backup", "Empty: choose among those that are there, in the task `choose_backup`.", None
     )
+    accept_clients: tuple[str, ...] = _ACCEPT_CLIENTS
     on_failure: OnFailure = param(
         "Safety", "On failure", "Roll back to the current store, or hold for a human.", "rollback"
     )

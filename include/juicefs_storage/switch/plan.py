@@ -79,6 +79,8 @@ class Plan(Record):
     blocks_s: float | None = None
     #: Keys of the blocks that were lost on the old store when the plan was made, and that were accepted as lost.
     lost_blocks: tuple[str, ...] = ()
+    #: Clients that are no mount pods, and that a person accepted as not proven.
+    accepted_clients: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -144,10 +146,17 @@ class Plan(Record):
             "### Clients that will be proven on the new store",
             *bullets(clients or ["none: no mount pod has the volume now, so that no client is proven"]),
             "",
+            *self._accepted(),
             "### Pods that must not restart",
             f"{len(self.mount_pods)} mount pods, {len(self.business_pods)} business pods",
         ]
         return "\n".join(lines)
+
+    def _accepted(self) -> list[str]:
+        if not self.accepted_clients:
+            return []
+        names = bullets([f"`{name}`" for name in self.accepted_clients])
+        return ["### Clients that are accepted and will not be proven", *names, ""]
 
     def _forecast(self) -> list[str]:
         heartbeats = [pod.heartbeat_s for pod in self.mount_pods]

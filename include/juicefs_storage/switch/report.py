@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from include.juicefs_storage.failures import Failure
-from include.juicefs_storage.markdown import bullets
+from include.juicefs_storage.markdown import bullets, counted
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.change import MEANING, Change
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
@@ -49,12 +49,14 @@ class Report(Record):
         failure: The task that failed first; None where none did.
         missing: What the run did not prove, one line each.
         approval: Who approved or rejected the plan.
+        accepted: The clients that are no mount pods and were accepted as not proven.
     """
 
     outcome: RunOutcome
     meaning: str
     failure: Failure | None = None
     missing: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
     run_id: str
     volume: str | None
     before: StorageView | None
@@ -77,7 +79,8 @@ class Report(Record):
             what.append(f"from `{self.before.bucket}` to `{self.after.bucket}`")
         refused = sum(finding.level == "refusal" for finding in self.findings)
         refusals = f"Refusals: {refused}." if refused else ""
-        more = [refusals, f"Backup: `{self.backup_id}`." if self.backup_id else ""]
+        accepted = f"Not proven, accepted by name: {counted(len(self.accepted), 'client')}." if self.accepted else ""
+        more = [refusals, accepted, f"Backup: `{self.backup_id}`." if self.backup_id else ""]
         return " ".join(filter(None, [f"{', '.join(filter(None, what))}.", *more]))
 
     def to_error(self) -> str:
@@ -124,6 +127,41 @@ class Report(Record):
         if self.change.kind == "keys":
             return (OLD_KEY,)
         return CLOSE_THE_DOOR if self.change.copies else ()
+
+
+def accepted_in(planned: Iterable[str], results: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Name the clients that were accepted as not proven: those in the plan, and those that were there later.
+
+    Args:
+        planned: Those in the plan.
+        results: Task id -> what it returned.
+    """
+    later = (results.get(task, {}).get("accepted", ()) for task in ("prove_clients", "prove_clients_on_old"))
+    return tuple(sorted({*planned, *(name for names in later for name in names)}))
+
+
+def accepted_lines(accepted: Sequence[str], results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say of each client that was accepted as not proven what was seen of it on the store that was left.
+
+    Args:
+        accepted: Their names.
+        results: Task id -> what it returned.
+    """
+    late = results.get("copy_back_late") or results.get("catch_up_late") or {}
+    if "late_writes" not in late:
+        why = late.get("unseen") or "the store that the clients leave was not looked at afterwards"
+        seen = f"nothing was seen of it: {why}"
+    elif late["late_writes"]:
+        seen = (
+            f"{late['late_writes']} blocks were written to the store that the others had left, which it may have "
+            "written; they were copied"
+        )
+    else:
+        seen = (
+            f"no new block was on the store that the others had left, {late['waited_s']} s after the last of them, "
+            f"while clients took {late.get('slice_ids', 0)} slice ids; whether it wrote anything was not seen"
+        )
+    return [f"client `{name}` is **not proven**, which was accepted; {seen}" for name in accepted]
 
 
 def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
@@ -40,3 +41,29 @@ def unknown_sessions(sessions: Sequence[Session], mount_paths: Iterable[str]) ->
     """
     known = {PurePosixPath(path).name for path in mount_paths}
     return [session for session in sessions if PurePosixPath(session.mount_point).name not in known]
+
+
+def session_name(session: Session) -> str:
+    """Return how a person names a client that is no mount pod: `host:mount point`. A gateway's is `host:s3gateway`."""
+    return f"{session.host}:{session.mount_point}"
+
+
+def is_accepted(session: Session, accepted: Iterable[str]) -> bool:
+    """Return whether a person has accepted that a client is not proven.
+
+    Args:
+        session: The client's.
+        accepted: Patterns of `session_name`, with `*`, `?` and `[…]`, and session ids.
+    """
+    name = session_name(session)
+    return any(pattern == str(session.sid) or fnmatchcase(name, pattern) for pattern in accepted)
+
+
+def accepted_clients(sessions: Iterable[Session], accepted: Sequence[str]) -> list[str]:
+    """Name the clients that are accepted as not proven, each once.
+
+    Args:
+        sessions: The clients that are no mount pods.
+        accepted: See `is_accepted`.
+    """
+    return sorted({session_name(session) for session in sessions if is_accepted(session, accepted)})

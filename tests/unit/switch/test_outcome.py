@@ -17,6 +17,7 @@ from include.juicefs_storage.switch.outcome import (
     RunOutcome,
     failed_first,
     judge,
+    meaning_of,
 )
 
 #: The volume on the new store with its one client, and a run that proved everything.
@@ -118,3 +119,11 @@ def test_the_failure_that_is_named_is_the_first_in_the_order_of_the_runbook() ->
     assert failed_first(order, failed, {}) == "prove_blocks"
     assert failed_first(order, dict.fromkeys(order, "success"), {"prove_blocks": "left no evidence"}) == "prove_blocks"
     assert failed_first(order, dict.fromkeys(order, "success"), {}) == ""
+
+
+@pytest.mark.parametrize("outcome", get_args(RunOutcome))
+def test_no_outcome_says_that_every_client_is_proven_where_one_was_accepted(outcome: RunOutcome) -> None:
+    meaning = meaning_of(outcome, ["vm:s3gateway"])
+    assert "every client" not in meaning.lower()
+    assert ("`vm:s3gateway`" in meaning) is (outcome in {"switched", "reverted", "rolled back"})
+    assert meaning_of(outcome, []) == RUN_MEANING[outcome]

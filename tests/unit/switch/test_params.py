@@ -34,6 +34,8 @@ def test_defaults_are_the_safe_ones() -> None:
         ({"target_storage": "Wasabi"}, ["`target_storage`", "host's name", "`s3`"]),
         ({"target_storage": "ceph"}, ["`target_storage`", "'minio' or 's3'"]),
         ({"on_failure": "panic"}, ["`on_failure`", "'rollback' or 'hold'", "panic"]),
+        ({"accept_clients": ["vm-7"]}, ["`accept_clients`", "'vm-7'", "session id"]),
+        ({"accept_clients": ["*:*"]}, ["`accept_clients`", "more than `*`"]),
         ({"settle_s": -1}, ["`settle_s`", "greater than or equal to 0"]),
         ({"client_timeout_s": "soon"}, ["`client_timeout_s`", "soon"]),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from include.juicefs_storage.switch.report import proof_lines
+from include.juicefs_storage.switch.report import accepted_in, accepted_lines, proof_lines
 
 
 def test_the_report_tells_what_the_window_cost() -> None:
@@ -62,3 +62,26 @@ def test_the_report_tells_whether_each_client_moved_within_the_time_that_the_run
     assert words in line
     (line,) = proof_lines({"write_setting": {"written": False}, "prove_clients": {"clients": [proven]}})
     assert "1.0 s into `prove_clients`" in line
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        ({}, "nothing was seen of it: the store that the clients leave was not looked at afterwards"),
+        ({"catch_up_late": {"unseen": "no answer."}}, "nothing was seen of it: no answer."),
+        ({"catch_up_late": {"late_writes": 2}}, "2 blocks were written to the store that the others had left"),
+        (
+            {"catch_up_late": {"late_writes": 0, "waited_s": 360, "slice_ids": 4096}},
+            "no new block was on the store that the others had left, 360 s after the last of them, while clients took",
+        ),
+    ],
+)
+def test_the_report_says_what_was_seen_of_a_client_that_is_not_proven(results: dict[str, Any], words: str) -> None:
+    (line,) = accepted_lines(["vm:s3gateway"], results)
+    assert line.startswith("client `vm:s3gateway` is **not proven**, which was accepted; ")
+    assert words in line
+
+
+def test_clients_that_were_accepted_after_the_plan_are_named_too() -> None:
+    results = {"prove_clients": {"accepted": ["vm:s3gateway", "vm:/mnt"]}}
+    assert accepted_in(["vm:s3gateway"], results) == ("vm:/mnt", "vm:s3gateway")

@@ -10,7 +10,7 @@ from include.juicefs_storage.ports import MetadataStore, PersistentVolume, Sessi
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.mount_pods import MountPod, storage_overrides
 from include.juicefs_storage.volume.setting import S3_STORAGES, Setting
-from include.juicefs_storage.volume.users import unknown_sessions
+from include.juicefs_storage.volume.users import is_accepted, session_name, unknown_sessions
 
 MINIMUM_VERSION = (1, 1)
 #: A client gives up on a flush after so many seconds (pkg/vfs/writer.go of JuiceFS 1.4, by its default of retries).
@@ -38,6 +38,7 @@ def check_volume(
     client_timeout_s: float,
     *,
     leaving: Sequence[str] = (),
+    accept: Sequence[str] = (),
 ) -> list[Finding]:
     """Check that the volume and its clients can follow a change of the setting, and every client can be proven.
 
@@ -48,6 +49,7 @@ def check_volume(
         metadata: Where the sessions are listed.
         client_timeout_s: How long a client may take to follow, in seconds.
         leaving: The mount paths of pods that are being deleted: their sessions are about to end.
+        accept: Which clients need not be proven, see `is_accepted`.
     """
     check, sessions = "volume", metadata.sessions()
     findings = [finding for mount in mounts for finding in _mount_findings(mount, setting, client_timeout_s)]
@@ -75,15 +77,8 @@ def check_volume(
         for volume in volumes
         if volume.volume_handle in served and (options := storage_overrides(",".join(volume.mount_options)))
     ]
-    findings += [
-        refusal(
-            check,
-            f"Session {session.sid} on {session.host} at {session.mount_point} is no mount pod of this cluster: "
-            "it cannot be proven to have followed.",
-            "unmount it for the time of the switch, or wait until its session has expired if it is dead",
-        )
-        for session in unknown_sessions(sessions, [*(mount.mount_path for mount in mounts), *leaving])
-    ]
+    others = unknown_sessions(sessions, [*(mount.mount_path for mount in mounts), *leaving])
+    findings += [_unproven(session, accepted=is_accepted(session, accept)) for session in others]
     if any(finding.level == "refusal" for finding in findings):
         return findings
     return [*findings, ok(check, f"{setting.name} ({setting.uuid}), {len(mounts)} mount pods, all can follow")]
@@ -121,6 +116,23 @@ def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) 
             f"{name} runs with writeback: a block that it uploads late looks lost to prove_blocks, which rolls back.",
             "switch while little is written, or mount it without writeback",
         )
+
+
+def _unproven(session: Session, *, accepted: bool) -> Finding:
+    """Refuse a client that is no mount pod, or warn of one that a person has accepted."""
+    problem = (
+        f"Session {session.sid} on {session.host} at {session.mount_point} is no mount pod of this cluster: "
+        "it cannot be proven to have followed"
+    )
+    if accepted:
+        remedy = "make sure that it runs JuiceFS with a heartbeat of 12 s, and look at it after the switch"
+        return warning("volume", f"{problem}, which accept_clients accepts.", remedy)
+    return refusal(
+        "volume",
+        f"{problem}.",
+        "unmount it for the time of the switch, or wait until its session has expired if it is dead; or accept that "
+        f"it is not proven: add `{session_name(session)}` to accept_clients",
+    )
 
 
 def _only_readers(mounts: Sequence[MountPod]) -> Iterator[Finding]:

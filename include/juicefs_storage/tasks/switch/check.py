@@ -36,7 +36,7 @@ from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting
-from include.juicefs_storage.volume.users import business_pods
+from include.juicefs_storage.volume.users import accepted_clients, business_pods, unknown_sessions
 
 #: The checks by task id, for whoever makes them outside of a run of their own.
 CHECK_FUNCTIONS: dict[str, Callable[[Runtime], list[Finding]]] = {}
@@ -116,7 +116,15 @@ def check_volume(runtime: Runtime) -> list[Finding]:
     mounts = pods.mounts()
     return checks.gather(
         "volume",
-        lambda: checks.check_volume(setting, mounts, volumes, runtime.metadata, timeout_s, leaving=pods.leaving()),
+        lambda: checks.check_volume(
+            setting,
+            mounts,
+            volumes,
+            runtime.metadata,
+            timeout_s,
+            leaving=pods.leaving(),
+            accept=runtime.params.accept_clients,
+        ),
         lambda: checks.check_expired_sessions(runtime.metadata, mounts),
         lambda: checks.check_metadata(runtime.metadata, runtime.juicefs, setting),
         lambda: checks.check_room(runtime.cluster, mounts),
@@ -342,6 +350,7 @@ def make_plan(
     params, setting, recorded = runtime.params, runtime.setting(), runtime.recorded
     pods = runtime.volume_pods(setting)
     mounts = pods.mounts()
+    others = unknown_sessions(runtime.metadata.sessions(), [mount.mount_path for mount in mounts])
     before, after = runtime.source(setting), runtime.target(setting)
     exact = recorded.secrets if recorded else {}
     patches = PatchSecrets(runtime.cluster, params.secret_name, setting.name, after, exact=exact).plan()
@@ -366,6 +375,7 @@ def make_plan(
         missing_objects=missing_objects,
         blocks_s=blocks_s,
         lost_blocks=tuple(lost_blocks),
+        accepted_clients=tuple(accepted_clients(others, params.accept_clients)),
         change=change,
         secret_keys=(digest(before.secret_key, runtime.vault.key), digest(after.secret_key, runtime.vault.key)),
         steps=planned_steps(params, change, write.plan(), workloads, [secret.name for secret in secrets]),

@@ -237,4 +237,5 @@ def _copy_late_writes(run: SwitchRun, source: Location, target: Location, moved_
             raise
         except StorageSwitchError as error:
             return {"unseen": error.problem}
-    return {"late_writes": work.found, "late_examples": work.examples}
+        given_out = max(0, run.runtime.metadata.next_slice() - int(last["next_slice"]))
+    return {"late_writes": work.found, "late_examples": work.examples, "slice_ids": given_out}

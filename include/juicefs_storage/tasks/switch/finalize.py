@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import TriggerRule
@@ -14,15 +14,15 @@ from include.juicefs_storage.switch.marks import End
 from include.juicefs_storage.switch.outcome import (
     GREEN,
     LEFT,
-    RUN_MEANING,
     Observed,
     Progress,
     RunOutcome,
     failed_first,
     judge,
+    meaning_of,
 )
 from include.juicefs_storage.switch.plan import Plan
-from include.juicefs_storage.switch.report import Report, proof_lines
+from include.juicefs_storage.switch.report import Report, accepted_in, accepted_lines, proof_lines
 from include.juicefs_storage.tasks.approval import ANSWER
 from include.juicefs_storage.tasks.context import failure_of, log, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.runbook import runbook_task
@@ -108,11 +108,13 @@ def _report(
     # The plan that was carried out, where one was.
     planned = run.carried_out if run else Plan.model_validate(pull("plan")) if pull("plan") else None
     results = {task_id: dict(left.result) for task_id, left in evidence.items()}
+    accepted = accepted_in(planned.accepted_clients if planned else (), results)
     approval, approver = _approval(states["approve"])
     failed = "" if outcome in GREEN else failed_first(_ORDER, states, progress.unproven or {})
     return Report(
         outcome=outcome,
-        meaning=_meaning(outcome),
+        meaning=_meaning(outcome, accepted),
+        accepted=accepted,
         failure=failure_of(failed) if failed else None,
         missing=missing,
         run_id=run_id(),
@@ -127,15 +129,15 @@ def _report(
         findings=tuple(all_findings()),
         states=states,
         took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
-        proofs=(*proof_lines(results), *_window(evidence), *lines),
+        proofs=(*accepted_lines(accepted, results), *proof_lines(results), *_window(evidence), *lines),
         results=results,
     )
 
 
-def _meaning(outcome: RunOutcome) -> str:
+def _meaning(outcome: RunOutcome, accepted: Sequence[str]) -> str:
     """Say what the outcome means, and why a run that failed was left where it is."""
     reason = pull("decide", HELD_BECAUSE) if outcome == "held" else None
-    return f"{reason.rstrip('.')}. {LEFT}" if reason else RUN_MEANING[outcome]
+    return f"{reason.rstrip('.')}. {LEFT}" if reason else meaning_of(outcome, accepted)
 
 
 def _recorded(evidence: Mapping[str, Evidence]) -> tuple[SwitchRun | None, str]:

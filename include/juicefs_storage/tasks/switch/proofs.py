@@ -18,9 +18,12 @@ from include.juicefs_storage.tasks.context import log, pull, push
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.canary import Move
 from include.juicefs_storage.volume.difference import Difference, missing_blocks
-from include.juicefs_storage.volume.mount_pods import request_errors
+from include.juicefs_storage.volume.mount_pods import find_mount_path, request_errors, running_mount_pods
+from include.juicefs_storage.volume.users import accepted_clients, is_accepted, unknown_sessions
 
 _FAILED_BEFORE = "failed_before"
+#: After so many seconds a client with JuiceFS' own heartbeat has read a new setting: 12 s, give or take 5 %.
+_HEARTBEAT_S = 14
 #: How long the old key is refused for the proof, and for how long each write then may take, in seconds.
 _DENIED_FOR_S = 5
 _REFUSAL_POLL_S = 0.2
@@ -49,7 +52,23 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
             # A client that is no mount pod does not stop a way back: it has been on the old store all along.
             sessions=(lambda: other_sessions(run)) if run.forward else tuple,
         )
-    return {"clients": [proof.model_dump() for proof in proven], **_left_behind(run, left)}
+        accepted = _give_a_heartbeat(run, forward=forward)
+    return {"clients": [proof.model_dump() for proof in proven], "accepted": accepted, **_left_behind(run, left)}
+
+
+def _give_a_heartbeat(run: SwitchRun, *, forward: bool) -> list[str]:
+    """Give clients that are accepted as not proven the time to follow, while their writes are still copied at once.
+
+    Returns:
+        Their names.
+    """
+    cluster = run.runtime.cluster
+    others = unknown_sessions(run.runtime.metadata.sessions(), map(find_mount_path, running_mount_pods(cluster)))
+    others = [session for session in others if run.canary not in session.mount_point]
+    if accepted := accepted_clients(others, run.runtime.params.accept_clients):
+        since_s = (datetime.now(UTC) - _written_at(run, forward=forward)).total_seconds()
+        time.sleep(max(0.0, _HEARTBEAT_S - since_s))
+    return accepted
 
 
 def deny_old_key(run: SwitchRun) -> dict[str, Any]:
@@ -159,8 +178,16 @@ def _left_behind(run: SwitchRun, left: Location) -> dict[str, Any]:
 
 
 def other_sessions(run: SwitchRun) -> Sequence[Session]:
-    """List the volume's clients, without the fresh mount that a killed task of this run may have left."""
-    return [session for session in run.runtime.metadata.sessions() if run.canary not in session.mount_point]
+    """List the clients to be proven, without those that are accepted as not proven.
+
+    The fresh mount that a killed task of this run may have left is none.
+    """
+    accepted = run.runtime.params.accept_clients
+    return [
+        session
+        for session in run.runtime.metadata.sessions()
+        if run.canary not in session.mount_point and not is_accepted(session, accepted)
+    ]
 
 
 def prove_blocks(run: SwitchRun, location: Location) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 
 from include.juicefs_storage.ports import Session
 from include.juicefs_storage.switch.checks.clients import check_expired_sessions, check_runner, check_volume
+from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.volume.setting import Setting
 from tests.support.fakes import MOUNT, OLD, FakeMetadata, setting
 
@@ -40,6 +41,22 @@ def test_a_client_that_cannot_follow_or_be_proven(changes: dict[str, Any], words
     ((level, message),) = findings(**changes)
     assert level == "refusal"
     assert words in message
+
+
+GATEWAY = Session(7, "1.4.2", "vm", "s3gateway", datetime(2026, 1, 31, tzinfo=UTC))
+
+
+@pytest.mark.parametrize("accept", ["7", "vm:s3gateway", "v?:s3*"])
+def test_a_client_that_is_no_mount_pod_is_refused_until_it_is_accepted_by_name(accept: str) -> None:
+    def look(*accepted: str) -> Finding:
+        found = check_volume(setting(), [MOUNT], [], FakeMetadata(setting(), live=[GATEWAY]), 60, accept=accepted)
+        return found[0]
+
+    for others in ((), ("vm:/mnt",), ("another:s3gateway", "8")):
+        assert look(*others).level == "refusal"
+        assert "add `vm:s3gateway` to accept_clients" in look(*others).remedy
+    assert look(accept).level == "warning"
+    assert "it cannot be proven to have followed, which accept_clients accepts" in look(accept).message
 
 
 def test_mounts_that_only_read_are_a_warning_where_nobody_writes() -> None:
