@@ -34,5 +34,9 @@ class PermanentError(StorageSwitchError):
     """A permanent error: the task fails at once."""
 
 
+class NoBucketError(PermanentError):
+    """The store has no bucket of this name."""
+
+
 class NeedsHumanError(StorageSwitchError):
     """A state that only a human may resolve: the task fails at once."""

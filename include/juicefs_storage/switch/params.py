@@ -94,6 +94,13 @@ class SwitchParams(MoveParams):
         None,
         examples=["https://minio.new.example:9000"],
     )
+    create_bucket: bool = param(
+        "New storage",
+        "Create the bucket",
+        "Make the new bucket right after the approval, where there is none. Its versioning, object lock and policies "
+        "are [left to you](switch.md#create-the-bucket).",
+        False,
+    )
     target_storage: TargetStorage | None = param(
         "New storage",
         "Kind of the new storage",

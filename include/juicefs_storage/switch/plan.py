@@ -79,6 +79,8 @@ class Plan(Record):
     blocks_s: float | None = None
     #: Keys of the blocks that were lost on the old store when the plan was made, and that were accepted as lost.
     lost_blocks: tuple[str, ...] = ()
+    #: The new bucket does not exist: the run makes it.
+    creates_bucket: bool = False
     #: Clients that are no mount pods, and that a person accepted as not proven.
     accepted_clients: tuple[str, ...] = ()
 

@@ -146,6 +146,11 @@ class Runtime:
             return self._by_setting(self.source(self.recorded.setting)).on_side("new store")
         return S3Bucket.from_connection(self.params.target_conn_id, self.params.target_bucket).on_side("new store")
 
+    @cached_property
+    def lacks_bucket(self) -> bool:
+        """Whether the new bucket does not exist, and the run is asked to make it."""
+        return self.params.create_bucket and self.target_store.is_absent()
+
     def source_store(self, config: StorageConfig) -> S3Bucket:
         """Return the old bucket, as Airflow reaches it.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
+from xml.sax.saxutils import escape
 
 from include.juicefs_storage.adapters.s3.client import (
     OBJECT_LIMIT_BYTES,
@@ -22,7 +24,7 @@ from include.juicefs_storage.adapters.s3.listing import list_pages
 from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
 from include.juicefs_storage.adapters.s3.wire.drive import drive
 from include.juicefs_storage.adapters.s3.wire.message import TooLongError
-from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.errors import NoBucketError, PermanentError, TransientError
 from include.juicefs_storage.objects.bucket import Bucket, StoredObject
 from include.juicefs_storage.objects.model import KeyRange, Page
 
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 #: The codes of answers to keys that the store does not know. AccessDenied may come from a policy.
 _UNKNOWN_KEYS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch"})
+_LOCATION = "<CreateBucketConfiguration><LocationConstraint>{region}</LocationConstraint></CreateBucketConfiguration>"
+#: Values in a bucket's configuration of versions, or of its lock.
+_SETTINGS = re.compile(rb">(Enabled|Suspended|GOVERNANCE|COMPLIANCE|\d+)<")
 _READ_LIMIT_BYTES = 64 * 2**20
 _Sink = TypeVar("_Sink", bound=Sink)
 
@@ -100,13 +105,53 @@ class S3Bucket(Bucket):
         """HEAD the bucket and list one key."""
         with self._client() as client:
             if client.call("HEAD", client.bucket_path).status == 404:
-                raise PermanentError(
+                raise NoBucketError(
                     f"{self.store.where}: expected a bucket, found none.",
-                    next_step="make the bucket, or correct its name: it is never created from here",
+                    next_step="make the bucket, or correct its name: it is never created from here, unless "
+                    "`create_bucket` says so",
                 )
             # A HEAD that is refused says nothing: keys limited to a prefix may not HEAD the bucket. A LIST has a body.
             for _ in list_pages(client, below, max_keys=1):
                 return
+
+    def is_absent(self) -> bool:
+        """Ask whether the store has no bucket of this name. Changes nothing."""
+        try:
+            self.check()
+        except NoBucketError:
+            return True
+        return False
+
+    def create(self) -> None:
+        """Make the bucket, in the region of the store. Idempotent.
+
+        Raises:
+            PermanentError: The keys may not, or somebody else has a bucket of this name.
+        """
+        region = self.store.region
+        # Amazon's first region is the one that must not be named.
+        body = b"" if region == "us-east-1" else _LOCATION.format(region=escape(region)).encode()
+        with self._client() as client:
+            answer = client.call("PUT", client.bucket_path, parts=[body] if body else None, length=len(body))
+            if answer.status == 200 or error_code(answer) == "BucketAlreadyOwnedByYou":
+                return
+            if answer.status == 409:
+                raise PermanentError(
+                    f"{self.store.where}: the store answered PUT by 409 {error_code(answer)}.",
+                    next_step="choose another name: somebody has a bucket of this one",
+                )
+            raise client.refused("PUT of the bucket", answer)
+
+    def versioning_and_lock(self) -> tuple[str, str]:
+        """Read whether the bucket keeps versions, and its object lock, in the store's words."""
+        with self._client() as client:
+            found = []
+            for query in ("versioning", "object-lock"):
+                answer = client.call("GET", client.bucket_path, f"{query}=")
+                words = _SETTINGS.findall(answer.body) if answer.status == 200 else []
+                known = answer.status in (200, 404)
+                found.append(" ".join(word.decode() for word in words) or ("none" if known else "not known"))
+        return found[0], found[1]
 
     def knows_keys(self) -> bool:
         """Ask whether the store takes the keys at all, whatever they are allowed to do.

@@ -14,7 +14,7 @@ from include.juicefs_storage.adapters.s3.wire.drive import drive
 from include.juicefs_storage.adapters.s3.wire.host import Host
 from include.juicefs_storage.adapters.s3.wire.limits import SLOWEST_BYTES_S
 from include.juicefs_storage.adapters.s3.wire.message import Buffer, HttpError, Response, TooLongError
-from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.errors import NoBucketError, PermanentError, StorageSwitchError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -321,6 +321,7 @@ class S3Client:
             region = response.headers.get("x-amz-bucket-region")
             found += f", asked in region {self.store.region}" + (f"; the bucket is in {region}" if region else "")
         kind = TransientError if status >= 500 or status == 409 else PermanentError
+        kind = NoBucketError if code == "NoSuchBucket" else kind
         return kind(
             f"{self.store.where}: the store answered {action} by {found}.",
             next_step=step.format(origin=self.store.origin, connection=self.store.connection),

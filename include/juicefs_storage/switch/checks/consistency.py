@@ -45,6 +45,7 @@ def check_consistency(
     catch_up: bool,
     change: Change = _TWO_STORES,
     accept_lost: int = 0,
+    new_bucket: bool = False,
 ) -> tuple[list[Finding], Difference]:
     """Compare the blocks on the new store with those on the old one, and the old store with the metadata.
 
@@ -65,6 +66,7 @@ def check_consistency(
         change: How the storage changes.
         catch_up: Whether what is missing will be copied.
         accept_lost: How many lost blocks the operator accepts.
+        new_bucket: The new bucket will be made by the run: that all is missing there is no copy that was forgotten.
 
     Returns:
         The findings, and the difference; `lost_keys` holds every block that is lost where these are accepted.
@@ -91,7 +93,8 @@ def check_consistency(
         return [_NOT_COMPARED, *lost], compared
     sampled = mode == "sample"
     difference = compare_sample(metadata, setting, source, target, SAMPLE_BLOCKS) if sampled else compared
-    findings = [*_different(difference), *_missing(difference, catch_up=catch_up), *_foreign(difference, metadata)]
+    findings = [*_different(difference), *_missing(difference, catch_up=catch_up, new_bucket=new_bucket)]
+    findings += _foreign(difference, metadata)
     if not findings and not any(finding.level == "refusal" for finding in lost):
         findings = [ok(CHECK, f"{_HOW[mode]}: all {difference.present} are the same on both stores")]
     return [*lost, *findings], replace(difference, lost=compared.lost, lost_keys=compared.lost_keys)
@@ -148,12 +151,12 @@ def _different(difference: Difference) -> list[Finding]:
     ]
 
 
-def _missing(difference: Difference, *, catch_up: bool) -> list[Finding]:
+def _missing(difference: Difference, *, catch_up: bool, new_bucket: bool) -> list[Finding]:
     if not difference.missing:
         return []
     message = f"{difference.missing} of {difference.expected} blocks are not on the new store"
     examples = _examples(difference, "missing")
-    if catch_up and difference.present:
+    if catch_up and (difference.present or new_bucket):
         remedy = "they are copied before the setting is written (catch_up=true)"
         return [warning(CHECK, f"{message} yet, such as {examples}.", remedy)]
     return [refusal(CHECK, f"{message}, such as {examples}.", "copy the volume (see docs/switch.md), then start again")]

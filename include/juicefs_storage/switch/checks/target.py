@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import StorageSwitchError
@@ -69,6 +69,30 @@ def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, prob
         findings.append(warning(check, "The setting names this bucket and these keys already.", "nothing to switch"))
     probed = "PUT, GET, LIST and DELETE work" if probe_key else "no write was tried (dry run)"
     return [*findings, ok(check, f"bucket `{target.bucket}` exists, {probed}")]
+
+
+def check_absent(source: Callable[[], tuple[str, str]], bucket: str) -> list[Finding]:
+    """Say that the new bucket will be made, and what it will not have.
+
+    Args:
+        source: Reads versioning and object lock of the old bucket.
+        bucket: Where the new bucket will be.
+    """
+    try:
+        versioning, lock = source()
+        old = f"The old bucket has versioning: {versioning}, object lock: {lock}."
+    except StorageSwitchError as error:
+        old = f"What the old bucket has is not known: {error.problem}"
+    return [
+        warning(
+            "target",
+            f"Bucket `{bucket}` does not exist and would be created right after the approval, by the keys of its "
+            f"connection, without versioning and object lock. {old} Neither is carried over, nor are policies, "
+            "lifecycle rules, encryption, quotas and notifications. The blocks are copied, the other objects of the "
+            "volume (`juicefs_uuid`, `meta/`) are not.",
+            "where it must have an object lock, make it yourself: most stores set that at its creation alone",
+        )
+    ]
 
 
 def check_use(juicefs: JuiceFS, target: StorageConfig, origin: str) -> list[Finding]:

@@ -9,9 +9,11 @@ from typing import Any
 from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.backup import FORMAT, Backup, deviation
 from include.juicefs_storage.switch.marks import moved_by
 from include.juicefs_storage.switch.plan import StorageView, has_fingerprint
+from include.juicefs_storage.switch.probe_location import new_probe_key
 from include.juicefs_storage.switch.prove_fresh_mount import prove_status, use_fresh_mount
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.tasks.context import run_id, task_states, triggered_at
@@ -21,7 +23,7 @@ from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
 from include.juicefs_storage.volume.difference import files_of
 from include.juicefs_storage.volume.secret import volume_secrets
-from include.juicefs_storage.volume.setting import StorageConfig
+from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 APPLY = (
     "backup", "copy_ahead", "follow_writes", "write_setting", "patch_secret", "settle", "restart_csi",
@@ -55,6 +57,7 @@ def backup() -> dict[str, Any]:
     """Record the state before the switch, encrypted; read it back and decrypt it before anything else happens.
 
     From here to its end the run holds the volume's Lease; another run on the volume is refused.
+    Before that it makes the new bucket, where the plan says so (`create_bucket`).
     **Changes** nothing in the volume; writes the Lease, and one file to the folder of connection `juicefs_backup`.
     **Safe to clear**: yes; a backup that this run made before is kept.
     """
@@ -89,6 +92,7 @@ def backup() -> dict[str, Any]:
             state="nothing was changed",
             next_step="start a new run, so that the plan shows what will be done",
         )
+    created = _create_bucket(run, setting, target) if run.plan.creates_bucket else False
     secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
     record = Backup(
         format=FORMAT,
@@ -106,7 +110,26 @@ def backup() -> dict[str, Any]:
         moved_before=tuple(moved_by(runtime.vault, setting.name)),
     )
     runtime.vault.save(name, record.to_bytes())
-    return {"backup_id": name, "written": True}
+    return {"backup_id": name, "written": True, "bucket_created": created}
+
+
+def _create_bucket(run: SwitchRun, setting: Setting, target: StorageConfig) -> bool:
+    """Make the new bucket, and make the checks that need it. Idempotent.
+
+    Raises:
+        PermanentError: It cannot be made, or cannot be used.
+    """
+    runtime, store = run.runtime, run.runtime.target_store
+    store.create()
+    findings = checks.check_target(store, setting, target, probe_key=new_probe_key(setting.name))
+    findings += checks.check_use(runtime.juicefs, target, store.store.origin)
+    if refused := [finding for finding in findings if finding.level == "refusal"]:
+        raise PermanentError(
+            " ".join(finding.message for finding in refused),
+            state=f"bucket {target.bucket} was made, or was there; nothing else was changed",
+            next_step="; ".join(finding.remedy for finding in refused),
+        )
+    return True
 
 
 @runbook_task

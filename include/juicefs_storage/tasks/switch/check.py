@@ -12,6 +12,7 @@ from airflow.sdk import TriggerRule, get_current_context
 
 from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.objects.no_bucket import NoBucketYet
 from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.backup import backup_size
 from include.juicefs_storage.switch.change import Change, find_change
@@ -191,21 +192,25 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
 
     juicefs itself opens the new store where `juicefs_runner` says, and lists.
     **Changes** nothing in a dry run; else one probe object is written to the new bucket and deleted again.
-    The bucket is looked up with HEAD and never created. **Safe to clear**: yes, with Downstream.
+    The bucket is looked up with HEAD and never created here. **Safe to clear**: yes, with Downstream.
     """
     setting = runtime.setting()
     probe = None if runtime.params.dry_run else new_probe_key(setting.name)
     target, origin = runtime.target(setting), runtime.target_store.store.origin
-    controller = runtime.params.juicefs_runner == "controller"
+    controller, absent = runtime.params.juicefs_runner == "controller", runtime.lacks_bucket
     findings = checks.gather(
         "target",
-        lambda: checks.check_target(runtime.target_store, setting, target, probe_key=probe),
+        lambda: (
+            checks.check_absent(runtime.source_store(runtime.source(setting)).versioning_and_lock, target.bucket)
+            if absent
+            else checks.check_target(runtime.target_store, setting, target, probe_key=probe)
+        ),
         lambda: checks.check_reach(
             runtime.cluster, target, runtime.volume_pods(setting).mounts(), origin, controller=controller
         ),
     )
-    if any(finding.level == "refusal" for finding in findings):
-        return findings  # juicefs would say the same in other words
+    if absent or any(finding.level == "refusal" for finding in findings):
+        return findings  # juicefs would say the same in other words, or create the bucket
     return [*findings, *checks.check_use(runtime.juicefs, target, origin)]
 
 
@@ -225,13 +230,14 @@ def check_consistency(runtime: Runtime) -> list[Finding]:
     source = runtime.source_store(runtime.source(setting))
     findings, difference = checks.check_consistency(
         source,
-        runtime.target_store,
+        NoBucketYet(runtime.target_store.name) if runtime.lacks_bucket else runtime.target_store,
         setting,
         runtime.metadata,
         mode=runtime.params.consistency,
         change=change,
         catch_up=runtime.params.catch_up,
         accept_lost=runtime.params.accept_lost_blocks,
+        new_bucket=runtime.lacks_bucket,
     )
     push("lost_blocks", difference.lost_keys)
     counted = runtime.params.consistency not in {"off", "sample"} or not change.copies
@@ -244,6 +250,9 @@ def check_consistency(runtime: Runtime) -> list[Finding]:
 def _change(runtime: Runtime, setting: Setting) -> Change:
     params, before = runtime.params, runtime.source(setting)
     source = runtime.source_store(before)
+    if runtime.lacks_bucket:
+        source.check(f"{setting.name}/")  # there is nothing else to copy from
+        return Change()
 
     def why_not_served() -> str:
         pods = [mount.name for mount in runtime.volume_pods(setting).mounts()]
@@ -377,8 +386,12 @@ def make_plan(
         lost_blocks=tuple(lost_blocks),
         accepted_clients=tuple(accepted_clients(others, params.accept_clients)),
         change=change,
+        creates_bucket=runtime.lacks_bucket,
         secret_keys=(digest(before.secret_key, runtime.vault.key), digest(after.secret_key, runtime.vault.key)),
-        steps=planned_steps(params, change, write.plan(), workloads, [secret.name for secret in secrets]),
+        steps=(
+            *([f"make the bucket `{after.bucket}`"] if runtime.lacks_bucket else []),
+            *planned_steps(params, change, write.plan(), workloads, [secret.name for secret in secrets]),
+        ),
         findings=tuple(findings),
     )
 

@@ -8,6 +8,7 @@ import pytest
 
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.objects.bucket import StoredObject
+from include.juicefs_storage.objects.no_bucket import NoBucketYet
 from include.juicefs_storage.switch.checks import check_consistency
 from include.juicefs_storage.switch.params import Consistency
 from include.juicefs_storage.volume.layout import block_objects
@@ -40,6 +41,17 @@ def test_a_copy_that_is_behind_is_a_warning_and_one_that_was_not_made_a_refusal(
     findings, difference = check_consistency(source, target, row, metadata, mode="listing", catch_up=catch_up)
     assert [finding.level for finding in findings] == [level]
     assert difference.missing == 10 - on_target
+
+
+@pytest.mark.parametrize(("catch_up", "level"), [(True, "warning"), (False, "refusal")])
+@pytest.mark.parametrize("mode", ["sample", "listing", "metadata", "content", "target"])
+def test_a_bucket_that_the_run_will_make_lacks_every_block(mode: Consistency, catch_up: bool, level: str) -> None:
+    source, _ = stores()
+    findings, difference = check_consistency(
+        source, NoBucketYet("new"), ROW, METADATA, mode=mode, catch_up=catch_up, new_bucket=True
+    )
+    assert [finding.level for finding in findings] == [level]
+    assert (difference.missing, difference.present) == (10, 0)
 
 
 def test_a_block_that_differs_is_refused() -> None:
