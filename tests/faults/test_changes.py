@@ -227,6 +227,19 @@ def test_another_address_of_one_store_is_told_from_another_store(lab: Lab, start
     _back(lab, start)
 
 
+@pytest.mark.slow
+def test_a_client_that_keeps_the_old_address_is_not_proven(lab: Lab, start: Callable[..., Run], broken: Path) -> None:
+    """Its blocks are in the store that both addresses name."""
+    run = start(lab.old_store, endpoint=lab.old_store.endpoint_url.replace("127.0.0.1", "localhost"))
+    run.before = {
+        "write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n"),
+        "collect_diagnostics": broken.unlink,
+    }
+    assert run.go() == "rolled back", run.errors
+    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
+    assert_nothing_lost(lab)
+
+
 @pytest.fixture
 def moved(lab: Lab, start: Callable[..., Run]) -> Iterator[Store]:
     """The new store holds all of the volume, and the old one serves no more. In the end all is as it was."""
@@ -249,6 +262,21 @@ def test_a_store_that_moved_as_a_whole_is_proven_by_the_metadata(
     assert _kind(run) == "moved"
     assert _proven_by(run) == {"block"}
     assert "compared with the metadata alone" in run.xcom("plan", "markdown")
+    assert_nothing_lost(lab)
+
+
+@pytest.mark.slow
+def test_a_client_that_does_not_find_the_store_that_moved_is_not_sent_back(
+    lab: Lab, start: Callable[..., Run], moved: Store, broken: Path
+) -> None:
+    # A write to a store that is gone hangs for half a minute.
+    run = start(moved, client_timeout_s=60)
+    run.before = {"write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n")}
+    assert run.go() == "held", run.errors
+    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
+    broken.unlink()
+    run.clear("prove_clients", downstream=True)
+    assert run.go() == "switched", {k: v for k, v in run.errors.items() if v}
     assert_nothing_lost(lab)
 
 

@@ -66,8 +66,8 @@ def prove_every_client(
             counts: other volumes' pods that do not answer may take the whole time.
         clock: A monotonic clock.
         sleep: Waits the given seconds.
-        unstick: Makes every client try again; called once, where some show the storage in two looks on end and do not
-            use it. They have the whole time again then.
+        unstick: Makes every client try again; called once, where some show the storage in two looks on end, or say in
+            their log that they cannot, and do not use it. They have the whole time again then.
         sessions: Lists the volume's clients: none but the mount pods may be left, for no other can be proven.
         canary_timeout_s: How long one write through a mount may take, in seconds.
 
@@ -82,7 +82,7 @@ def prove_every_client(
         clients.look(started)
         if not clients.waiting:
             return sorted(clients.proven.values(), key=lambda proof: proof.pod)
-        if unstick and not clients.unstuck and (stuck := clients.stuck & stuck_before):
+        if unstick and not clients.unstuck and (stuck := clients.stuck & (stuck_before | clients.failed)):
             clients.unstuck = stuck
             log.warning(
                 "Clients do not use the setting that they have read; it is written once more: %s", clients.waiting
@@ -118,6 +118,7 @@ class _Clients:
         waiting: What the last look did not prove, each with the problem.
         found_at: When the first of these was found, by `clock`.
         stuck: UIDs of those that had read the setting at the last look and did not use it.
+        failed: UIDs of those whose log says that they could not use it.
         unstuck: UIDs of those for which the setting was written once more.
         writers: UID -> mount pod of those that are proven and can write.
     """
@@ -132,6 +133,7 @@ class _Clients:
     waiting: dict[str, str] = field(default_factory=dict)
     found_at: float = 0.0
     stuck: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
     unstuck: set[str] = field(default_factory=set)
     writers: dict[str, Pod] = field(default_factory=dict)
 
@@ -170,6 +172,7 @@ class _Clients:
                 self.waiting[pod.name] = state.problem
                 found_at.append(at)
                 self.stuck |= {pod.uid} if state.stuck else set()
+                self.failed |= {pod.uid} if state.failed else set()
             else:
                 self.proven[pod.uid] = ClientProof(
                     pod=pod.name,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.errors import StorageSwitchError, TransientError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import Cluster, Pod
 from include.juicefs_storage.volume.mount_pods import (
@@ -78,6 +78,7 @@ class ClientState(NamedTuple):
     Attributes:
         problem: What was found instead of the proof; empty when proven.
         stuck: It has read the setting and does not use what it says: it retries only when the setting changes.
+        failed: Its log says so.
         reads: It is mounted read-only, and was not asked.
         reloaded_s: How long after the setting was written its log shows the reload, in seconds; None where it does not.
         by: What proved it: a `block` that only this client can have written there; a block while the store refused the
@@ -87,6 +88,7 @@ class ClientState(NamedTuple):
 
     problem: str = ""
     stuck: bool = False
+    failed: bool = False
     by: str = ""
     reloaded_s: float | None = None
     reads: bool = False
@@ -223,7 +225,13 @@ def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout
     if shown := _shows_another(cluster, pod, move.config):
         return shown
     path = mount_path(pod)
-    result = run_in_mount(cluster, pod.name, _WRITE_CANARY, path, canary, timeout_s=timeout_s)
+    try:
+        result = run_in_mount(cluster, pod.name, _WRITE_CANARY, path, canary, timeout_s=timeout_s)
+    except TransientError as error:
+        # A write to a store that does not serve hangs: only the log tells why the client is still there.
+        if not (reload := _read_reload(cluster, pod, move)).failure:
+            raise
+        return _unproven(error.problem, reload, stuck=True)
     try:
         keys: list[str] = OBJECT_KEY.findall(result.stdout)
         if result.returncode != 0 or not keys:
@@ -334,7 +342,8 @@ def _judge_log(pod: Pod, move: Move, reload: Reload, why: str) -> ClientState:
 
 def _unproven(problem: str, reload: Reload, *, stuck: bool) -> ClientState:
     if reload.failure:
-        return ClientState(f"it could not use the setting that it had read ({reload.failure}); {problem}", stuck=True)
+        problem = f"it could not use the setting that it had read ({reload.failure}); {problem}"
+        return ClientState(problem, stuck=True, failed=True)
     return ClientState(problem, stuck=stuck)
 
 

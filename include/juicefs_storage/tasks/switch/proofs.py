@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.ports import Session
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
@@ -15,6 +15,7 @@ from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.report import WRITTEN_AT
 from include.juicefs_storage.switch.wait_for_quiet import wait_for_quiet
 from include.juicefs_storage.tasks.context import log, pull, push
+from include.juicefs_storage.tasks.switch import admission
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.canary import Move
 from include.juicefs_storage.volume.difference import Difference, missing_blocks
@@ -40,6 +41,15 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
     """
     forward = location is run.new
     step, left = (run.write_setting, run.old) if forward else (run.write_setting.back, run.new)
+
+    def rewrite() -> None:
+        try:
+            run.lease.confirm()
+        except NeedsHumanError:
+            # A run that ended, and is cleared from this task on, has given its Lease back.
+            (admission.forward if forward else admission.back)()
+        step.rewrite()
+
     with run.lease.kept_renewed():
         proven = prove_every_client(
             run.runtime.volume_pods(run.before),
@@ -48,7 +58,7 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
             timeout_s=run.runtime.params.client_timeout_s,
             clock=time.monotonic,
             sleep=time.sleep,
-            unstick=step.rewrite,
+            unstick=rewrite,
             # A client that is no mount pod does not stop a way back: it has been on the old store all along.
             sessions=(lambda: other_sessions(run)) if run.forward else tuple,
         )
