@@ -26,6 +26,10 @@ class LostAnswerError(TransientError):
     """No answer came: the request may have been carried out, or may still be in flight."""
 
 
+class UnreachableError(TransientError):
+    """Nothing answered there: no route, no name, nobody listening, or a firewall."""
+
+
 class StillAwayError(TransientError):
     """Retry budget exhausted: a human clears the task."""
 

@@ -69,6 +69,17 @@ def test_keys_that_may_only_read(lab: Lab, look: Look) -> None:
     assert "AccessDenied" in refused
 
 
+def test_an_endpoint_that_the_pods_reach_and_airflow_does_not(
+    lab: Lab, connections: Callable[..., None], look: Look
+) -> None:
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    connections("minio_new", **new_store(lab, endpoint_url=nowhere))
+    (refused,) = refusals(look("check_target_bucket", target_endpoint=lab.new_store.endpoint_url))
+    assert "The pods reach the new store, Airflow does not: " in refused
+    assert nowhere in refused
+    assert "open a way from the Airflow workers" in refused
+
+
 def test_an_endpoint_that_nobody_reaches(lab: Lab, connections: Callable[..., None], look: Look) -> None:
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
     connections("minio_new", **new_store(lab, endpoint_url=nowhere))

@@ -14,7 +14,13 @@ from include.juicefs_storage.adapters.s3.wire.drive import drive
 from include.juicefs_storage.adapters.s3.wire.host import Host
 from include.juicefs_storage.adapters.s3.wire.limits import SLOWEST_BYTES_S
 from include.juicefs_storage.adapters.s3.wire.message import Buffer, HttpError, Response, TooLongError
-from include.juicefs_storage.errors import NoBucketError, PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.errors import (
+    NoBucketError,
+    PermanentError,
+    StorageSwitchError,
+    TransientError,
+    UnreachableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,6 +70,10 @@ _REMEDIES = {
 
 class StoreDownError(TransientError):
     """The store answered none of many tries: there is no point in asking for the next object."""
+
+
+class StoreUnreachableError(StoreDownError, UnreachableError):
+    """The store answered nothing at all."""
 
 
 class ObjectError(Exception):
@@ -366,7 +376,8 @@ class Tries:
             return delay_s
         found = f"{action}: {problem} ({self.made} {'try' if self.made == 1 else 'tries'})"
         if self._client.answers == self._answers:
-            raise StoreDownError(
+            kind = StoreDownError if problem.startswith("status ") else StoreUnreachableError
+            raise kind(
                 f"{self._client.store.where}: expected an answer, found none to {found}.",
                 next_step="check that the store serves and that the Airflow workers reach it; then clear this task"
                 + self._client.host.proxy_note,

@@ -11,7 +11,13 @@ from include.juicefs_storage.switch.checks.cluster import check_csi, check_right
 from include.juicefs_storage.switch.checks.consistency import check_consistency
 from include.juicefs_storage.switch.checks.proofs import check_canaries, check_metadata, check_room
 from include.juicefs_storage.switch.checks.secret import check_secrets
-from include.juicefs_storage.switch.checks.target import check_absent, check_reach, check_target, check_use
+from include.juicefs_storage.switch.checks.target import (
+    check_absent,
+    check_reach,
+    check_target,
+    check_use,
+    only_pods_reach,
+)
 from include.juicefs_storage.switch.checks.vault import check_readable
 from include.juicefs_storage.switch.findings import gather, ok, refusal, warning
 
@@ -36,6 +42,7 @@ __all__ = [
     "gather",
     "needed_rights",
     "ok",
+    "only_pods_reach",
     "refusal",
     "warning",
 ]

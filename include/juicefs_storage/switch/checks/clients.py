@@ -56,7 +56,15 @@ def check_volume(
     findings += [*_too_old(sessions, mounts), *_only_readers(mounts)]
     if setting.shards > 1:
         findings.append(
-            refusal(check, f"The volume is sharded over {setting.shards} buckets.", "sharded volumes cannot be moved")
+            refusal(
+                check,
+                f"The volume is sharded: JuiceFS spreads its blocks over {setting.shards} buckets by a hash of each "
+                f"block's key, and the setting names them all by one pattern, {setting.bucket}. The clients would move "
+                "to as many new buckets at once; a run compares, copies and proves one bucket.",
+                "copy each bucket to its counterpart (juicefs_storage_sync), the same number for the same number and "
+                f"{setting.shards} of them; unmount all clients; then `juicefs config --bucket` with the new pattern. "
+                "Or copy the files to a volume without shards",
+            )
         )
     if setting.storage not in S3_STORAGES:
         findings.append(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
-from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, UnreachableError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import Cluster, JuiceFS
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
@@ -21,6 +22,12 @@ UUID_OBJECT = "juicefs_uuid"
 _PARALLEL_PODS = 8
 
 
+#: What to do where only Airflow has no way to the store.
+_NO_WAY = (
+    "open a way from the Airflow workers to it (route, firewall, DNS): they compare the stores, copy what clients "
+    "still write to the old one, and prove the blocks; none of it is done through the cluster. Where Airflow needs "
+    "another address than the clients: that in extra.endpoint_url of the connection, theirs in `target_endpoint`"
+)
 #: What to do where a pod does not trust a certificate.
 _TRUST = (
     "let the pods trust its CA (in their image, or mounted over its list of authorities), or give the store a "
@@ -28,6 +35,25 @@ _TRUST = (
     "extra.verify=false in {connection} the clients' bucket says ?tls-insecure-skip-verify=true: they take any "
     "certificate"
 )
+
+
+@contextmanager
+def only_pods_reach(*, pods_reach: bool) -> Iterator[None]:
+    """Say that Airflow alone has no way to the new store, where that is so.
+
+    Args:
+        pods_reach: Every pod that will use it reaches it.
+
+    Raises:
+        PermanentError: Instead of UnreachableError, where the pods reach it.
+    """
+    try:
+        yield
+    except UnreachableError as error:
+        if not pods_reach:
+            raise
+        problem = f"The pods reach the new store, Airflow does not: {error.problem}"
+        raise PermanentError(problem, next_step=_NO_WAY) from error
 
 
 def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, probe_key: str | None) -> list[Finding]:
@@ -38,6 +64,9 @@ def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, prob
         setting: The volume's setting.
         target: The storage that the setting will name.
         probe_key: Key of a small object that is written, read, listed and deleted; None leaves that out.
+
+    Raises:
+        UnreachableError: Nothing answers there.
     """
     check, findings = "target", []
     try:
@@ -46,6 +75,8 @@ def check_target(store: Bucket, setting: Setting, target: StorageConfig, *, prob
         if probe_key:
             store.probe(probe_key)
         content = store.read(f"{setting.name}/{UUID_OBJECT}")
+    except UnreachableError:
+        raise
     except StorageSwitchError as error:
         return [refusal(check, error.problem, error.next_step)]
     if content is None:

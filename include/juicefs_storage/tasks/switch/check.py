@@ -197,19 +197,25 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
     setting = runtime.setting()
     probe = None if runtime.params.dry_run else new_probe_key(setting.name)
     target, origin = runtime.target(setting), runtime.target_store.store.origin
-    controller, absent = runtime.params.juicefs_runner == "controller", runtime.lacks_bucket
-    findings = checks.gather(
-        "target",
-        lambda: (
-            checks.check_absent(runtime.source_store(runtime.source(setting)).versioning_and_lock, target.bucket)
-            if absent
-            else checks.check_target(runtime.target_store, setting, target, probe_key=probe)
-        ),
-        lambda: checks.check_reach(
-            runtime.cluster, target, runtime.volume_pods(setting).mounts(), origin, controller=controller
-        ),
-    )
-    if absent or any(finding.level == "refusal" for finding in findings):
+    controller = runtime.params.juicefs_runner == "controller"
+    reach: list[Finding] = []
+
+    def look_from_pods() -> list[Finding]:
+        mounts = runtime.volume_pods(setting).mounts()
+        found = checks.check_reach(runtime.cluster, target, mounts, origin, controller=controller)
+        reach.extend(found if mounts or controller else ())
+        return found
+
+    def look_from_airflow() -> list[Finding]:
+        pods_reach = bool(reach) and all(finding.level == "ok" for finding in reach)
+        with checks.only_pods_reach(pods_reach=pods_reach):
+            if runtime.lacks_bucket:
+                source = runtime.source_store(runtime.source(setting))
+                return checks.check_absent(source.versioning_and_lock, target.bucket)
+            return checks.check_target(runtime.target_store, setting, target, probe_key=probe)
+
+    findings = checks.gather("target", look_from_pods, look_from_airflow)
+    if any(finding.level == "refusal" for finding in findings) or runtime.lacks_bucket:
         return findings  # juicefs would say the same in other words, or create the bucket
     return [*findings, *checks.check_use(runtime.juicefs, target, origin)]
 

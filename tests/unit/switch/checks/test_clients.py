@@ -69,7 +69,10 @@ def test_mounts_that_only_read_are_a_warning_where_nobody_writes() -> None:
 
 @pytest.mark.parametrize(
     ("row", "words"),
-    [(setting(Shards=4), "4 buckets"), (setting(replace(OLD, storage="oss")), "kind 'oss'")],
+    [
+        (setting(Shards=4), "over 4 buckets by a hash of each block's key"),
+        (setting(replace(OLD, storage="oss")), "kind 'oss'"),
+    ],
 )
 def test_a_volume_that_cannot_move(row: Setting, words: str) -> None:
     ((level, message),) = findings(row, bucket=row.bucket)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.errors import PermanentError, TransientError, UnreachableError
 from include.juicefs_storage.ports import ExecResult
-from include.juicefs_storage.switch.checks.target import check_reach, check_use
+from include.juicefs_storage.switch.checks.target import check_reach, check_target, check_use, only_pods_reach
 from tests.support.bare import BareCluster
-from tests.support.fakes import MOUNT, NEW, FakeJuiceFS, FakeMetadata, setting
+from tests.support.fakes import MOUNT, NEW, FakeJuiceFS, FakeMetadata, FakeStore, setting
 
 INSECURE = replace(NEW, bucket=f"{NEW.bucket}?tls-insecure-skip-verify=true")
 
@@ -83,3 +83,18 @@ def test_clients_that_take_any_certificate_are_named() -> None:
     findings = check_use(FakeJuiceFS(FakeMetadata(setting())), INSECURE, "connection 'new'")
     assert [finding.level for finding in findings] == ["warning", "ok"]
     assert "tls-insecure-skip-verify=true" in findings[0].message
+
+
+def test_a_store_that_only_the_pods_reach_is_called_that() -> None:
+    class Away(FakeStore):
+        def check(self, below: str = "") -> None:
+            raise UnreachableError("No answer.")
+
+    with (
+        pytest.raises(PermanentError, match="The pods reach the new store, Airflow does not: No answer") as refused,
+        only_pods_reach(pods_reach=True),
+    ):
+        check_target(Away(), setting(), NEW, probe_key=None)
+    assert "open a way from the Airflow workers" in refused.value.next_step
+    with pytest.raises(UnreachableError, match=r"^No answer\."), only_pods_reach(pods_reach=False):
+        check_target(Away(), setting(), NEW, probe_key=None)
