@@ -6,9 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lab.environment import Lab
@@ -16,6 +20,26 @@ from lab.process import binary, wait_for
 from tests.support.harness import Start
 from tests.support.world import Sides, assert_all_on
 
+_FILES = 30
+#: Writes files of 1 MiB; asked to, flushes all at once, and prints which of them were acknowledged, with their digests.
+_WRITER = """
+import hashlib, os, sys, threading
+files = []
+for number in range(int(sys.argv[2])):
+    file, body = open(f"{sys.argv[1]}/late-{number}.bin", "wb", buffering=0), os.urandom(1 << 20)
+    file.write(body)
+    files.append((file, hashlib.sha256(body).hexdigest()))
+print("written", flush=True)
+sys.stdin.readline()
+acknowledged = []
+def flush(number, file, digest):
+    os.fsync(file.fileno())
+    acknowledged.append(f"late-{number}.bin {digest}")
+threads = [threading.Thread(target=flush, args=(number, *row)) for number, row in enumerate(files)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(*acknowledged, sep="\\n", flush=True)
+"""
 #: Enough for a client with the lab's heartbeat, twice.
 _CLIENTS_S = 20
 
@@ -63,10 +87,26 @@ def test_a_stuck_client_is_made_to_retry_and_proven_by_its_own_block(
     assert_all_on(fault_lab, sides.target)
 
 
+@dataclass(frozen=True)
+class Stranger:
+    """A client outside of the cluster that is suspended, and an application that has files open in its mount."""
+
+    client: subprocess.Popen[bytes]
+    writer: subprocess.Popen[str]
+
+    def wake(self) -> None:
+        """Let the client continue, when the application waits for all its files to be flushed."""
+        assert self.writer.stdin
+        print(file=self.writer.stdin, flush=True)
+        threads = psutil.Process(self.writer.pid).num_threads
+        wait_for("all files to be flushed", lambda: threads() > _FILES, deadline_s=30)
+        os.killpg(self.client.pid, signal.SIGCONT)
+
+
 @pytest.fixture
-def stranger(fault_lab: Lab, tmp_path: Path) -> Iterator[Path]:
-    """A mount outside of the cluster, suspended with a file in its memory until it has lost its session."""
-    lab, mount = fault_lab, tmp_path / "mnt"
+def stranger(fault_lab: Lab, tmp_path: Path) -> Iterator[Stranger]:
+    """A mount outside of the cluster, suspended with files in its memory until it has lost its session."""
+    lab, mount, writer = fault_lab, tmp_path / "mnt", None
     mount.mkdir()
     client = subprocess.Popen(
         [
@@ -84,17 +124,23 @@ def stranger(fault_lab: Lab, tmp_path: Path) -> Iterator[Path]:
             return {int(row[0]) for row in rows}
 
         own = max(live())
-        file = os.open(mount / "late.bin", os.O_CREAT | os.O_WRONLY)
-        os.write(file, os.urandom(1 << 20))
-        os.killpg(client.pid, signal.SIGSTOP)
-        wait_for(
-            "its session to expire",
-            lambda: own not in live(),
-            deadline_s=60,
+        # A process of its own: whoever closes a file in the mount of a suspended client waits for that client.
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(mount), str(_FILES)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        yield mount
+        assert writer.stdout
+        assert writer.stdout.readline() == "written\n"
+        os.killpg(client.pid, signal.SIGSTOP)
+        wait_for("its session to expire", lambda: own not in live(), deadline_s=60)
+        yield Stranger(client, writer)
     finally:
         os.killpg(client.pid, signal.SIGCONT)
+        if writer:
+            writer.kill()
+            writer.wait()
         subprocess.run([binary("umount"), "-l", str(mount)], check=False, capture_output=True)
         os.killpg(client.pid, signal.SIGKILL)
         client.wait()
@@ -102,34 +148,25 @@ def stranger(fault_lab: Lab, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_what_a_client_without_a_session_writes_to_the_old_store_is_found_copied_and_named(
-    fault_lab: Lab, sides: Sides, start: Start, stranger: Path
+    fault_lab: Lab, sides: Sides, start: Start, stranger: Stranger
 ) -> None:
     """Woken after the last proof of the blocks, it flushes to the old store, acknowledges, and commits."""
     run = start(late_commit_s=5)
+    acknowledged: list[str] = []
 
     def wake() -> None:
-        pid = next(
-            int(line.split()[0])
-            for line in subprocess.run(
-                ["ps", "-eo", "pid=,args="], check=True, capture_output=True, text=True
-            ).stdout.splitlines()
-            if str(stranger) in line and "juicefs mount" in line
-        )
         before = set(sides.source.objects("myjfs/chunks/"))
-        os.killpg(os.getpgid(pid), signal.SIGCONT)
-        wait_for(
-            "its block on the old store",
-            lambda: set(sides.source.objects("myjfs/chunks/")) - before,
-            deadline_s=60,
-        )
+        stranger.wake()
+        acknowledged.extend(stranger.writer.communicate(timeout=60)[0].split("\n"))
+        assert set(sides.source.objects("myjfs/chunks/")) - before, "it had moved before it flushed anything"
 
     run.before = {"catch_up_late": wake}
-    outcome = run.go()
-    late = run.xcom("catch_up_late") or {}
-    report = json.dumps(run.xcom("finalize", "report")["proofs"])
-    assert outcome == "switched", run.errors
+    assert run.go() == "switched", run.errors
+    late = run.xcom("catch_up_late")
     assert late["late_writes"] or late["copied"], late
     if late["late_writes"]:
-        assert "by a writer that no session shows" in report
+        assert "by a writer that no session shows" in json.dumps(run.xcom("finalize", "report")["proofs"])
+    digests = dict(line.split() for line in acknowledged if line)
+    assert digests
     with fault_lab.fresh_mount() as mount:
-        assert len((mount / "late.bin").read_bytes()) == 1 << 20
+        assert {name: sha256((mount / name).read_bytes()).hexdigest() for name in digests} == digests
