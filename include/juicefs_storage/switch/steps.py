@@ -47,7 +47,8 @@ def _after_the_write(
             "leaves it out"
         )
     what = "values" if change.one_store else "store"
-    yield f"prove that every client uses the new {what}, for up to {params.client_timeout_s} s"
+    who = "mount pod" if params.accept_clients else "client"
+    yield f"prove that every {who} uses the new {what}, for up to {params.client_timeout_s} s"
     if params.fence_conn_id and change.kind == "keys":
         yield "have the store refuse the old key for a few seconds, and prove once more that every client can write"
     if copies:
