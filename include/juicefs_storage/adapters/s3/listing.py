@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.client import S3Client
 
 _ALL = KeyRange()
+_PAGE_KEYS = 1000
 #: So many consecutive pages without a key are a listing without an end.
 _EMPTY_PAGES = 1000
 
@@ -221,7 +222,7 @@ def list_pages(
     below: str = "",
     keys: KeyRange = _ALL,
     *,
-    max_keys: int = 1000,
+    max_keys: int = _PAGE_KEYS,
     dates: bool = False,
 ) -> Iterator[Listing]:
     """List page by page. Each page must begin where the last one ended, and be in order.
@@ -230,7 +231,7 @@ def list_pages(
         client: Of the store. It is this generator's own until that is closed.
         below: What every key begins with, relative to the store's prefix.
         keys: Only these, relative to the store's prefix.
-        max_keys: Of one page.
+        max_keys: Of the first page.
         dates: Tell when each object was written; not together with `keys`.
 
     Raises:
@@ -238,21 +239,24 @@ def list_pages(
         TransientError: The store does not answer, or what it answers is no listing.
     """
     base, store = client.store.prefix, client.store
-    query = f"encoding-type=url&list-type=2&max-keys={max_keys}&prefix={encoded(base + below)}"
-    if keys.after is not None:
-        query += f"&start-after={encoded(base + keys.after)}"
-    order = _Order(store.name, keys.after)
-    token, empty = None, 0
+    start = _start(client, below, keys.after)
+    order = _Order(store.name, start)
+    token, seen, empty = None, start, 0
     while True:
-        more = f"continuation-token={encoded(token)}&" if token is not None else ""
-        listing = _ask(client, more + query, base + below, len(base), dates=dates)
-        order.check(listing.page.keys)
-        if (found := listing.page.keys) and keys.until is not None and found[-1] >= keys.until:
-            cut = bisect_right(found, keys.until)
-            page = listing.page
-            yield Listing(Page(found[:cut], page.sizes[:cut], page.etags[:cut]), None)
+        query = f"encoding-type=url&list-type=2&max-keys={max_keys}&prefix={encoded(base + below)}"
+        # A token that follows a start key of our own leads past a key on some servers: the last key does not.
+        if seen is not None:
+            query += f"&start-after={encoded(base + seen)}"
+        elif token is not None:
+            query = f"continuation-token={encoded(token)}&{query}"
+        listing = _ask(client, query, base + below, len(base), dates=dates)
+        found = listing.page.keys
+        order.check(found)
+        wanted = _within(listing, keys)
+        if found and keys.until is not None and found[-1] >= keys.until:
+            yield replace(wanted, token=None)
             return
-        yield listing
+        yield wanted
         empty = 0 if found else empty + 1
         if listing.token is None:
             return
@@ -261,7 +265,58 @@ def list_pages(
             raise TransientError(
                 f"LIST in {store.name}: expected more keys, found {found_instead}.", next_step="look at the store"
             )
-        token = listing.token
+        token, max_keys = listing.token, _PAGE_KEYS
+        if seen is not None:
+            seen = found[-1] if found else None
+
+
+def _within(listing: Listing, keys: KeyRange) -> Listing:
+    """Drop the keys outside of a range."""
+    found, page = listing.page.keys, listing.page
+    first = bisect_right(found, keys.after) if keys.after is not None else 0
+    end = bisect_right(found, keys.until) if keys.until is not None else len(found)
+    if not first and end == len(found):
+        return listing
+    return replace(listing, page=Page(found[first:end], page.sizes[first:end], page.etags[first:end]))
+
+
+def _start(client: S3Client, below: str, after: str | None) -> str | None:
+    """Choose the start key of a listing: before all keys behind `after`, and on no server one that loses any of them.
+
+    SeaweedFS leaves out a folder that is the start key, so that no folder which holds such a key may be one. It also
+    lists a folder `a/` before `a.b`: where that could hide the folder, one LIST of one key tells whether it is there.
+
+    Args:
+        client: Of the store.
+        below: What every key begins with, relative to the store's prefix.
+        after: Where the range begins; None: nowhere.
+    """
+    if after is None or below.startswith(after):
+        return None
+    base = client.store.prefix
+    for at in range(len(below) + 1, len(after)):
+        if after[at] < "/" != after[at - 1]:
+            name = after[:at]
+            query = f"encoding-type=url&list-type=2&max-keys=1&prefix={encoded(base + name)}"
+            found = _ask(client, query, base + name, len(base), dates=False).page.keys
+            if found and found[0].startswith(f"{name}/"):
+                after = name
+                break
+    start = _just_before(after)
+    return start if start > below else None
+
+
+def _just_before(key: str) -> str:
+    """Return a key of which no name is that of a folder with keys behind this one; nearly nothing is in between."""
+    key = key.rstrip("/")
+    if not key:
+        return ""
+    last = key[-1]
+    if last <= " ":
+        return _just_before(key[:-1])
+    # "0" less one is "/"; below U+E000 are surrogates, which have no UTF-8.
+    less = {"0": ".", "\ue000": "\ud7ff"}.get(last) or chr(ord(last) - 1)
+    return f"{key[:-1]}{less}~"
 
 
 def _ask(client: S3Client, query: str, prefix: str, cut: int, *, dates: bool) -> Listing:

@@ -1,0 +1,82 @@
+"""Where a listing starts: no key behind the start is left out, whether the start is a key, a folder, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.store import S3Store
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.objects.model import KeyRange, below
+from lab.seaweed import Store
+from tests.support.s3_memory import MemoryStore, SkippingStore
+
+KEYS = sorted([
+    *(f"{folder}/x{number}" for folder in ("aaa", "bbb", "ccc") for number in range(3)),
+    *(f"chunks/{high}/{low}/{low}{number}_0_4194304" for high in (0, 10) for low in (0, 1, 99) for number in range(3)),
+    "d", "e-f/x", "e.f/x", "zz",
+])  # fmt: skip
+STARTS = sorted({
+    *KEYS,
+    *(key[: at + end] for key in KEYS for at, character in enumerate(key) if character == "/" for end in (0, 1)),
+    # Neither key nor folder; the last two: of a folder, and of an object, that are gone.
+    "0", "aa", "b", "bbb.", "bbb0", "bbb/x", "chunks/0/99/990_0_4194303", "chunks/0/98/980_0_4194304", "d/x",
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Bucket]:
+    store = Store.create(tmp_path_factory.mktemp("store"), "store", "bucket")
+    try:
+        for key in (*(f"p/{key}" for key in KEYS), "o/q.x", "o/q/y"):
+            store.client().put_object(Bucket="bucket", Key=key, Body=b"x")
+        yield S3Bucket(S3Store(store.endpoint_url, "bucket", "p/", store.access_key, store.secret_key))
+    finally:
+        store.stop()
+
+
+def listed(bucket: S3Bucket, keys: KeyRange) -> list[str]:
+    return [key for page in bucket.pages(keys) for key in page.keys]
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_seaweedfs_lists_what_is_behind_any_start(seaweed: S3Bucket, start: str) -> None:
+    behind = [key for key in KEYS if key > start]
+    assert listed(seaweed, KeyRange(start)) == behind
+    assert seaweed.first_after(start) == next(iter(behind), None)
+    for until in (key for key in (f"{start}\U0010ffff", "chunks/10/1/11_0_4194304") if key > start):
+        assert listed(seaweed, KeyRange(start, until)) == [key for key in behind if key <= until]
+
+
+def test_seaweedfs_folder_that_it_lists_too_early_is_refused(seaweed: S3Bucket) -> None:
+    """SeaweedFS lists `q/y` before `q.x`, and after `q.w` not at all."""
+    other = S3Bucket(replace(seaweed.store, prefix="o/"))
+    for keys in (KeyRange(), KeyRange("q.w"), KeyRange("q.w", "q0")):
+        with pytest.raises(PermanentError, match="out of order"):
+            listed(other, keys)
+    assert listed(other, below("q/")) == ["q/y"]
+
+
+@pytest.mark.parametrize("start", ["k", "k0000", "k0500x", "k2999", "k3", "k0999x"])
+def test_a_store_that_skips_a_key_after_a_start_that_is_none(start: str) -> None:
+    keys = [f"k{number:04}" for number in range(3500)]
+    with SkippingStore("b") as store:
+        for key in keys:
+            store.put("b", key, b"")
+        bucket = S3Bucket(S3Store(store.url, "b", "", "AK", "SK"))
+        assert listed(bucket, KeyRange(start)) == [key for key in keys if key > start]
+        assert bucket.first_after(start) == next((key for key in keys if key > start), None)
+
+
+def test_a_start_costs_no_more_requests_than_pages() -> None:
+    with MemoryStore("b") as store:
+        for number in range(5000):
+            store.put("b", f"chunks/0/{number // 1000}/{number}_0_4194304", b"")
+        bucket = S3Bucket(S3Store(store.url, "b", "", "AK", "SK"))
+        for start in ("chunks/0/2/2999_0_4194304", "chunks/0/2/2999_0_4194305", "chunks/0/3/"):
+            store.requests.clear()
+            assert len(listed(bucket, KeyRange(start))) == 2000
+            assert store.requests["GET"] <= 3
