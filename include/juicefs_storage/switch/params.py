@@ -80,7 +80,11 @@ class SwitchParams(MoveParams):
     target_conn_id: str = param(
         "New storage",
         "New store's connection",
-        "Type `aws`: login = access key, password = secret key, extra `endpoint_url`.",
+        "Type `aws`: login = access key, password = secret key, extra `endpoint_url`. "
+        "**Another store**, to which the data was copied: its address and keys. "
+        "**Other keys** for the same bucket: the new keys, the same address. "
+        "**Another address** of one store, or **a store that moved as a whole**: the new address. "
+        "The run finds out [which change it is](changes.md), and the plan begins with it.",
         min_length=1,
         examples=["minio_new"],
     )

@@ -60,9 +60,7 @@ def check_consistency(
         target: The new bucket.
         setting: The volume's setting.
         metadata: Which blocks files refer to, and which slices the volume has given out.
-        mode: What is compared with the new store. `sample`: some blocks, by content. `listing`: all, by key and size.
-            `metadata`: those that files refer to, by key and size. `content`: all, read on both sides. `off`: none.
-            `target`: those that files refer to, by key and size, on the new store alone.
+        mode: What is compared with the new store: see the param `consistency`.
         change: How the storage changes.
         catch_up: Whether what is missing will be copied.
         accept_lost: How many lost blocks the operator accepts.
