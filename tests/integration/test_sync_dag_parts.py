@@ -87,8 +87,8 @@ def test_a_run_is_cut_as_an_earlier_one_and_tasks_may_have_several_partitions(
     report = again.whole()
     assert (report["outcome"], report["partitions"]) == ("proven", 3)
     assert "| partitions | 3, cut by the manifests of first |" in again.xcoms["plan_partitions", "markdown"]
-    # One for check, one for each partition: none for the plan.
-    assert source.requests()["LIST", "200"] - lists == 4
+    # Two for check, one for each partition: none for the plan.
+    assert source.requests()["LIST", "200"] - lists == 5
 
 
 @pytest.mark.parametrize("engine", ["juicefs", "native"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from airflow.sdk import get_current_context
 
+from include.juicefs_storage.copy.nearby import refuse_empty
 from include.juicefs_storage.copy.params import SyncParams, check_places
 from include.juicefs_storage.copy.partitions import amount, cut_partitions, task_groups
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
@@ -48,6 +50,8 @@ def check() -> dict[str, Any]:
         runtime.find_tool()
     if params.plan == "metadata":
         runtime.check_volume(source)
+    else:
+        refuse_empty(S3Bucket(source), S3Bucket(replace(source, prefix="")), params.source_prefix)
     folder = manifests_folder(run_id())
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / "writable"
