@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Literal
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.records import Record
+from include.juicefs_storage.volume.layout import UUID_OBJECT
 from include.juicefs_storage.volume.setting import StorageConfig
 
 ChangeKind = Literal["copied", "keys", "address", "moved"]
 
-#: How many objects a dry run looks at. A copy that was made within a second of the write has the same date.
-_DATES_COMPARED = 16
+#: How many objects a dry run looks at, and how far apart the first and the last of them must have been written.
+_DATES_COMPARED, _SPREAD = 16, timedelta(seconds=3)
 #: What each kind is, for the first line of a plan.
 MEANING: Mapping[ChangeKind, str] = {
     "copied": "Another store, which holds a copy of the data. The old store serves until the clients have moved.",
@@ -97,8 +100,14 @@ def find_change(
 
 
 def _same_dates(source: Bucket, target: Bucket, below: str) -> int:
-    """How many objects have one date in both buckets; 0 where some have not: a copy has a date of its own."""
+    """Count the objects that have one date in both buckets; 0 where that may be chance.
+
+    A copy has dates of its own. Only objects that were written at different times tell it from the original.
+    """
     keys = [item.key for item in islice(source.list(below), _DATES_COMPARED)]
-    pairs = [(source.head(key), target.head(key)) for key in keys]
-    same = [left for left, right in pairs if left and right and left.modified and left == right]
-    return len(same) if len(same) == len(keys) else 0
+    pairs = [(source.head(key), target.head(key)) for key in [*keys, f"{below}{UUID_OBJECT}"]]
+    there = [left for left, right in pairs if left and left == right and left.modified]
+    if len(there) < len([pair for pair in pairs if any(pair)]):
+        return 0
+    dates = sorted(parsedate_to_datetime(item.modified) for item in there)
+    return len(there) if dates and dates[-1] - dates[0] >= _SPREAD else 0

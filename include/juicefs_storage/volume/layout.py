@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from include.juicefs_storage.volume.setting import Setting
 
+#: Below the volume's name: written by `juicefs format`, holds the volume's UUID; may be absent.
+UUID_OBJECT = "juicefs_uuid"
 _BLOCK = re.compile(r"/(\d+)_\d+_(\d+)$")
 #: Output bytes that one byte of compressed data stands for at most: LZ4 spends a byte on every 255 of a long match
 #: (lz4_Block_format.md), Zstandard four on a block of 128 KiB of one byte (RFC 8878, 3.1.1.2).

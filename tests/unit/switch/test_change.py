@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
@@ -16,13 +18,16 @@ _OTHER_KEY = replace(OLD, access_key=NEW.access_key)
 
 @dataclass
 class Dated(FakeStore):
-    """A bucket whose objects were all written at one moment."""
+    """A bucket whose objects were written one after the other, `every_s` seconds apart."""
 
-    modified: str = "Sat, 28 Nov 2026 10:00:00 GMT"
+    began: datetime = datetime(2026, 11, 28, 10, tzinfo=UTC)
+    every_s: int = 1
 
     def head(self, key: str) -> StoredObject | None:
-        found = super().head(key)
-        return found and replace(found, modified=self.modified)
+        if not (found := super().head(key)):
+            return None
+        written = self.began + timedelta(seconds=sorted(self.objects).index(key) * self.every_s)
+        return replace(found, modified=format_datetime(written, usegmt=True))
 
 
 @dataclass
@@ -40,7 +45,7 @@ def find(source: FakeStore, target: FakeStore, *, probe: str | None = "v/probe",
 @pytest.mark.parametrize("probe", [None, "v/probe"])
 def test_another_store_is_told_from_another_address_of_one(probe: str | None) -> None:
     objects = {f"v/{number}": 1 for number in range(20)}
-    one, copy = Dated(objects), Dated(dict(objects), modified="Sat, 28 Nov 2026 11:00:00 GMT")
+    one, copy = Dated(objects), Dated(dict(objects), began=datetime(2026, 11, 28, 11, tzinfo=UTC))
     assert find(one, one, probe=probe).kind == "address"
     assert find(one, copy, probe=probe) == Change()
 
@@ -50,10 +55,17 @@ def test_nothing_is_guessed_from_empty_buckets_or_stores_without_dates() -> None
     assert find(FakeStore({"v/1": 1}), FakeStore({"v/1": 1}), probe=None).kind == "copied"
 
 
+def test_dates_that_a_copy_may_have_by_chance_tell_nothing() -> None:
+    """It was made within the second in which everything was written."""
+    objects = {f"v/{number}": 1 for number in range(20)}
+    assert find(Dated(objects, every_s=0), Dated(dict(objects), every_s=0), probe=None) == Change()
+
+
 def test_one_object_that_differs_or_is_missing_makes_it_another_store() -> None:
     objects = {f"v/{number}": 1 for number in range(5)}
     assert find(Dated(objects), Dated({**objects, "v/3": 2}), probe=None).kind == "copied"
     assert find(Dated(objects), Dated({"v/0": 1}), probe=None).kind == "copied"
+    assert find(Dated(objects), Dated({**objects, "v/juicefs_uuid": 36}), probe=None).kind == "copied"
 
 
 def test_the_probe_decides_against_dates_that_a_copy_has_kept() -> None:

@@ -13,12 +13,11 @@ from include.juicefs_storage.ports import Cluster, JuiceFS
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.bucket_url import SKIP_VERIFY
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR
+from include.juicefs_storage.volume.layout import UUID_OBJECT
 from include.juicefs_storage.volume.mount_pods import MOUNT_CONTAINER, MountPod
 from include.juicefs_storage.volume.reach import cannot_reach, is_about_certificate
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
-#: Written by `juicefs format`, holds the volume's UUID; may be absent.
-UUID_OBJECT = "juicefs_uuid"
 _PARALLEL_PODS = 8
 
 

@@ -18,6 +18,7 @@ from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.sync.folder import manifests_folder
 from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
+from include.juicefs_storage.volume.layout import UUID_OBJECT
 
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.mysql import MySqlMetadata
@@ -139,7 +140,7 @@ class SyncRuntime:
         setting = self.metadata.read_setting()
         below_prefix(setting, self.params.source_prefix)
         shard_at(setting, source.endpoint, source.bucket)
-        key = f"{setting.name}/juicefs_uuid"
+        key = f"{setting.name}/{UUID_OBJECT}"
         found = S3Bucket(replace(source, prefix="")).read(key)
         if found is not None and found.decode(errors="replace").strip() != setting.uuid:
             raise PermanentError(
