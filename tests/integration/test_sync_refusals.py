@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,38 @@ def test_a_prefix_that_holds_nothing(start: Start, params: dict[str, Any]) -> No
 def test_a_prefix_that_holds_something(start: Start, store: MemoryStore) -> None:
     assert start(source_prefix="myjfs", target_prefix="myjfs").whole()["objects"] == 2
     assert set(store.buckets["two"]) == {"myjfs/chunks/0", "myjfs/juicefs_uuid"}
+
+
+@pytest.mark.parametrize(
+    ("source_prefix", "target_prefix"), [("", ""), ("myjfs/", "myjfs/"), ("myjfs/", ""), ("", "backup/")]
+)
+def test_one_store_by_two_names_is_not_copied_into_itself(
+    start: Start, store: MemoryStore, source_prefix: str, target_prefix: str
+) -> None:
+    before = set(store.buckets["one"])
+    run = start(target_bucket="one", source_prefix=source_prefix, target_prefix=target_prefix)
+    with pytest.raises(AirflowFailException, match="found one by two names"):
+        run.run("check")
+    assert set(store.buckets["one"]) == before
+
+
+def test_one_store_by_two_names_with_prefixes_apart(start: Start, store: MemoryStore) -> None:
+    start(target_bucket="one", source_prefix="myjfs/", target_prefix="backup/").whole()
+    assert {"backup/chunks/0", "backup/juicefs_uuid"} < set(store.buckets["one"])
+
+
+def test_stores_that_reading_tells_apart_are_not_written_to(start: Start, store: MemoryStore) -> None:
+    start().run("check")
+    key = "myjfs/chunks/0"
+    store.buckets["two"][key] = replace(store.buckets["one"][key], modified_s=0)
+    start().run("check")
+    start(dry_run=True, target_bucket="one", target_prefix="backup").run("check")
+    start(mode="verify", target_bucket="one", target_prefix="backup").run("check")
+    assert store.requests["PUT"] == 0
+
+
+def test_a_copy_with_the_dates_of_the_source_is_another_store(start: Start, store: MemoryStore) -> None:
+    store.buckets["two"].update(store.buckets["one"])
+    start().run("check")
+    assert store.requests["PUT"] == store.requests["DELETE"] == 1
+    assert store.buckets["two"] == store.buckets["one"]

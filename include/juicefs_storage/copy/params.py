@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.model import Compare, KeyRange
+from include.juicefs_storage.objects.one_store import may_be_one, new_probe_key, shows_up
 from include.juicefs_storage.params import BUCKET_NAME, Params, param
 from include.juicefs_storage.volume.setting import normal_endpoint
 
@@ -182,6 +184,11 @@ class SyncParams(Params):
         return endpoint, self.target_bucket, self.target_prefix
 
 
+def overlap(one: str, other: str) -> bool:
+    """Return whether two prefixes of one bucket hold a key in common."""
+    return one.startswith(other) or other.startswith(one)
+
+
 def refuse_overlap(source: tuple[str, str, str], target: tuple[str, str, str]) -> None:
     """Refuse a copy into itself.
 
@@ -192,8 +199,7 @@ def refuse_overlap(source: tuple[str, str, str], target: tuple[str, str, str]) -
     Raises:
         ValueError: The two are the same place, or one is inside the other.
     """
-    nested = source[2].startswith(target[2]) or target[2].startswith(source[2])
-    if source[:2] == target[:2] and nested:
+    if source[:2] == target[:2] and overlap(source[2], target[2]):
         raise ValueError(
             f"expected two places, found bucket {source[1]!r} of {source[0]} on both sides, with prefixes "
             f"{source[2]!r} and {target[2]!r}: one is the other, or inside of it"
@@ -217,3 +223,28 @@ def check_places(params: SyncParams, source_endpoint: str, target_endpoint: str)
         )
     except ValueError as error:
         raise PermanentError(f"Params refused: {error}.", next_step="correct the target") from None
+
+
+def refuse_one_store(params: SyncParams, source: Bucket, target: Bucket) -> None:
+    """Refuse a copy into itself, whatever the store is called: by an object that shows up at the source.
+
+    The object is written to the target only where reading cannot tell the two apart, and is deleted again.
+
+    Args:
+        params: The run's params.
+        source: The source's bucket, without a prefix.
+        target: The target's bucket, without a prefix.
+
+    Raises:
+        PermanentError: Source and target are one place, or one is inside the other.
+    """
+    prefixes = params.source_prefix, params.target_prefix
+    if not overlap(*prefixes) or not may_be_one(source, target, params.source_prefix):
+        return
+    if shows_up(new_probe_key(max(prefixes, key=len)), target, source):
+        raise PermanentError(
+            f"Expected two places, found one by two names: what is written to {target.name} shows up in {source.name}, "
+            f"and prefixes {prefixes[0]!r} and {prefixes[1]!r} overlap.",
+            state="nothing was copied; the object that was written is deleted again",
+            next_step="correct the target, or give prefixes that do not overlap",
+        )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.objects.one_store import new_probe_key
 from include.juicefs_storage.ports import Cluster, JuiceFS, MetadataStore
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.volume.bucket_url import BucketUrl
@@ -19,11 +19,6 @@ from include.juicefs_storage.volume.setting import Setting
 #: Try one block of each of so many of the oldest slices: a block may have been lost years ago.
 _BLOCKS_TRIED = 3
 _PARALLEL_PODS = 8
-
-
-def new_probe_key(volume: str) -> str:
-    """Return a new key, below a volume's name, for an object that is written, read and deleted again."""
-    return f"{volume}/storage-switch-probe-{uuid.uuid4().hex}"
 
 
 def find_problem(
@@ -67,7 +62,7 @@ def find_problem(
             # `juicefs sync`, which reads a block, checks every certificate.
             problem = juicefs.try_storage(config, setting.name if write else "")
             return problem or _problem_for_airflow(location, blocks)
-        return juicefs.probe_storage(config, blocks, new_probe_key(setting.name) if write else None)
+        return juicefs.probe_storage(config, blocks, new_probe_key(f"{setting.name}/") if write else None)
     except StorageSwitchError as error:
         return _problem_for_airflow(location, blocks, f"No pod could be asked either: {error.problem}")
 

@@ -9,11 +9,11 @@ from typing import Any
 from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.objects.one_store import new_probe_key
 from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.backup import FORMAT, Backup, deviation
 from include.juicefs_storage.switch.marks import moved_by
 from include.juicefs_storage.switch.plan import StorageView, has_fingerprint
-from include.juicefs_storage.switch.probe_location import new_probe_key
 from include.juicefs_storage.switch.prove_fresh_mount import prove_status, use_fresh_mount
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.tasks.context import run_id, task_states, triggered_at
@@ -121,7 +121,7 @@ def _create_bucket(run: SwitchRun, setting: Setting, target: StorageConfig) -> b
     """
     runtime, store = run.runtime, run.runtime.target_store
     store.create()
-    findings = checks.check_target(store, setting, target, probe_key=new_probe_key(setting.name))
+    findings = checks.check_target(store, setting, target, probe_key=new_probe_key(f"{setting.name}/"))
     findings += checks.check_use(runtime.juicefs, target, store.store.origin)
     if refused := [finding for finding in findings if finding.level == "refusal"]:
         raise PermanentError(

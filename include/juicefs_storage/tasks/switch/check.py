@@ -13,6 +13,7 @@ from airflow.sdk import TriggerRule, get_current_context
 from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.objects.no_bucket import NoBucketYet
+from include.juicefs_storage.objects.one_store import new_probe_key
 from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.backup import backup_size
 from include.juicefs_storage.switch.change import Change, find_change
@@ -23,7 +24,7 @@ from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.params import resolve_switch_params
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan, SecretChange, StorageView, digest, fingerprint
-from include.juicefs_storage.switch.probe_location import find_problem, new_probe_key
+from include.juicefs_storage.switch.probe_location import find_problem
 from include.juicefs_storage.switch.run_record import RunRecord
 from include.juicefs_storage.switch.steps import planned_steps
 from include.juicefs_storage.switch.write_setting import WriteSetting
@@ -195,7 +196,7 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
     The bucket is looked up with HEAD and never created here. **Safe to clear**: yes, with Downstream.
     """
     setting = runtime.setting()
-    probe = None if runtime.params.dry_run else new_probe_key(setting.name)
+    probe = None if runtime.params.dry_run else new_probe_key(f"{setting.name}/")
     target, origin = runtime.target(setting), runtime.target_store.store.origin
     controller = runtime.params.juicefs_runner == "controller"
     reach: list[Finding] = []
@@ -272,7 +273,7 @@ def _change(runtime: Runtime, setting: Setting) -> Change:
             source,
             runtime.target_store,
             below=f"{setting.name}/",
-            probe_key=None if params.dry_run else new_probe_key(setting.name),
+            probe_key=None if params.dry_run else new_probe_key(f"{setting.name}/"),
             why_not_served=why_not_served,
         )
     except PermanentError:

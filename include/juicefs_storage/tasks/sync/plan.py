@@ -10,7 +10,7 @@ from uuid import uuid4
 from airflow.sdk import get_current_context
 
 from include.juicefs_storage.copy.nearby import refuse_empty
-from include.juicefs_storage.copy.params import SyncParams, check_places
+from include.juicefs_storage.copy.params import SyncParams, check_places, refuse_one_store
 from include.juicefs_storage.copy.partitions import amount, cut_partitions, task_groups
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.scope import below_prefix, shard_at
@@ -35,7 +35,8 @@ def check() -> dict[str, Any]:
     """Validate the params; both buckets can be listed; the engine and a place for the manifests are there.
 
     With plan=metadata: the metadata is that of the volume at the source.
-    **Changes** nothing on either store; writes and removes one file in the folder of the manifests.
+    **Changes** nothing on the source; writes and removes one file in the folder of the manifests and, where a target
+    may be the source by another name, one object on the target.
     **Safe to clear**: yes, with Downstream.
     """
     params = SyncParams.validated(get_current_context()["params"])
@@ -46,12 +47,15 @@ def check() -> dict[str, Any]:
 
     for store in (source, target):
         S3Bucket(store).check()
+    whole = S3Bucket(replace(source, prefix="")), S3Bucket(replace(target, prefix=""))
     if "copy" in params.mode:
         runtime.find_tool()
     if params.plan == "metadata":
         runtime.check_volume(source)
     else:
-        refuse_empty(S3Bucket(source), S3Bucket(replace(source, prefix="")), params.source_prefix)
+        refuse_empty(S3Bucket(source), whole[0], params.source_prefix)
+    if "copy" in params.mode and not params.dry_run:
+        refuse_one_store(params, *whole)
     folder = manifests_folder(run_id())
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / "writable"
