@@ -30,6 +30,9 @@ LISTED = (
     ObjectOutcome.MISSING, ObjectOutcome.DIFFERENT, ObjectOutcome.CHANGED, ObjectOutcome.FAILED,
     ObjectOutcome.VANISHED, ObjectOutcome.EXTRA, ObjectOutcome.OVERWRITTEN, ObjectOutcome.LOST, ObjectOutcome.DAMAGED,
 )  # fmt: skip
+#: What `copy` left on the target of what the source listed; and such objects that `verify` found on neither side.
+_LEFT = (ObjectOutcome.SAME, ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN, ObjectOutcome.DIFFERENT)
+_GONE = "gone"
 #: Missing on the target, but written to the source after `copy` had listed it.
 NEW = "new"
 #: Lost and damaged slices that are traced to files, and the files that are named in the report.
@@ -107,6 +110,8 @@ class _Phase:
         empty: Partitions where the plan had counted objects, and none was found.
         where: Outcome -> the partitions that have it.
         new: See PhaseReport, as `grew` and `shrank`.
+        gone: Objects that `copy` left on the target and `verify` found on neither side.
+        gone_in: The partitions that had them.
     """
 
     name: str
@@ -117,6 +122,8 @@ class _Phase:
     new: int = 0
     grew: int = 0
     shrank: int = 0
+    gone: int = 0
+    gone_in: list[int] = field(default_factory=list)
 
     def add(self, partition: Partition, counted: Totals, found: int) -> None:
         """Add a partition.
@@ -150,6 +157,12 @@ class _Phase:
             found.append(
                 f"Partitions {_numbers(self.empty)}: the plan had counted objects, `{self.name}` found none. "
                 "Look at the source, then start a new run."
+            )
+        if self.gone:
+            found.append(
+                f"{self.gone:,} objects that `copy` left on the target were found on neither side by `{self.name}`, in "
+                f"partitions {_numbers(self.gone_in)} (`{_GONE}.csv`). Look at who deletes on the target, then start a "
+                "new run."
             )
         for outcome, remedy in _REMEDIES.items():
             if count := self.totals.objects(outcome):
@@ -236,8 +249,35 @@ class _Join:
                 objects, size = self._write_rows(name, partition, manifest.rows(outcomes))
                 phase.new += objects
                 _take_out_new(counted, objects, size)
+            if name == "verify" and (gone := self._write_gone(partition, manifest, counted.objects())):
+                phase.gone += gone
+                phase.gone_in.append(partition.index)
             phase.add(partition, counted, found)
         return phase
+
+    def _write_gone(self, partition: Partition, verified: Reader, objects: int) -> int:
+        """Name what `copy` left on the target and `verify` found on neither side; return how many there are.
+
+        Args:
+            partition: The partition.
+            verified: Its manifest of `verify`.
+            objects: How many objects that has, without those that are new since the copy.
+        """
+        # With metadata such a block is `lost`, or no file refers to it any more.
+        copied = self.read("copy", partition) if "copy" in self.plan.phases and not self.plan.needed else None
+        # Rows are read only where there are fewer than there were.
+        if copied is None or copied.count().objects(*_LEFT, ObjectOutcome.EXTRA) <= objects:
+            return 0
+        found = (row.key for row in verified.rows(tuple(ObjectOutcome)))
+        gone, last = 0, next(found, None)
+        for row in copied.rows(_LEFT):
+            while last is not None and last < row.key:
+                last = next(found, None)
+            if last != row.key:
+                gone += 1
+                values = [row.key, row.size, row.source_etag, row.target_etag, row.comparison, row.detail or ""]
+                self.files.write(_GONE, ["verify", partition.index, *values])
+        return gone
 
     def trace(self, files_of: Callable[[Collection[int]], Iterable[tuple[int, str]]]) -> list[str]:
         """Name the files whose blocks are lost or damaged, by the last phase: one sentence, or none."""

@@ -152,6 +152,21 @@ def test_what_was_written_after_the_copys_listing_is_new_and_not_missing(tmp_pat
     assert (report.outcome, report.phases[1].grew) == ("proven", 1)
 
 
+def test_what_both_sides_lost_since_the_copy_is_not_proven(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), {"k021x": b"theirs", "k022x": b"theirs"})
+    run.work("copy", ALL)
+    del run.source.objects["k020"], run.target.objects["k021x"]
+    run.work("verify", ALL)
+    assert run.report().outcome == "proven"  # the target has it, and what was theirs does not count
+    del run.target.objects["k020"]
+    run.work("verify", ALL)
+    report = run.report()
+    assert report.outcome == "not proven"
+    assert "1 objects that `copy` left on the target were found on neither side by `verify`" in report.problems[0]
+    assert "partitions 2" in report.problems[0]
+    assert run.listed("gone") == ["k020"]
+
+
 def test_objects_that_failed_are_named(tmp_path: Path) -> None:
     run = Run(tmp_path, bodies(40), {}, mode="copy")
     run.engine.fails = {"k020"}
