@@ -175,8 +175,9 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if denied := results.get("prove_clients", {}).get("denied"):
         lines.append(f"{denied} clients wrote a block while the store refused the old key: none uses it any more")
     for task, text in _SENTENCES.items():
-        if task in results:
-            lines.append(text.format(**results[task], there=_blocks(results[task])))
+        # A task whose process died as it ended has left when it did so, and no result.
+        if result := results.get(task):
+            lines.append(text.format(**result, there=_blocks(result)))
     lines += _written_lines(results.get("write_setting", {}))
     lines += _pod_lines(results.get("prove_no_restarts", {}))
     for task, side in (("follow_writes", "old"), ("follow_writes_back", "new")):

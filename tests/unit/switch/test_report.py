@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from include.juicefs_storage.switch.report import accepted_in, accepted_lines, proof_lines
+from include.juicefs_storage.tasks.switch.apply import APPLY
+from include.juicefs_storage.tasks.switch.judgement import ROLLBACK
 
 
 def test_the_report_tells_what_the_window_cost() -> None:
@@ -85,3 +87,8 @@ def test_the_report_says_what_was_seen_of_a_client_that_is_not_proven(results: d
 def test_clients_that_were_accepted_after_the_plan_are_named_too() -> None:
     results = {"prove_clients": {"accepted": ["vm:s3gateway", "vm:/mnt"]}}
     assert accepted_in(["vm:s3gateway"], results) == ("vm:/mnt", "vm:s3gateway")
+
+
+def test_a_task_that_ended_without_a_result_is_not_spoken_of() -> None:
+    """Its process died between the two: the report is written all the same."""
+    assert proof_lines({task: {} for task in (*APPLY, *ROLLBACK, "collect_diagnostics")}) == []
