@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,8 +31,7 @@ from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.copy.partitions import cut_partitions
 from include.juicefs_storage.copy.run import Transfer
 from include.juicefs_storage.copy.segments import Ruler
-from include.juicefs_storage.objects.bucket import StoredObject
-from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, below
+from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome
 from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
 from include.juicefs_storage.volume.difference import missing_blocks
 from include.juicefs_storage.volume.layout import ObjectSizes
@@ -77,18 +75,6 @@ def _store(endpoint: str, prefix: str = "") -> S3Store:
     return S3Store(endpoint, "bench", prefix, "stub-key", "stub-secret")
 
 
-class Listed:
-    """`ports.ObjectStore`, as much of it as the check takes, through the sync DAG's listing."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._side = S3Bucket(_store(endpoint))
-
-    def list(self, prefix: str) -> Iterator[StoredObject]:
-        """Objects below a prefix."""
-        for page in self._side.pages(below(prefix)):
-            yield from map(StoredObject, *page)
-
-
 def work(name: str, metaurl: str, endpoint: str, slices: int) -> int:
     """One of our programs; returns how many blocks it counted."""
     # The plots of the benchmarks bring numpy along, and pyarrow would load it: in requirements.txt there is none.
@@ -98,7 +84,7 @@ def work(name: str, metaurl: str, endpoint: str, slices: int) -> int:
     if name == "needed-hashed":
         setting = Setting(json.dumps(json.loads(setting.raw) | {"HashPrefix": True}).encode())
     if name == "check":
-        found = missing_blocks(metadata, setting, Listed(endpoint))  # type: ignore[arg-type]
+        found = missing_blocks(metadata, setting, S3Bucket(_store(endpoint)))
         if found.missing or found.different or found.extra:
             raise LabError(f"expected nothing to be missing, found {found}")
         return found.present
