@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from include.juicefs_storage.adapters.juicefs_command import _STATUS, _VERSION
+from include.juicefs_storage.adapters.juicefs_command import _STATUS, _TRY, _VERSION
 from include.juicefs_storage.volume.canary import _ROOM
 from include.juicefs_storage.volume.mount_pods import _READ_CONFIG, _READ_STATS
 from lab.airflow import Airflow
@@ -78,9 +78,9 @@ def test_a_dry_run_makes_no_mutating_call(lab: Lab, airflow: Airflow) -> None:
     calls = lab.kube.audit()[audited:]
     assert any(call.verb == "connect" or call.subresource == "exec" for call in calls)
     assert [call for call in calls if call.mutating and call.subresource != "exec"] == []
-    # What was run in the pods only reads; of juicefs it was `version` and `status`.
+    # What was run in the pods only reads; of juicefs it was `version`, `status`, and a look at the new store.
     scripts = {call.command[2] for call in calls if call.subresource == "exec"}
-    known = {_READ_CONFIG, _READ_STATS, _ROOM, _STATUS, _VERSION}
+    known = {_READ_CONFIG, _READ_STATS, _ROOM, _STATUS, _TRY, _VERSION}
     (reach,) = scripts - known
     assert known < scripts
     assert "curl" in reach
@@ -151,7 +151,8 @@ def test_a_switch_to_a_store_that_then_refuses_writes_is_rolled_back(lab: Lab, a
 
     assert (state, report["outcome"]) == ("failed", "rolled back"), report["states"]
     assert report["states"]["prove_clients"] == "failed"
-    assert report["results"]["restore_setting"] == {"restored": True, "followed": True}
+    restored = report["results"]["restore_setting"]
+    assert (restored["restored"], restored["followed"]) == (True, True)
     assert report["results"]["copy_back_late"]["waited_s"] == SHORT["late_commit_s"]
     assert buckets(lab) == before == {lab.old_store.bucket_url}
     assert lab.mariadb.query("SELECT value FROM jfs_setting") == row
