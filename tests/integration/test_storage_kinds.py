@@ -33,7 +33,7 @@ def front(lab: Lab, tmp_path: Path) -> Iterator[S3Proxy]:
 def there(lab: Lab, front: S3Proxy, folder: Path, *faults: Fault, verify: bool | str = False, **params: Any) -> Run:
     """A run to the new store behind the proxy, as kind s3."""
     target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket, "target_storage": "s3"}
-    made = Run(lab, folder, folder.name, SHORT | target | params, faults)
+    made = Run(lab, folder, f"kinds-{folder.name}", SHORT | target | params, faults)
     extra = {"endpoint_url": front.url, "verify": verify, "aws_session_token": TOKEN}
     made.environment["AIRFLOW_CONN_MINIO_NEW"] = json.dumps(
         {"conn_type": "aws", "login": lab.new_store.access_key, "password": lab.new_store.secret_key, "extra": extra}
@@ -103,12 +103,16 @@ def test_there_and_back_by_the_setting_alone(lab: Lab, front: S3Proxy, tmp_path:
 
         back = {"target_conn_id": "minio_old", "target_bucket": lab.old_store.bucket, "target_storage": "minio"}
         broken = Run(
-            lab, tmp_path / "stay", "stay", SHORT | back, [Fault("prove_blocks", "after", error="ordered", tries=9)]
+            lab,
+            tmp_path / "stay",
+            "kinds-stay",
+            SHORT | back,
+            [Fault("prove_blocks", "after", error="ordered", tries=9)],
         )
         assert broken.go() == "rolled back", broken.errors
         assert row(lab) == moved.raw
 
-        made = Run(lab, tmp_path / "again", "again", SHORT | back)
+        made = Run(lab, tmp_path / "again", "kinds-again", SHORT | back)
         assert made.go() == "switched", made.errors
     returned = Setting(row(lab))
     assert (returned.storage, returned.bucket) == ("minio", lab.old_store.bucket_url)
@@ -129,7 +133,7 @@ def test_a_revert_goes_back_to_the_kind_and_the_keys_of_the_backup(lab: Lab, fro
         params = {
             "backup_id": made.xcom("finalize", "report")["backup_id"], "dry_run": False, "require_approval": False,
         }  # fmt: skip
-        back = Run(lab, tmp_path / "reverted", "reverted", params, dag_id=REVERT_ID)
+        back = Run(lab, tmp_path / "reverted", "kinds-reverted", params, dag_id=REVERT_ID)
         back.environment = made.environment
         back.states["choose_backup"] = "success"  # there is nothing to choose
         assert back.go() == "reverted", back.errors
