@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from include.juicefs_storage.adapters.s3 import listing
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.errors import PermanentError
@@ -17,7 +18,7 @@ from tests.support.s3_memory import MemoryStore, SkippingStore
 KEYS = sorted([
     *(f"{folder}/x{number}" for folder in ("aaa", "bbb", "ccc") for number in range(3)),
     *(f"chunks/{high}/{low}/{low}{number}_0_4194304" for high in (0, 10) for low in (0, 1, 99) for number in range(3)),
-    "d", "e-f/x", "e.f/x", "zz",
+    "d", "e-f/x", "e.f/x", "m/", "m/x", "n", "n/x", "n/y/", "n/y/z", "zz",
 ])  # fmt: skip
 STARTS = sorted({
     *KEYS,
@@ -31,8 +32,8 @@ STARTS = sorted({
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Bucket]:
     store = Store.create(tmp_path_factory.mktemp("store"), "store", "bucket")
     try:
-        for key in (*(f"p/{key}" for key in KEYS), "o/q.x", "o/q/y"):
-            store.client().put_object(Bucket="bucket", Key=key, Body=b"x")
+        for key in (*(f"p/{key}" for key in KEYS), "o/q.x", "o/q/y", "o/q/z"):
+            store.client().put_object(Bucket="bucket", Key=key, Body=b"" if key.endswith("/") else b"x")
         yield S3Bucket(S3Store(store.endpoint_url, "bucket", "p/", store.access_key, store.secret_key))
     finally:
         store.stop()
@@ -51,13 +52,29 @@ def test_seaweedfs_lists_what_is_behind_any_start(seaweed: S3Bucket, start: str)
         assert listed(seaweed, KeyRange(start, until)) == [key for key in behind if key <= until]
 
 
-def test_seaweedfs_folder_that_it_lists_too_early_is_refused(seaweed: S3Bucket) -> None:
-    """SeaweedFS lists `q/y` before `q.x`, and after `q.w` not at all."""
+@pytest.mark.parametrize("page_keys", [2, 3, 5, 7])
+def test_seaweedfs_leaves_nothing_out_where_a_page_ends(
+    seaweed: S3Bucket, monkeypatch: pytest.MonkeyPatch, page_keys: int
+) -> None:
+    """A page that ends with `n` is not followed by what is in the folder `n/`, where `n` is the next start key."""
+    monkeypatch.setattr(listing, "_PAGE_KEYS", page_keys)
+    for start in ("", "chunks/0/99", "chunks/10/99/992_0_4194304", "d", "m", "m/", "n"):
+        assert listed(seaweed, KeyRange(start or None)) == [key for key in KEYS if key > start]
+
+
+@pytest.mark.parametrize("page_keys", [1, 2, 1000])
+def test_seaweedfs_folder_that_it_lists_too_early_is_refused(
+    seaweed: S3Bucket, monkeypatch: pytest.MonkeyPatch, page_keys: int
+) -> None:
+    """SeaweedFS lists `q/y` before `q.x`, and after `q.w` not at all: nor where a page or a range ends in `q/`."""
+    monkeypatch.setattr(listing, "_PAGE_KEYS", page_keys)
     other = S3Bucket(replace(seaweed.store, prefix="o/"))
-    for keys in (KeyRange(), KeyRange("q.w"), KeyRange("q.w", "q0")):
-        with pytest.raises(PermanentError, match="out of order"):
-            listed(other, keys)
-    assert listed(other, below("q/")) == ["q/y"]
+    for after in (None, "q", "q.w"):
+        for until in (None, "q.x", "q/", "q/a", "q/y", "q/z", "q0"):
+            with pytest.raises(PermanentError, match="out of order"):
+                listed(other, KeyRange(after, until))
+    assert listed(other, below("q/")) == ["q/y", "q/z"]
+    assert listed(other, KeyRange("q/a", "q/y")) == ["q/y"]
 
 
 @pytest.mark.parametrize("start", ["k", "k0000", "k0500x", "k2999", "k3", "k0999x"])
@@ -80,3 +97,21 @@ def test_a_start_costs_no_more_requests_than_pages() -> None:
             store.requests.clear()
             assert len(listed(bucket, KeyRange(start))) == 2000
             assert store.requests["GET"] <= 3
+
+
+def test_the_last_key_of_a_page_is_listed_again() -> None:
+    """What a page left out behind its last key would show: the next page begins before that key."""
+    with MemoryStore("b") as store:
+        for number in range(2500):
+            store.put("b", f"k{number:04}", b"")
+        bucket = S3Bucket(S3Store(store.url, "b", "", "AK", "SK"))
+        assert listed(bucket, KeyRange("k")) == sorted(store.buckets["b"])
+        assert store.requests["GET"] == 3
+
+
+def test_keys_that_sort_before_a_folder_cost_an_ordered_store_nothing() -> None:
+    with MemoryStore("b") as store:
+        for key in ("q.x", "q/y", "q/z", "r"):
+            store.put("b", key, b"")
+        bucket = S3Bucket(S3Store(store.url, "b", "", "AK", "SK"))
+        assert listed(bucket, KeyRange(None, "q/y")) == ["q.x", "q/y"]

@@ -13,6 +13,7 @@ from urllib.parse import unquote_plus
 
 from include.juicefs_storage.adapters.s3.client import encoded
 from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.objects.merge import slice_page
 from include.juicefs_storage.objects.model import KeyRange, Page
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ def list_pages(
     below: str = "",
     keys: KeyRange = _ALL,
     *,
-    max_keys: int = _PAGE_KEYS,
+    max_keys: int | None = None,
     dates: bool = False,
 ) -> Iterator[Listing]:
     """List page by page. Each page must begin where the last one ended, and be in order.
@@ -231,7 +232,7 @@ def list_pages(
         client: Of the store. It is this generator's own until that is closed.
         below: What every key begins with, relative to the store's prefix.
         keys: Only these, relative to the store's prefix.
-        max_keys: Of the first page.
+        max_keys: Of the first page, which is asked for again where a listing behind a key goes on; None: as of others.
         dates: Tell when each object was written; not together with `keys`.
 
     Raises:
@@ -241,43 +242,51 @@ def list_pages(
     base, store = client.store.prefix, client.store
     start = _start(client, below, keys.after)
     order = _Order(store.name, start)
-    token, seen, empty = None, start, 0
+    token, empty = None, 0
     while True:
-        query = f"encoding-type=url&list-type=2&max-keys={max_keys}&prefix={encoded(base + below)}"
-        # A token that follows a start key of our own leads past a key on some servers: the last key does not.
-        if seen is not None:
-            query += f"&start-after={encoded(base + seen)}"
+        query = f"encoding-type=url&list-type=2&max-keys={max_keys or _PAGE_KEYS}&prefix={encoded(base + below)}"
+        # A token that follows a start key of our own leads past a key on some servers: a key that was listed does not.
+        if start is not None:
+            query += f"&start-after={encoded(base + start)}"
         elif token is not None:
             query = f"continuation-token={encoded(token)}&{query}"
-        listing = _ask(client, query, base + below, len(base), dates=dates)
+        answer = _ask(client, query, base + below, len(base), dates=dates)
+        listing = order.behind(answer, start)
         found = listing.page.keys
-        order.check(found)
-        wanted = _within(listing, keys)
         if found and keys.until is not None and found[-1] >= keys.until:
-            yield replace(wanted, token=None)
+            if listing.token is not None:
+                _refuse_left_out(client, keys, found[-1])
+            yield replace(_within(listing, keys), token=None)
             return
-        yield wanted
-        empty = 0 if found else empty + 1
+        yield _within(listing, keys)
         if listing.token is None:
             return
-        if listing.token == token or empty >= _EMPTY_PAGES:
-            found_instead = "the same page again" if listing.token == token else f"{empty:,} empty pages"
+        empty = 0 if answer.page.keys else empty + 1
+        same = listing.token == token if start is None else bool(answer.page.keys) and not found
+        if (same and not max_keys) or empty >= _EMPTY_PAGES:
+            found_instead = "the same page again" if same else f"{empty:,} empty pages"
             raise TransientError(
                 f"LIST in {store.name}: expected more keys, found {found_instead}.", next_step="look at the store"
             )
-        token, max_keys = listing.token, _PAGE_KEYS
-        if seen is not None:
-            seen = found[-1] if found else None
+        token = listing.token
+        if start is not None and not max_keys:
+            start = _next_start(answer.page.keys)
+        max_keys = None
 
 
 def _within(listing: Listing, keys: KeyRange) -> Listing:
     """Drop the keys outside of a range."""
-    found, page = listing.page.keys, listing.page
+    found = listing.page.keys
     first = bisect_right(found, keys.after) if keys.after is not None else 0
     end = bisect_right(found, keys.until) if keys.until is not None else len(found)
-    if not first and end == len(found):
+    return _cut(listing, first, end)
+
+
+def _cut(listing: Listing, first: int, end: int) -> Listing:
+    """Keep the rows of a page from `first` up to, not including, `end`."""
+    if not first and end == len(listing.page.keys):
         return listing
-    return replace(listing, page=Page(found[first:end], page.sizes[first:end], page.etags[first:end]))
+    return replace(listing, page=slice_page(listing.page, first, end), modified=listing.modified[first:end])
 
 
 def _start(client: S3Client, below: str, after: str | None) -> str | None:
@@ -298,12 +307,52 @@ def _start(client: S3Client, below: str, after: str | None) -> str | None:
         if after[at] < "/" != after[at - 1]:
             name = after[:at]
             query = f"encoding-type=url&list-type=2&max-keys=1&prefix={encoded(base + name)}"
-            found = _ask(client, query, base + name, len(base), dates=False).page.keys
+            found = _ask(client, query, base + name, len(base)).page.keys
             if found and found[0].startswith(f"{name}/"):
                 after = name
                 break
     start = _just_before(after)
     return start if start > below else None
+
+
+def _next_start(keys: Sequence[str]) -> str | None:
+    """Choose where the next page begins: before the last key, which is then listed again and shows that none is lost.
+
+    A key of which a folder may have the name is none that SeaweedFS lists all keys behind. What follows a key shows
+    whether there is such a folder; what follows the last key is not known.
+
+    Returns:
+        A key of the page; None where it has none.
+    """
+    for key, following in zip(reversed(keys[:-1]), reversed(keys[1:]), strict=True):
+        if not following.startswith(f"{key}/"):
+            return key
+    return keys[-1] if keys else None
+
+
+def _refuse_left_out(client: S3Client, keys: KeyRange, last: str) -> None:
+    """Refuse a store that lists a folder `a/` before `a.b`, which it left out where the range ends in that folder.
+
+    Args:
+        client: Of the store.
+        keys: The range. It has an end, and more keys follow that were not listed.
+        last: The last key that was listed: the end of the range, or behind it.
+
+    Raises:
+        PermanentError: The store does so, and has such a key.
+    """
+    base, until = client.store.prefix, keys.until or ""
+    for at, (character, other) in enumerate(zip(last, until, strict=False)):
+        if character == "/" and (keys.after is None or keys.after < last[: at + 1]):
+            name = last[:at]
+            query = f"encoding-type=url&list-type=2&max-keys={{}}&prefix={encoded(base + name)}"
+            behind = _ask(client, f"{query.format(1)}&start-after={encoded(base + name)}", base + name, len(base))
+            if any(key < f"{name}/" for key in behind.page.keys):
+                first = [key for key in _ask(client, query.format(2), base + name, len(base)).page.keys if key != name]
+                if first and first[0] > f"{name}/":
+                    raise _out_of_order(client.store.name, first[0])
+        if character != other:
+            return
 
 
 def _just_before(key: str) -> str:
@@ -319,7 +368,7 @@ def _just_before(key: str) -> str:
     return f"{key[:-1]}{less}~"
 
 
-def _ask(client: S3Client, query: str, prefix: str, cut: int, *, dates: bool) -> Listing:
+def _ask(client: S3Client, query: str, prefix: str, cut: int, *, dates: bool = False) -> Listing:
     """Ask for one page. See `parse_listing`."""
     response = client.call("GET", client.bucket_path, query)
     if response.status != 200:
@@ -342,19 +391,30 @@ class _Order:
     def __init__(self, name: str, after: str | None) -> None:
         self._name, self._last = name, after
 
-    def check(self, keys: list[str]) -> None:
-        """Refuse a page that is not in order.
+    def behind(self, listing: Listing, start: str | None) -> Listing:
+        """Return a page without the keys that were listed before.
+
+        Args:
+            listing: The page.
+            start: The key behind which it was asked for; None: it was asked for by a token, and repeats no key.
 
         Raises:
             PermanentError: Its keys are out of order, or were listed before.
         """
-        if keys and ((self._last is not None and keys[0] <= self._last) or not _ascending(keys)):
-            raise PermanentError(
-                f"LIST in {self._name}: expected keys in the order of their UTF-8 bytes, found a page out of order "
-                f"after {self._last!r}.",
-                next_step="use a store that lists in order: every comparison and every proof depends on it",
-            )
-        self._last = keys[-1] if keys else self._last
+        keys, after = listing.page.keys, self._last if start is None else start
+        if keys and ((after is not None and keys[0] <= after) or not _ascending(keys)):
+            raise _out_of_order(self._name, self._last)
+        new = bisect_right(keys, self._last) if self._last is not None else 0
+        self._last = keys[-1] if keys[new:] else self._last
+        return _cut(listing, new, len(keys))
+
+
+def _out_of_order(name: str, after: str | None) -> PermanentError:
+    return PermanentError(
+        f"LIST in {name}: expected keys in the order of their UTF-8 bytes, found a page out of order after {after!r}.",
+        next_step="copy each folder by itself, by `source_prefix` and `target_prefix`; a store that lists in this order "
+        "is needed for keys such as `a.b` beside a folder `a/`, since every comparison depends on it",
+    )
 
 
 def _ascending(keys: list[str]) -> bool:
