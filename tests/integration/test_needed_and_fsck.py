@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from include.juicefs_storage.adapters.compressed_blocks import CompressedBlocks
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.volume.block_contents import BlockContents
 from include.juicefs_storage.volume.difference import Difference, compare_blocks, missing_blocks
 from include.juicefs_storage.volume.layout import ObjectSizes, slice_of
 from include.juicefs_storage.volume.metaurl import Metaurl
@@ -146,6 +146,9 @@ def test_nothing_that_fsck_needs_is_missed_and_what_it_misses_is_seen(world: Wor
     assert world.mariadb.query("SELECT COUNT(*) FROM jfs_delslices")[0][0] > 0, "a compaction left slices in the trash"
     leaked = f"{world.name}/chunks/{'00/' if world.name.startswith('hashed') else ''}0/0/0_9_5"
     world.put(leaked, b"12345")
+    contents = BlockContents(world.bucket, ObjectSizes.of(world.metadata.read_setting()))
+    assert not any(contents.problems(list(needed.items())))
+    assert contents.told_by == {"checksum": len(needed)}, "JuiceFS leaves one with every block"
     whole = world.compared()
     assert (whole.expected, whole.present, whole.lost) == (len(needed), len(needed), 0)
     assert world.fsck() == (0, {})
@@ -167,7 +170,7 @@ def test_nothing_that_fsck_needs_is_missed_and_what_it_misses_is_seen(world: Wor
         assert missing_blocks(world.metadata, setting, world.bucket).different == 1
     else:
         # A size does not tell; what is in it does.
-        blocks = CompressedBlocks(world.bucket, setting.compression)
+        blocks = BlockContents(world.bucket, ObjectSizes.of(setting))
         world.put(cut, body[: len(body) // 2])
         assert world.compared().lost == 0
         problems = dict(zip(needed, blocks.problems(list(needed.items())), strict=True))

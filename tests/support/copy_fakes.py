@@ -6,13 +6,13 @@ import hashlib
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
 
 from include.juicefs_storage.copy.partitions import Partition
-from include.juicefs_storage.objects.bucket import Bucket, StoredObject
+from include.juicefs_storage.objects.bucket import Bucket, SomeSink, StoredObject
 from include.juicefs_storage.objects.model import Compared, Comparison, Copied, KeyRange, Listed, ObjectOutcome, Page
 from tests.support.bare import unexpected
 
@@ -57,6 +57,9 @@ class MemoryBucket(Bucket):
 
     def read(self, key: str) -> bytes | None:
         return self.objects.get(key)
+
+    def read_into(self, key: str, make: Callable[[Mapping[str, str]], SomeSink]) -> SomeSink | None:
+        unexpected("read_into")
 
     def digest(self, key: str) -> str | None:
         return hashlib.sha256(self.objects[key]).hexdigest() if key in self.objects else None

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
 
 from include.juicefs_storage.errors import PermanentError, TransientError
-from include.juicefs_storage.objects.bucket import Bucket, StoredObject
+from include.juicefs_storage.objects.bucket import Bucket, SomeSink, StoredObject
 from include.juicefs_storage.objects.model import KeyRange, Page
 from include.juicefs_storage.ports import MetadataStore, SecretObject, Session, Vault
 from include.juicefs_storage.switch.backup import Backup
@@ -155,10 +155,11 @@ class FakeJuiceFS(BareJuiceFS):
 
 @dataclass
 class FakeStore(Bucket):
-    """A bucket of sizes alone; `contents` says which objects do not hold what was written."""
+    """A bucket of sizes alone; `contents` says which objects hold something else."""
 
     objects: dict[str, int] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
     name: str = "fake"
     written: dict[str, datetime] = field(default_factory=dict)
     time: datetime = datetime(2026, 1, 1, tzinfo=UTC)
@@ -194,6 +195,13 @@ class FakeStore(Bucket):
 
     def md5(self, key: str) -> str | None:
         return self.digest(key)
+
+    def read_into(self, key: str, make: Callable[[Mapping[str, str]], SomeSink]) -> SomeSink | None:
+        if key not in self.objects:
+            return None
+        made = make(self.headers.get(key, {}))
+        made.update(self.contents.get(key, "").encode("latin-1").ljust(self.objects[key], b"."))
+        return made
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         for key in sorted(self.objects, key=str.encode):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from include.juicefs_storage.objects.model import KeyRange, Page
 
@@ -23,6 +23,16 @@ class StoredObject:
     size_bytes: int
     etag: str
     modified: str = ""
+
+
+class Sink(Protocol):
+    """Takes the bytes of an object: a hash, or a buffer."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take the next piece."""
+
+
+SomeSink = TypeVar("SomeSink", bound=Sink)
 
 
 class Bucket(Protocol):
@@ -77,6 +87,14 @@ class Bucket(Protocol):
 
     def read(self, key: str) -> bytes | None:
         """Read one small object, 64 MiB at most; None where there is none."""
+
+    def read_into(self, key: str, make: Callable[[Mapping[str, str]], SomeSink]) -> SomeSink | None:
+        """Read one object, 64 MiB at most, piece by piece into what is made of its headers; None where there is none.
+
+        Args:
+            key: The object's.
+            make: Gets the headers, with their names in lower case; called anew for each try.
+        """
 
     def digest(self, key: str) -> str | None:
         """Read one object as a stream and hash it: SHA-256 in hex; None where there is none."""

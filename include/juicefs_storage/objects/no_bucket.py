@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import NoReturn
 
 from include.juicefs_storage.errors import NoBucketError
-from include.juicefs_storage.objects.bucket import Bucket, StoredObject
+from include.juicefs_storage.objects.bucket import Bucket, SomeSink, StoredObject
 from include.juicefs_storage.objects.model import KeyRange, Page
 
 
@@ -62,6 +62,10 @@ class NoBucketYet(Bucket):
         return False
 
     def read(self, key: str) -> bytes | None:
+        """Find nothing."""
+        return None
+
+    def read_into(self, key: str, make: Callable[[Mapping[str, str]], SomeSink]) -> SomeSink | None:
         """Find nothing."""
         return None
 

@@ -10,7 +10,7 @@ from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.params import BUCKET_NAME, Params, describe, describe_field, param, refused, without_empty
 from include.juicefs_storage.volume.setting import ENDPOINT
 
-Consistency = Literal["off", "sample", "listing", "metadata", "content", "target"]
+Consistency = Literal["off", "sample", "listing", "metadata", "content", "target", "target_content"]
 Runner = Literal["controller", "worker"]
 TargetStorage = Literal["minio", "s3"]
 OnFailure = Literal["rollback", "hold"]
@@ -38,7 +38,8 @@ class MoveParams(Params):
         "`sample`: 200 blocks by content; `listing`: every block by key and size; `metadata`: every block that files "
         "refer to, by key and size, and names those that are lost already; `content`: every block by content; "
         "`target`: those that files refer to, by key and size, on the new store alone, which is done by itself where "
-        "the old store does not serve. "
+        "the old store does not serve; `target_content`: the same, and each is read and compared with the checksum "
+        "that JuiceFS left with it. "
         "[What each costs](refusals.md#the-blocks-check_consistency).",
         "listing",
     )

@@ -15,6 +15,7 @@ from include.juicefs_storage.objects.comparison import OUTCOME_CODES, Classifier
 from include.juicefs_storage.objects.merge import slice_page
 from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page
 from include.juicefs_storage.ports import MetadataStore
+from include.juicefs_storage.volume.block_contents import GONE
 from include.juicefs_storage.volume.layout import ObjectSizes, length_of, slice_of
 from include.juicefs_storage.volume.needed import needed_objects, to_pages
 from include.juicefs_storage.volume.setting import Setting
@@ -36,8 +37,8 @@ class NeededBlocks:
         sizes: How long their objects may be.
         pages: The blocks of a range of keys, in order; sizes are the blocks' lengths.
         still: Of some keys, those that the metadata needs now.
-        problems: Reads blocks of the source, given by key and length, and says what is wrong with each: for those whose
-            size does not tell. None: the contents are not read.
+        problems: Reads blocks of the source, given by key and length, and says what is wrong with each, see
+            `BlockContents`. None: the contents are not read.
         delta: Whether these are the blocks of new slices alone: then only their surroundings are listed.
         others: Whether blocks that no file needs are compared as well; else they are SKIPPED.
     """
@@ -232,8 +233,14 @@ def settle_lost(batch: Classifier, needed: NeededBlocks, *sides: Lister) -> None
     batch.lost = []
 
 
-def read_blocks(batch: Classifier, needed: NeededBlocks) -> None:
-    """Read the source's blocks, and mark as damaged those that do not hold what they must."""
+def read_blocks(batch: Classifier, needed: NeededBlocks, where: str = ", on the source") -> None:
+    """Read the source's blocks, and mark as damaged those that do not hold what they must.
+
+    Args:
+        batch: Gets the outcomes.
+        needed: Reads the blocks.
+        where: What to add to a problem.
+    """
     if needed.problems is None:
         return
     rows = batch.rows
@@ -245,7 +252,10 @@ def read_blocks(batch: Classifier, needed: NeededBlocks) -> None:
     ]
     found = needed.problems([(rows.keys[row], length_of(rows.keys[row])) for row in places])
     damaged = {row: problem for row, problem in zip(places, found, strict=True) if problem}
+    gone = {rows.keys[row] for row, problem in damaged.items() if problem == GONE}
+    deleted = gone.difference(needed.still(gone)) if gone else ()
+    damaged = {row: problem for row, problem in damaged.items() if rows.keys[row] not in deleted}
     for row, problem in damaged.items():
-        rows.put(row, ObjectOutcome.DAMAGED, Comparison.CONTENT, detail=f"{problem}, on the source")
+        rows.put(row, ObjectOutcome.DAMAGED, Comparison.CONTENT, detail=f"{problem}{where}")
     batch.missing = [row for row in batch.missing if row not in damaged]
     batch.unsure = [row for row in batch.unsure if row not in damaged]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from include.juicefs_storage.errors import StorageSwitchError
@@ -14,7 +14,8 @@ from include.juicefs_storage.objects.comparison import COMPARISONS, OUTCOME_CODE
 from include.juicefs_storage.objects.merge import beside
 from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page, below
 from include.juicefs_storage.ports import MetadataStore
-from include.juicefs_storage.volume.comparison import NeededBlocks, batches, settle_lost
+from include.juicefs_storage.volume.block_contents import BlockContents
+from include.juicefs_storage.volume.comparison import NeededBlocks, batches, read_blocks, settle_lost
 from include.juicefs_storage.volume.layout import block_objects, length_of, slice_of
 from include.juicefs_storage.volume.setting import Setting
 
@@ -46,7 +47,7 @@ class Difference:
         extra: Objects that are only in the other set.
         newest_extra: The one of them whose slice has the highest id.
         lost: Blocks that files refer to and the old store does not hold whole. Of one store alone: those that were lost
-            before, and are neither `missing` nor `different`.
+            before, and those whose contents are wrong; they are neither `missing` nor `different`.
         lost_keys: The keys of those, `keep_lost` at most.
         examples: `missing: …`, `different: …` and `lost: …`, a few of each.
     """
@@ -98,7 +99,9 @@ class Difference:
             if outcome is ObjectOutcome.EXTRA and COMPARISONS[rows.comparisons[row]] is Comparison.NONE:
                 continue  # no file needs it
             detail = rows.details.get(row, "")
-            if count == "different" and outcome is ObjectOutcome.DAMAGED:
+            if COMPARISONS[rows.comparisons[row]] is Comparison.CONTENT and outcome is ObjectOutcome.DAMAGED:
+                count = "lost"
+            elif count == "different" and outcome is ObjectOutcome.DAMAGED:
                 detail = f"{rows.sizes[row]} bytes instead of {length_of(key)}"
             if count in {"missing", "different"} and key in lost_before:
                 count = "lost"
@@ -210,7 +213,13 @@ def compare_sample(
     return result
 
 
-def lost_blocks(metadata: MetadataStore, setting: Setting, store: Bucket, keep_lost: int = EXAMPLES) -> Difference:
+def lost_blocks(
+    metadata: MetadataStore,
+    setting: Setting,
+    store: Bucket,
+    keep_lost: int = EXAMPLES,
+    contents: BlockContents | None = None,
+) -> Difference:
     """Find the blocks that some file refers to and the only store there is does not hold whole: they are `lost`.
 
     Args:
@@ -218,12 +227,19 @@ def lost_blocks(metadata: MetadataStore, setting: Setting, store: Bucket, keep_l
         setting: The volume's setting.
         store: The store.
         keep_lost: How many keys of lost blocks are kept.
+        contents: Reads the blocks; None: their sizes alone are compared.
     """
-    return _compare_needed(metadata, setting, store, Difference(keep_lost=keep_lost), _OF_THE_ONLY_STORE)
+    result = Difference(keep_lost=keep_lost)
+    return _compare_needed(metadata, setting, store, result, _OF_THE_ONLY_STORE, contents=contents)
 
 
 def missing_blocks(
-    metadata: MetadataStore, setting: Setting, store: Bucket, lost_before: Collection[str] = frozenset()
+    metadata: MetadataStore,
+    setting: Setting,
+    store: Bucket,
+    lost_before: Collection[str] = frozenset(),
+    keep_lost: int = EXAMPLES,
+    contents: BlockContents | None = None,
 ) -> Difference:
     """Find the blocks that some file refers to (`jfs_chunk_ref`) and a store lacks or holds with another length.
 
@@ -234,8 +250,11 @@ def missing_blocks(
         setting: The volume's setting.
         store: The store.
         lost_before: Keys of blocks that were lost before the volume was moved: they count as `lost` alone.
+        keep_lost: How many keys of lost blocks are kept.
+        contents: Reads the blocks: those whose contents are wrong count as `lost`. None: sizes alone are compared.
     """
-    return _compare_needed(metadata, setting, store, Difference(), _OF_ONE_STORE, lost_before)
+    result = Difference(keep_lost=keep_lost)
+    return _compare_needed(metadata, setting, store, result, _OF_ONE_STORE, lost_before, contents)
 
 
 def _compare_needed(
@@ -245,14 +264,16 @@ def _compare_needed(
     result: Difference,
     counts: Mapping[ObjectOutcome, Count],
     lost_before: Collection[str] = frozenset(),
+    contents: BlockContents | None = None,
 ) -> Difference:
-    needed = NeededBlocks.of(metadata, setting)
+    needed = replace(NeededBlocks.of(metadata, setting), problems=contents.problems if contents else None)
     # The store is both sides: what one side lacks the other cannot have.
     stretches = (
         (wanted, found, found) for wanted, found in beside(needed.pages(KeyRange()), volume_pages(store, setting))
     )
     for batch in batches(stretches, lambda: Classifier(by_size=True), needed):
         settle_lost(batch, needed, store, store)
+        read_blocks(batch, needed, where="")
         result.add(batch, counts, lost_before)
     return result
 

@@ -17,22 +17,23 @@ from tests.support.refusals import UUID_KEY, Look, new_store, refusals, warnings
 
 
 @contextlib.contextmanager
-def new_object(lab: Lab, key: str, body: bytes | None) -> Iterator[None]:
-    """An object on the new store is another one, or gone; put back afterwards."""
+def new_object(lab: Lab, key: str, body: bytes | None, metadata: dict[str, str] | None = None) -> Iterator[None]:
+    """An object on the new store is another one, or gone, or has other metadata; put back afterwards."""
     s3, bucket = lab.new_store.client(), lab.new_store.bucket
-    had = s3.get_object(Bucket=bucket, Key=key)["Body"].read() if key in lab.new_store.objects() else None
+    had = s3.get_object(Bucket=bucket, Key=key) if key in lab.new_store.objects() else None
+    content, kept = (had["Body"].read(), had["Metadata"]) if had else (None, {})
 
-    def put(content: bytes | None) -> None:
+    def put(content: bytes | None, metadata: dict[str, str]) -> None:
         if content is None:
             s3.delete_object(Bucket=bucket, Key=key)
         else:
-            s3.put_object(Bucket=bucket, Key=key, Body=content)
+            s3.put_object(Bucket=bucket, Key=key, Body=content, Metadata=metadata)
 
-    put(body)
+    put(body, kept if metadata is None else metadata)
     try:
         yield
     finally:
-        put(had)
+        put(content, kept)
 
 
 def some_block(lab: Lab) -> str:
@@ -146,7 +147,7 @@ def test_blocks_of_deleted_files_are_harmless(lab: Lab, look: Look) -> None:
     assert (refusals(findings), warnings(findings)) == ([], [])
 
 
-@pytest.mark.parametrize("mode", ["sample", "listing", "metadata", "content"])
+@pytest.mark.parametrize("mode", ["sample", "listing", "metadata", "content", "target_content"])
 def test_a_missing_block(lab: Lab, look: Look, mode: str) -> None:
     key = some_block(lab)
     with new_object(lab, key, None):
@@ -165,6 +166,22 @@ def test_a_block_with_another_length(lab: Lab, look: Look, mode: str) -> None:
         (refused,) = refusals(look("check_consistency", consistency=mode))
     assert f"differ on the new store, such as {key}" in refused
     assert "overwrites" in refused
+
+
+def test_contents_on_the_new_store_alone_are_told_by_the_checksum_of_juicefs(lab: Lab, look: Look) -> None:
+    (whole,) = look("check_consistency", consistency="target_content")
+    assert whole.level == "ok", whole
+    assert "by the checksum that JuiceFS left with each" in whole.message
+    assert "by their length" not in whole.message
+    key = some_block(lab)
+    body = lab.new_store.client().get_object(Bucket=lab.new_store.bucket, Key=key)["Body"].read()
+    with new_object(lab, key, body[:-1] + b"?"):
+        (refused,) = refusals(look("check_consistency", consistency="target_content"))
+    assert f"such as {key} (its content has the CRC32C " in refused
+    assert "Files of these: /" in refused
+    with new_object(lab, key, body, metadata={}):
+        (untold,) = warnings(look("check_consistency", consistency="target_content"))
+    assert untold.startswith("1 blocks were read in full")
 
 
 @pytest.mark.parametrize(("mode", "seen"), [("sample", True), ("listing", False), ("content", True)])

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from include.juicefs_storage.adapters.s3.client import (
     OBJECT_LIMIT_BYTES,
     ObjectError,
     S3Client,
-    Sink,
     error_code,
     stream,
 )
@@ -25,7 +24,7 @@ from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
 from include.juicefs_storage.adapters.s3.wire.drive import drive
 from include.juicefs_storage.adapters.s3.wire.message import TooLongError
 from include.juicefs_storage.errors import NoBucketError, PermanentError, TransientError
-from include.juicefs_storage.objects.bucket import Bucket, StoredObject
+from include.juicefs_storage.objects.bucket import Bucket, SomeSink, StoredObject
 from include.juicefs_storage.objects.model import KeyRange, Page
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ _LOCATION = "<CreateBucketConfiguration><LocationConstraint>{region}</LocationCo
 #: Values in a bucket's configuration of versions, or of its lock.
 _SETTINGS = re.compile(rb">(Enabled|Suspended|GOVERNANCE|COMPLIANCE|\d+)<")
 _READ_LIMIT_BYTES = 64 * 2**20
-_Sink = TypeVar("_Sink", bound=Sink)
 
 
 class S3Bucket(Bucket):
@@ -248,20 +246,26 @@ class S3Bucket(Bucket):
 
     def read(self, key: str) -> bytes | None:
         """Read one small object; None where there is none."""
-        found = self._stream(key, _Content, _READ_LIMIT_BYTES)
+        found = self._stream(key, lambda _: _Content(), _READ_LIMIT_BYTES)
         return None if found is None else bytes(found.content)
+
+    def read_into(self, key: str, make: Callable[[Mapping[str, str]], SomeSink]) -> SomeSink | None:
+        """Read one small object piece by piece into what is made of its headers; None where there is none."""
+        return self._stream(key, make, _READ_LIMIT_BYTES)
 
     def digest(self, key: str) -> str | None:
         """Read one object and hash it: SHA-256."""
-        found = self._stream(key, hashlib.sha256)
+        found = self._stream(key, lambda _: hashlib.sha256())
         return None if found is None else found.hexdigest()
 
     def md5(self, key: str) -> str | None:
         """Read one object and hash it: MD5."""
-        found = self._stream(key, lambda: hashlib.md5(usedforsecurity=False))
+        found = self._stream(key, lambda _: hashlib.md5(usedforsecurity=False))
         return None if found is None else found.hexdigest()
 
-    def _stream(self, key: str, make: Callable[[], _Sink], limit_bytes: int = OBJECT_LIMIT_BYTES) -> _Sink | None:
+    def _stream(
+        self, key: str, make: Callable[[Mapping[str, str]], SomeSink], limit_bytes: int = OBJECT_LIMIT_BYTES
+    ) -> SomeSink | None:
         with self._client() as client:
             client.denied = None
             try:

@@ -6,7 +6,7 @@ import logging
 import random
 import re
 import time
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from include.juicefs_storage.adapters.s3.signing import Headers, Signer
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.wire.connection import Connection
     from include.juicefs_storage.adapters.s3.wire.limits import Limits, Steps
     from include.juicefs_storage.adapters.s3.wire.message import Head
+    from include.juicefs_storage.objects.bucket import SomeSink
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +79,6 @@ class StoreUnreachableError(StoreDownError, UnreachableError):
 
 class ObjectError(Exception):
     """One object cannot be treated; the text is for its row in the manifest, without secrets."""
-
-
-class Sink(Protocol):
-    """Takes the bytes of an object: a hash, or a buffer."""
-
-    def update(self, data: Buffer, /) -> None:
-        """Take the next piece."""
 
 
 class S3Client:
@@ -406,16 +400,18 @@ def encoded(text: str) -> str:
     return quote(text, safe="~")
 
 
-R = TypeVar("R", bound=Sink)
-
-
-def stream(client: S3Client, key: str, make: Callable[[], R], limit_bytes: int = OBJECT_LIMIT_BYTES) -> Steps[R | None]:
+def stream(
+    client: S3Client,
+    key: str,
+    make: Callable[[Mapping[str, str]], SomeSink],
+    limit_bytes: int = OBJECT_LIMIT_BYTES,
+) -> Steps[SomeSink | None]:
     """Read an object piece by piece; None where there is none.
 
     Args:
         client: Of the store.
         key: Relative to the store's prefix.
-        make: What takes the bytes; each try begins with a new one.
+        make: Makes what takes the bytes, of the answer's headers; each try begins with a new one.
         limit_bytes: Of a longer object nothing is read.
 
     Raises:
@@ -434,7 +430,7 @@ def stream(client: S3Client, key: str, make: Callable[[], R], limit_bytes: int =
             yield from connection.send([head], len(head))
             answer = yield from connection.receive_head("GET")
             if answer.status == 200:
-                sink = yield from _received(client, connection, answer, make(), limit_bytes, tries)
+                sink = yield from _received(client, connection, answer, make(answer.headers), limit_bytes, tries)
                 client.release(connection)
                 connection = None
                 client.answers += 1
@@ -460,8 +456,8 @@ def stream(client: S3Client, key: str, make: Callable[[], R], limit_bytes: int =
 
 
 def _received(
-    client: S3Client, connection: Connection, answer: Head, sink: R, limit_bytes: int, tries: Tries
-) -> Steps[R]:
+    client: S3Client, connection: Connection, answer: Head, sink: SomeSink, limit_bytes: int, tries: Tries
+) -> Steps[SomeSink]:
     """Hand an object's body over as it comes in."""
     client.expect_s3("GET", answer.headers)
     if answer.length > limit_bytes:

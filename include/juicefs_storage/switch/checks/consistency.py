@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from include.juicefs_storage.errors import StorageSwitchError
@@ -10,6 +11,7 @@ from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.switch.params import Consistency
+from include.juicefs_storage.volume.block_contents import BlockContents, How
 from include.juicefs_storage.volume.difference import (
     EXAMPLES,
     Difference,
@@ -20,17 +22,26 @@ from include.juicefs_storage.volume.difference import (
     lost_blocks,
     missing_blocks,
 )
+from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.setting import Setting
 
 CHECK = "consistency"
 _NOT_COMPARED = warning(CHECK, "The stores were not compared.", "set consistency=listing")
 _TWO_STORES = Change()
 SAMPLE_BLOCKS = 200
+_COPY_AGAIN = "where the old store has them whole, remove these objects from the new one and copy them again; else "
+#: What tells that a block is whole, see `BlockContents`.
+_BY: Mapping[How, str] = {
+    "checksum": "the checksum that JuiceFS left with each",
+    "decompressed": "decompression alone",
+    "length": "their length alone",
+}
 _HOW = {
     "sample": f"{SAMPLE_BLOCKS} blocks drawn at random, by content",
     "listing": "every block, by key and size",
     "metadata": "every block that files refer to, by key and size",
     "target": "every block that files refer to, by key and size",
+    "target_content": "every block that files refer to, by content",
     "content": "every block, by content",
 }
 
@@ -49,7 +60,8 @@ def check_consistency(
 ) -> tuple[list[Finding], Difference]:
     """Compare the blocks on the new store with those on the old one, and the old store with the metadata.
 
-    Where there is one store alone, by the kind of change or by `mode`, it is compared with the metadata.
+    Where there is one store alone, by the kind of change or by `mode`, it is compared with the metadata, and read where
+    `mode` asks for contents. A store that the clients keep is not read: nothing is copied there.
 
     A volume in use is always ahead of its copy. With `catch_up` a copy that is behind is a warning, since the rest is
     copied before the setting is written; a copy that was not made at all is a refusal. In every mode a block that files
@@ -69,13 +81,33 @@ def check_consistency(
     Returns:
         The findings, and the difference; `lost_keys` holds every block that is lost where these are accepted.
     """
+    read = mode in {"content", "target_content"} and not change.one_store
+    contents = BlockContents(target, ObjectSizes.of(setting)) if read else None
     if not change.copies:
-        return _compare_only_store(metadata, setting, target, change, accept_lost)
-    if mode == "target":
-        alone = missing_blocks(metadata, setting, target)
-        if not alone.missing and not alone.different:
-            return [ok(CHECK, _all_there(alone, "the new store"))], alone
-        mode = "metadata"  # only the old store tells which of these are lost
+        return _compare_only_store(metadata, setting, target, change, accept_lost, contents)
+    if mode not in {"target", "target_content"}:
+        return _compare_both(source, target, setting, metadata, mode, catch_up, accept_lost, new_bucket)
+    alone = missing_blocks(metadata, setting, target, keep_lost=max(accept_lost, EXAMPLES), contents=contents)
+    damaged = _lost(alone, metadata, accept_lost, "the new store", _COPY_AGAIN)
+    if alone.lost > accept_lost or not (alone.missing or alone.different):
+        return [*(damaged or [_all_there(alone, "the new store", contents)]), *_untold(contents)], alone
+    # Only the old store tells which of those that are not there are lost.
+    accept_lost -= alone.lost
+    findings, both = _compare_both(source, target, setting, metadata, "metadata", catch_up, accept_lost, new_bucket)
+    lost_keys = [*alone.lost_keys, *both.lost_keys]
+    return [*damaged, *_untold(contents), *findings], replace(both, lost=alone.lost + both.lost, lost_keys=lost_keys)
+
+
+def _compare_both(
+    source: Bucket,
+    target: Bucket,
+    setting: Setting,
+    metadata: MetadataStore,
+    mode: Consistency,
+    catch_up: bool,
+    accept_lost: int,
+    new_bucket: bool,
+) -> tuple[list[Finding], Difference]:
     try:
         compared = compare_blocks(
             metadata, setting, source, target,
@@ -99,23 +131,46 @@ def check_consistency(
 
 
 def _compare_only_store(
-    metadata: MetadataStore, setting: Setting, target: Bucket, change: Change, accept_lost: int
+    metadata: MetadataStore,
+    setting: Setting,
+    target: Bucket,
+    change: Change,
+    accept_lost: int,
+    contents: BlockContents | None,
 ) -> tuple[list[Finding], Difference]:
-    difference = lost_blocks(metadata, setting, target, max(accept_lost, EXAMPLES))
+    difference = lost_blocks(metadata, setting, target, max(accept_lost, EXAMPLES), contents)
     where = "the new store" if change.kind == "moved" else "the store"
-    findings = _lost(difference, metadata, accept_lost, where) or [ok(CHECK, _all_there(difference, where))]
+    findings = _lost(difference, metadata, accept_lost, where) or [_all_there(difference, where, contents)]
     if change.kind == "moved":
         told = f"The old store does not serve, the new one was compared with the metadata alone. {change.why}"
         remedy = "if the old store only fails for now, bring it back and plan again: then both are compared"
         findings = [warning(CHECK, told, remedy), *findings]
-    return findings, difference
+    return [*findings, *_untold(contents)], difference
 
 
-def _all_there(difference: Difference, where: str) -> str:
-    return f"{_HOW['target']}: all {difference.present} are on {where}"
+def _all_there(difference: Difference, where: str, contents: BlockContents | None) -> Finding:
+    """Say that every block is there, and what tells it."""
+    if contents is None:
+        return ok(CHECK, f"{_HOW['target']}: all {difference.present} are on {where}")
+    told_by = ", ".join(f"{contents.told_by[how]} by {by}" for how, by in _BY.items() if contents.told_by[how])
+    return ok(CHECK, f"{_HOW['target_content']}: all {difference.present} are whole on {where}: {told_by or 'none'}")
 
 
-def _lost(difference: Difference, metadata: MetadataStore, accepted: int, where: str) -> list[Finding]:
+def _untold(contents: BlockContents | None) -> list[Finding]:
+    """Warn of blocks that were read, and whose contents nothing tells."""
+    if contents is None or not (untold := contents.told_by["length"]):
+        return []
+    return [
+        warning(
+            CHECK,
+            f"{untold} blocks were read in full and have their length; whether their content is right nothing tells: "
+            "they have no checksum of JuiceFS's, as what some tools copied has none.",
+            "compare with the old store where it serves (consistency=content)",
+        )
+    ]
+
+
+def _lost(difference: Difference, metadata: MetadataStore, accepted: int, where: str, first: str = "") -> list[Finding]:
     if not difference.lost:
         return []
     files = ", ".join(files_of(difference.lost_keys, metadata)[:EXAMPLES]) or "not known"
@@ -130,7 +185,7 @@ def _lost(difference: Difference, metadata: MetadataStore, accepted: int, where:
         refusal(
             CHECK,
             f"{found[:-1]}{given}.",
-            "restore these files from elsewhere, or delete them; or accept the loss with "
+            f"{first}restore these files from elsewhere, or delete them; or accept the loss with "
             f"accept_lost_blocks={difference.lost}; plan=metadata of juicefs_storage_sync names all",
         )
     ]

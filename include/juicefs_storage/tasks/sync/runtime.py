@@ -17,6 +17,7 @@ from include.juicefs_storage.tasks.context import mask, run_id
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.sync.folder import manifests_folder
+from include.juicefs_storage.volume.block_contents import CODECS, BlockContents
 from include.juicefs_storage.volume.comparison import NeededBlocks, still_needed
 from include.juicefs_storage.volume.layout import UUID_OBJECT
 
@@ -163,7 +164,6 @@ def needed_blocks(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> Need
         runtime: Of the run.
         source: Where blocks are read, where their size does not prove them.
     """
-    from include.juicefs_storage.adapters.compressed_blocks import CODECS, CompressedBlocks
     from include.juicefs_storage.adapters.needed_files import NeededFiles
     from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
@@ -173,7 +173,7 @@ def needed_blocks(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> Need
     # A size proves what is stored as it is, and nothing reads what is encrypted.
     read = params.compare == "content" and sizes.compression in CODECS and not sizes.encrypted
     concurrency = min(params.concurrency, _BLOCKS_AT_ONCE)
-    blocks = CompressedBlocks(S3Bucket(source), sizes.compression, concurrency) if read else None
+    blocks = BlockContents(S3Bucket(source), sizes, concurrency) if read else None
     return NeededBlocks(
         chunks=plan.needed.chunks,
         sizes=sizes,

@@ -115,5 +115,5 @@ def _content(client: S3Client, item: Listed) -> Steps[str | None]:
     Raises:
         TooLongError: It is longer than it was listed.
     """
-    hashed = yield from stream(client, item[0], xxh3, item[1])
+    hashed = yield from stream(client, item[0], lambda _: xxh3(), item[1])
     return None if hashed is None else hashed.hexdigest()
