@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--manifests", type=Path, required=True)
     parser.add_argument("--compare", choices=["size", "etag", "content"], default="etag")
-    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--concurrency", type=int, help="the most objects at once; default: finds itself")
     parser.add_argument("--name", default="00000", help="of the manifest")
     parser.add_argument("--after", help="only keys after this one")
     parser.add_argument("--until", help="only keys up to this one")

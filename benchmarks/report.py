@@ -17,7 +17,12 @@ OURS = "native"
 
 @dataclass(frozen=True)
 class Result:
-    """One run of one program: seconds of wall time, of CPU (user and system), and the peak of resident memory."""
+    """One run of one program: seconds of wall time, of CPU (user and system), and the peak of resident memory.
+
+    Attributes:
+        requests: Made on both sides; 0: not counted.
+        throttled: Of these, answered by 503.
+    """
 
     case: str
     round: int
@@ -25,6 +30,8 @@ class Result:
     wall_s: float
     cpu_s: float
     peak_mib: float
+    requests: int = 0
+    throttled: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,20 @@ def ratios_table(document: Document) -> str:
     return _table([f"{OURS} to …, wall / CPU, of the medians", *(peers[:-1]), "best of each round"], rows)
 
 
+def requests_table(document: Document) -> str:
+    """Requests made to those needed, where a store throttles, a line a case: the median over the rounds."""
+    rows = []
+    for case, title in document.cases.items():
+        ratios: dict[str, list[float]] = {}
+        for run in document.results:
+            if run.case == case and run.requests:
+                ratios.setdefault(run.peer, []).append(run.requests / (run.requests - run.throttled))
+        if any(run.throttled for run in document.results if run.case == case):
+            medians = [statistics.median(ratios[peer]) if peer in ratios else None for peer in document.versions]
+            rows.append([title, *(f"{median:.2f}" if median else "-" for median in medians)])
+    return _table(["requests made to needed", *document.versions], rows) if rows else ""
+
+
 def markdown(document: Document) -> str:
     """Everything that the page shows of a race."""
     machine = document.machine
@@ -110,8 +131,10 @@ def markdown(document: Document) -> str:
         f"{machine['date']}, {machine['cpu']}, Linux {machine['kernel']}, load {machine['load']} at the start; "
         f"{rounds} round{'s' if rounds > 1 else ''}, medians."
     )
-    parts = [about, times_table(document), ratios_table(document), programs]
-    return "\n\n".join([*parts, *(f"### {heading}\n\n{text}" for heading, text in document.notes.items())])
+    parts = [about, times_table(document), ratios_table(document), requests_table(document), programs]
+    return "\n\n".join(
+        [*filter(None, parts), *(f"### {heading}\n\n{text}" for heading, text in document.notes.items())]
+    )
 
 
 def draw(document: Document, file: Path) -> None:

@@ -35,6 +35,9 @@ class Stores(Protocol):
     def digest(self, place: Place) -> str:
         """Of all keys, sizes and ETags there."""
 
+    def requests(self, *places: Place) -> tuple[int, int]:
+        """How many were made in these buckets so far, and how many of them were throttled; not known: 0, 0."""
+
 
 def expected_digest(population: Population) -> str:
     """What `Stores.digest` answers for exactly this population."""
@@ -48,13 +51,23 @@ def digest(objects: Iterator[tuple[str, int, str]]) -> str:
 
 
 class StubStores:
-    """Two servers of benchmarks.stub_store."""
+    """Two servers of benchmarks.stub_store.
 
-    def __init__(self, state: Path, latency_ms: float = 0) -> None:
+    Args:
+        state: A folder for their logs.
+        latency_ms: Before each answer.
+        at_once: Requests at once on each, more are refused; 0: any number.
+        per_second: Requests a second on each, more are refused; 0: any number.
+    """
+
+    def __init__(self, state: Path, latency_ms: float = 0, at_once: int = 0, per_second: int = 0) -> None:
         self.ports = free_ports(2)
         self.servers = []
         for name, port in zip(("source", "target"), self.ports, strict=True):
-            argv = [sys.executable, "-m", "benchmarks.stub_store", f"--port={port}", f"--latency-ms={latency_ms}"]
+            argv = [
+                *(sys.executable, "-m", "benchmarks.stub_store", f"--port={port}", f"--latency-ms={latency_ms}"),
+                *(f"--at-once={at_once}", f"--per-second={per_second}"),
+            ]
             server = Server.start(state, f"stub-{name}", argv)
             self.servers.append(server)
             wait_for(f"the stub {name} answers", partial(_answers, port), deadline_s=30, server=server)
@@ -78,6 +91,12 @@ class StubStores:
         if refused := state["requests"].get("refused"):
             raise LabError(f"the stub refused {refused} requests as not implemented: {state['requests']}")
         return str(state["digest"])
+
+    def requests(self, *places: Place) -> tuple[int, int]:
+        """See Stores."""
+        counts = [_ask(place, "state")["requests"] for place in places]
+        throttled = sum(count.pop("throttled", 0) for count in counts)
+        return sum(sum(count.values()) for count in counts), throttled
 
     def stop(self) -> None:
         """Stop both servers."""
@@ -154,6 +173,10 @@ class SeaweedStores:
         ordered = sorted((key.removeprefix(place.prefix), size, tag.strip('"')) for key, (size, tag) in found.items())
         return digest(iter(ordered))
 
+    def requests(self, *_: Place) -> tuple[int, int]:
+        """See Stores."""
+        return 0, 0
+
     def stop(self) -> None:
         """Stop both servers."""
         self.target_store.stop()
@@ -161,9 +184,9 @@ class SeaweedStores:
 
 
 @contextmanager
-def stub_stores(folder: Path, latency_ms: float = 0) -> Iterator[StubStores]:
-    """Two stubs for as long as the block lasts."""
-    stores = StubStores(folder, latency_ms)
+def stub_stores(folder: Path, latency_ms: float = 0, at_once: int = 0, per_second: int = 0) -> Iterator[StubStores]:
+    """Two stubs for as long as the block lasts. See StubStores."""
+    stores = StubStores(folder, latency_ms, at_once, per_second)
     try:
         yield stores
     finally:

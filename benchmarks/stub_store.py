@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import dataclasses
 import gc
 import hashlib
 import json
@@ -30,11 +29,12 @@ import socket
 import sys
 import time
 from collections import deque
-from email.utils import formatdate
 from urllib.parse import unquote_to_bytes
 
 from benchmarks.population import KIB, MAX_BYTES, TAIL_BYTES, Population, etag, pattern
 from benchmarks.stub_bucket import MODIFIED, Bucket, Stored
+from benchmarks.stub_exchange import DATE, Connection, Sendable, Upload, object_head
+from benchmarks.stub_throttle import Throttle
 from lab.s3_wire import unframed
 
 #: Bodies up to here are received and compared in full.
@@ -44,7 +44,6 @@ _HEAD = 4 * KIB
 #: The end of a large body that is received again: the object's tail, and the last frame where it is aws-chunked.
 _END = 512
 
-_DATE = formatdate(usegmt=True)
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d*)-(\d*)")
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)")
 _DECODED_LENGTH = re.compile(rb"\r\nx-amz-decoded-content-length: *(\d+)")
@@ -55,47 +54,12 @@ _IF_MATCH = re.compile(rb'\r\nif-match: *"?([^"\r]*)')
 _EMPTY_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nServer: stub\r\n\r\n"
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\nServer: stub\r\n\r\n"
 
-Sendable = bytes | memoryview | tuple[int, int]
-
-
-class Connection:
-    """A client's connection: what came in, what waits to go out, and the upload that is under way."""
-
-    __slots__ = ("fd", "out", "received", "sock", "upload")
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.received = b""
-        self.upload: Upload | None = None
-        self.out: deque[Sendable] = deque()
-
-
-@dataclasses.dataclass(slots=True)
-class Upload:
-    """A PUT whose body is still coming."""
-
-    bucket: Bucket
-    key: str
-    head: bytes  # the request's lines, lower case
-    md5: str
-    length: int  # of what is sent
-    size: int  # of the object
-    received: bytearray
-    to_drop: int = 0
-    end: bytearray | None = None  # of a large body that was recognised
-
-    @property
-    def framed(self) -> bool:
-        """Whether the body is aws-chunked."""
-        return self.size != self.length
-
 
 class StubStore:
     """The server."""
 
-    def __init__(self, port: int, latency_s: float = 0) -> None:
-        self.latency_s = latency_s
+    def __init__(self, port: int, latency_s: float = 0, throttle: Throttle | None = None) -> None:
+        self.latency_s, self._throttle = latency_s, throttle
         # One wait for all answers, so that the first to be made is the first to be due.
         self._late: deque[tuple[float, Connection, tuple[Sendable, ...]]] = deque()
         self.listener = socket.create_server(("127.0.0.1", port), backlog=512)
@@ -139,7 +103,23 @@ class StubStore:
                 self.connections[sock.fileno()] = Connection(sock)
                 self.epoll.register(sock.fileno(), select.EPOLLIN)
 
+    def _throttled(self, connection: Connection, bucket: Bucket) -> bool:
+        """Whether a request is refused for being one too many."""
+        if self._throttle is None:
+            return False
+        if self._throttle.refuses():
+            bucket.requests["throttled"] += 1
+            return True
+        connection.taken = True
+        return False
+
+    def _ended(self, connection: Connection) -> None:
+        if connection.taken and self._throttle:
+            connection.taken = False
+            self._throttle.under_way -= 1
+
     def _close(self, connection: Connection) -> None:
+        self._ended(connection)
         self.epoll.unregister(connection.fd)
         del self.connections[connection.fd]
         connection.sock.close()
@@ -187,6 +167,7 @@ class StubStore:
 
     def _deliver(self, connection: Connection, *parts: Sendable) -> None:
         """Send; what does not fit now goes out when the socket takes it."""
+        self._ended(connection)
         if all(not isinstance(part, tuple) for part in parts):
             total = sum(len(part) for part in parts)
             try:
@@ -262,11 +243,15 @@ class StubStore:
             return data
         # The AWS SDKs for Go name the operation in the query, too.
         plain = key and (not query or query.startswith(b"x-id="))
-        if method == b"GET" and plain:
+        throttled = self._throttled(connection, bucket)
+        if method == b"PUT" and plain:
+            return self._put(connection, bucket, key, head, headers, data, length, throttled=throttled)
+        if throttled:
+            bucket.requests[method.decode()] += 1
+            self._error(connection, 503, "SlowDown")
+        elif method == b"GET" and plain:
             bucket.requests["GET"] += 1
             self._get(connection, bucket, key, headers)
-        elif method == b"PUT" and plain:
-            return self._put(connection, bucket, key, head, headers, data, length)
         elif method == b"HEAD":
             bucket.requests["HEAD"] += 1
             self._head(connection, bucket, key)
@@ -304,7 +289,7 @@ class StubStore:
             extra = f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n"
         else:
             start, stop, status, extra = 0, size, "200 OK", ""
-        head = _object_head(status, stop - start, stored.etag, extra)
+        head = object_head(status, stop - start, stored.etag, extra)
         if stored.body is not None:
             self._answer(connection, head, memoryview(stored.body)[start:stop])
             return
@@ -319,7 +304,7 @@ class StubStore:
         if not key:
             self._answer(connection, _EMPTY_OK)
         elif stored := bucket.objects.get(key):
-            self._answer(connection, _object_head("200 OK", stored.size, stored.etag, ""))
+            self._answer(connection, object_head("200 OK", stored.size, stored.etag, ""))
         else:
             self._answer(connection, b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nServer: stub\r\n\r\n")
 
@@ -341,7 +326,16 @@ class StubStore:
             self._error(connection, 501, "NotImplemented")
 
     def _put(
-        self, connection: Connection, bucket: Bucket, key: str, head: bytes, headers: bytes, data: bytes, length: int
+        self,
+        connection: Connection,
+        bucket: Bucket,
+        key: str,
+        head: bytes,
+        headers: bytes,
+        data: bytes,
+        length: int,
+        *,
+        throttled: bool,
     ) -> bytes:
         bucket.requests["PUT"] += 1
         if b"\r\nx-amz-copy-source:" in headers and (match := _COPY_SOURCE.search(head)):
@@ -353,6 +347,7 @@ class StubStore:
         if b"\r\nexpect: 100-continue" in headers:
             self._answer(connection, b"HTTP/1.1 100 Continue\r\n\r\n")
         upload = Upload(bucket, key, headers, md5[1].decode() if md5 else "", length, size, bytearray())
+        upload.throttled = throttled
         if not upload.framed and len(data) >= length:
             self._store(connection, upload, data[:length])
             return data[length:]
@@ -420,11 +415,14 @@ class StubStore:
         if upload.md5 and base64.b64decode(upload.md5).hex() != stored.etag:
             self._error(connection, 400, "BadDigest")
             return
+        if upload.throttled:
+            self._error(connection, 503, "SlowDown")
+            return
         if b"\r\nif-none-match:" in upload.head and stored.key in upload.bucket.objects:
             self._error(connection, 412, "PreconditionFailed")
             return
         upload.bucket.put(stored)
-        head = f'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "{stored.etag}"\r\nServer: stub\r\nDate: {_DATE}\r\n\r\n'
+        head = f'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "{stored.etag}"\r\nServer: stub\r\nDate: {DATE}\r\n\r\n'
         self._answer(connection, head.encode())
 
     def _error(self, connection: Connection, status: int, code: str) -> None:
@@ -435,7 +433,7 @@ class StubStore:
         body = b'<?xml version="1.0" encoding="UTF-8"?>\n' + text.encode()
         head = (
             f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\nContent-Type: application/xml\r\n"
-            f"Content-Length: {len(body)}\r\nServer: stub\r\nDate: {_DATE}\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nServer: stub\r\nDate: {DATE}\r\n\r\n"
         )
         return head.encode() + body
 
@@ -464,23 +462,20 @@ class StubStore:
         self._answer(connection, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
-def _object_head(status: str, length: int, tag: str, extra: str) -> bytes:
-    return (
-        f'HTTP/1.1 {status}\r\nContent-Length: {length}\r\nETag: "{tag}"\r\nLast-Modified: {_DATE}\r\n{extra}'
-        f"Content-Type: application/octet-stream\r\nAccept-Ranges: bytes\r\nServer: stub\r\nDate: {_DATE}\r\n\r\n"
-    ).encode()
-
-
 def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--latency-ms", type=float, default=0, help="before each answer")
+    parser.add_argument("--at-once", type=int, default=0, help="requests, more get 503; 0: any number")
+    parser.add_argument("--per-second", type=float, default=0, help="requests, more get 503; 0: any number")
     arguments = parser.parse_args()
     # Cycles are made only when a population is; a collection in the middle of a round would be noise.
     gc.disable()
     sys.setswitchinterval(1)
-    StubStore(arguments.port, arguments.latency_ms / 1000).serve()
+    limited = arguments.at_once or arguments.per_second
+    throttle = Throttle(arguments.at_once, arguments.per_second) if limited else None
+    StubStore(arguments.port, arguments.latency_ms / 1000, throttle).serve()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,9 @@ class Case:
 
     Attributes:
         target: What the target holds at the start. None: nothing.
+        latency_ms: Of each answer.
+        at_once: Requests at once that each side takes; 0: any number.
+        per_second: Requests a second that each side takes; 0: any number.
     """
 
     name: str
@@ -43,6 +47,22 @@ class Case:
     source: Population
     target: Population | None = None
     on_seaweed: bool = False
+    latency_ms: float = 0
+    at_once: int = 0
+    per_second: int = 0
+
+    @property
+    def stores(self) -> str:
+        """The servers that it runs on, for people."""
+        limits = ((self.at_once, f"{self.at_once} requests at once"), (self.per_second, f"{self.per_second} a second"))
+        words = [f"{self.latency_ms:g} ms", *(text for limit, text in limits if limit)]
+        return "SeaweedFS" if self.on_seaweed else f"stub, {', '.join(words)}"
+
+    def open(self, folder: Path) -> AbstractContextManager[Stores]:
+        """Start them."""
+        if self.on_seaweed:
+            return seaweed_stores(folder)
+        return stub_stores(folder, self.latency_ms, self.at_once, self.per_second)
 
 
 STUB_CASES = (
@@ -54,6 +74,34 @@ STUB_CASES = (
     Case("delta", "1 % of 100,000 keys", "copy", Population(100_000), Population(100_000, skip_every=100)),
     Case("listings", "verify 100,000 keys by listings", "listings", Population(100_000), Population(100_000)),
     Case("content", "verify 4 GiB by content", "content", Population(512, 4 * MIB), Population(512, 4 * MIB)),
+)
+#: As over a network: nearly all of the time is waiting.
+LATENCY_CASES = tuple(
+    Case(f"{name}-{ms}ms", f"{title}, {ms} ms an answer", "copy", population, latency_ms=ms)
+    for ms in (2, 20)
+    for name, title, population in (
+        ("4k", "5,000 of 4 KiB", Population(5_000, 4 * KIB)),
+        ("4m", "128 of 4 MiB", Population(128, 4 * MIB)),
+        ("mix", "2,000 mixed, 0.5 GiB", Population(2_000, 0)),
+    )
+)
+THROTTLED_CASES = (
+    Case(
+        "at-once",
+        "5,000 of 4 KiB, 2 ms, 16 requests at once",
+        "copy",
+        Population(5_000, 4 * KIB),
+        latency_ms=2,
+        at_once=16,
+    ),
+    Case(
+        "per-second",
+        "5,000 of 4 KiB, 2 ms, 1,000 requests a second",
+        "copy",
+        Population(5_000, 4 * KIB),
+        latency_ms=2,
+        per_second=1_000,
+    ),
 )
 SEAWEED_CASES = (
     Case("seaweed-4k", "SeaweedFS, 10,000 of 4 KiB", "copy", Population(10_000, 4 * KIB), None, on_seaweed=True),
@@ -127,12 +175,20 @@ def race(case: Case, peers: list[Peer], stores: Stores, folder: Path, round_numb
         task = Task(case.work, source, target, scratch, case.source.size or 4 * MIB)
         for place in (source, target):  # nobody pays for what a store keeps in memory after the first listing
             stores.digest(place)
+        made, throttled = stores.requests(source, target)
         measured = measure(peer, task)
+        made_after, throttled_after = stores.requests(source, target)
         if stores.digest(target) != wanted:
             raise LabError(f"{case.name}: after {peer.name} the target does not hold what the source holds")
         shutil.rmtree(scratch)
-        results.append(Result(case.name, round_number, peer.name, *measured))
-        print(f"  {peer.name:13} {measured[0]:7.2f} s  {measured[1]:7.2f} CPU s  {measured[2]:5.0f} MiB", flush=True)
+        results.append(
+            Result(case.name, round_number, peer.name, *measured, made_after - made, throttled_after - throttled)
+        )
+        print(
+            f"  {peer.name:13} {measured[0]:7.2f} s  {measured[1]:7.2f} CPU s  {measured[2]:5.0f} MiB  "
+            f"{throttled_after - throttled:6} of {made_after - made} requests throttled",
+            flush=True,
+        )
     return results
 
 
@@ -152,11 +208,11 @@ def find_peers() -> list[Peer]:
 def run(cases: list[Case], peers: list[Peer], rounds: int) -> list[Result]:
     """All rounds of all cases."""
     results = []
-    for name, on_seaweed, open_stores in (("stub", False, stub_stores), ("SeaweedFS", True, seaweed_stores)):
-        chosen = [case for case in cases if case.on_seaweed == on_seaweed]
-        for number in range(rounds if chosen else 0):
+    for name in dict.fromkeys(case.stores for case in cases):
+        chosen = [case for case in cases if case.stores == name]
+        for number in range(rounds):
             # A store's folder grows with every round, and is gone with it.
-            with tempfile.TemporaryDirectory() as folder, open_stores(Path(folder)) as stores:
+            with tempfile.TemporaryDirectory() as folder, chosen[0].open(Path(folder)) as stores:
                 for case in chosen:
                     print(f"{name}, round {number + 1} of {rounds}: {case.title}", flush=True)
                     results += race(case, peers, stores, Path(folder), number)
@@ -203,7 +259,7 @@ def shown(peer: Peer) -> str:
 def main() -> None:
     """Race, print, and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    everything = [*STUB_CASES, *SEAWEED_CASES]
+    everything = [*STUB_CASES, *LATENCY_CASES, *THROTTLED_CASES, *SEAWEED_CASES]
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round with a fiftieth of the objects")
     parser.add_argument("--only", nargs="+", choices=[case.name for case in everything], metavar="CASE")
