@@ -118,7 +118,14 @@ class SyncParams(Params):
         None,
         examples=["manual__2026-11-23T08:00:00+00:00"],
     )
-    concurrency: int = param("Advanced", "Concurrency", "Objects at once in each task.", 32, ge=1, le=512)
+    concurrency: int | None = param(
+        "Advanced",
+        "Concurrency",
+        "The most objects at once in each task. Empty: [it finds itself](#how-many-objects-at-once).",
+        None,
+        ge=1,
+        le=512,
+    )
     bandwidth_mib_s: int | None = param(
         "Advanced",
         "Bandwidth (MiB/s)",

@@ -101,6 +101,8 @@ class S3Client:
         #: The last refusal of an object for want of rights.
         self.denied: StorageSwitchError | None = None
         self.denials = 0
+        #: Told of each failed try: the seconds that the store asked everybody to wait, 0 where it did not.
+        self.on_failure: Callable[[float], None] = lambda _: None
         self._corrected_at = -1e9
 
     def close(self) -> None:
@@ -363,9 +365,9 @@ class Tries:
         limits = self._client.limits
         self.made += 1
         delay_s: float = limits.first_delay_s * 2.0 ** (self.made - 1) * random.uniform(0.5, 1)  # noqa: S311 - jitter
-        if retry_after and retry_after.isdigit():
-            delay_s = max(delay_s, float(retry_after))
-        delay_s = min(delay_s, limits.max_delay_s)
+        asked_s = min(float(retry_after), limits.max_delay_s) if retry_after and retry_after.isdigit() else 0.0
+        delay_s = min(max(delay_s, asked_s), limits.max_delay_s)
+        self._client.on_failure(asked_s)
         if self.made < limits.tries and time.monotonic() + delay_s < self.until:
             return delay_s
         found = f"{action}: {problem} ({self.made} {'try' if self.made == 1 else 'tries'})"

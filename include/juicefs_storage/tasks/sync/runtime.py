@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TASKS = int(os.environ.get("JUICEFS_STORAGE_SYNC_TASKS") or 8)
 #: Compressed blocks that a task reads and decompresses at once: each is held in memory, 16 MiB at most.
 _BLOCKS_AT_ONCE = 8
+#: Of `juicefs sync`, where the params do not say how many.
+_TOOL_THREADS = 32
 #: A store that is down for some minutes is no reason to have a person clear the task.
 RETRIES = {"retries": 3, "retry_exponential_backoff": True}
 
@@ -96,7 +98,9 @@ class SyncRuntime:
         if params.engine == "juicefs":
             from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 
-            return JuiceFSSync(source, target, params.concurrency, rate, params.include, params.exclude)
+            return JuiceFSSync(
+                source, target, params.concurrency or _TOOL_THREADS, rate, params.include, params.exclude
+            )
         if params.engine == "mc":
             from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
 
@@ -172,7 +176,7 @@ def needed_blocks(plan: SyncPlan, runtime: SyncRuntime, source: S3Store) -> Need
     sizes, params = plan.needed.sizes, plan.params
     # A size proves what is stored as it is, and nothing reads what is encrypted.
     read = params.compare == "content" and sizes.compression in CODECS and not sizes.encrypted
-    concurrency = min(params.concurrency, _BLOCKS_AT_ONCE)
+    concurrency = min(params.concurrency or _BLOCKS_AT_ONCE, _BLOCKS_AT_ONCE)
     blocks = BlockContents(S3Bucket(source), sizes, concurrency) if read else None
     return NeededBlocks(
         chunks=plan.needed.chunks,

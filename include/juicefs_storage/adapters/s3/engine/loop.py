@@ -26,27 +26,33 @@ class Loop:
         self._epoll = select.epoll()
         self._known: dict[int, Connection] = {}
 
-    def run(self, lanes: list[Steps[None]], worker: Worker, stopped: Callable[[], bool]) -> None:
-        """Run lanes until each has ended. An exception in one ends all.
+    def run(
+        self,
+        begin: Callable[[int], Steps[None] | None],
+        worker: Worker,
+        stopped: Callable[[], bool],
+        more: Callable[[], bool],
+    ) -> None:
+        """Run exchanges side by side until there are no more. An exception in one ends all.
 
         Args:
-            lanes: What to run side by side in this thread.
+            begin: Gives the next exchange, by how many are under way; None: not now.
             worker: The worker of this thread.
-            stopped: Whether to give up; asked between two steps.
+            stopped: Whether to give up; asked every half second.
+            more: Whether to go on asking `begin` where nothing is under way.
         """
+        lanes: set[Steps[None]] = set()
         waiting: dict[int, tuple[Steps[None], Connection]] = {}
         sleeping: list[tuple[float, int, Steps[None]]] = []
         order = count()
         now = next_sweep = monotonic()
-        running = len(lanes)
         register, modify, poll, known = self._epoll.register, self._epoll.modify, self._epoll.poll, self._known
 
         def step(lane: Steps[None], problem: Exception | None = None) -> None:
-            nonlocal running
             try:
                 waits = lane.send(None) if problem is None else lane.throw(problem)
             except StopIteration:
-                running -= 1
+                lanes.remove(lane)
                 return
             if isinstance(waits, Connection):
                 fd = waits.fd
@@ -60,9 +66,12 @@ class Loop:
                 heapq.heappush(sleeping, (now + waits, next(order), lane))
 
         try:
-            for lane in lanes:
-                step(lane)
-            while running:
+            while True:
+                while (begun := begin(len(lanes))) is not None:
+                    lanes.add(begun)
+                    step(begun)
+                if not lanes and not more():
+                    return
                 for fd, _ in poll(min(0.5, max(0.0, sleeping[0][0] - now)) if sleeping else 0.5):
                     entry = waiting.pop(fd, None)
                     if entry is None:
@@ -76,14 +85,16 @@ class Loop:
                     next_sweep = now + 0.5
                     if stopped():
                         raise StoppedError
-                    quiet = now - self._limits.idle_s
-                    for fd, (lane, connection) in list(waiting.items()):
-                        if connection.since < quiet or connection.deadline < now:
-                            del waiting[fd]
-                            step(lane, TimeoutError("no answer in time"))
+                    for fd in self._silent(waiting, now):
+                        step(waiting.pop(fd)[0], TimeoutError("no answer in time"))
         finally:
             for lane in lanes:
                 lane.close()
+
+    def _silent(self, waiting: dict[int, tuple[Steps[None], Connection]], now: float) -> list[int]:
+        """Return the descriptors whose servers have been silent for too long."""
+        quiet = now - self._limits.idle_s
+        return [fd for fd, (_, held) in waiting.items() if held.since < quiet or held.deadline < now]
 
     def _hang_up(self, fd: int, worker: Worker) -> None:
         """Forget a connection that its server closed, or spoke on, while nobody waited for it."""

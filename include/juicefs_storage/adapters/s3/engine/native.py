@@ -1,35 +1,42 @@
 """The engine: objects through this process on plain sockets, as few CPU cycles each as Python allows.
 
-Small objects: many exchanges at once on one thread (`loop`). Large ones: a thread each (`large`).
+Small objects: many exchanges at once on one thread (`loop`). Large ones: a thread each (`threads`). How many there are
+of each at once finds itself (`concurrency`).
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from include.juicefs_storage.adapters.s3.client import PUT_LIMIT_BYTES, ObjectError
 from include.juicefs_storage.adapters.s3.engine.answers import EndedError
+from include.juicefs_storage.adapters.s3.engine.concurrency import Concurrency
 from include.juicefs_storage.adapters.s3.engine.large import send_large
 from include.juicefs_storage.adapters.s3.engine.loop import Loop
 from include.juicefs_storage.adapters.s3.engine.multipart import PART_BYTES, send_parts
 from include.juicefs_storage.adapters.s3.engine.proof import compare
 from include.juicefs_storage.adapters.s3.engine.server_copy import SERVER_COPY_BYTES, copy_on_server
 from include.juicefs_storage.adapters.s3.engine.small import send_small
+from include.juicefs_storage.adapters.s3.engine.threads import Threads
 from include.juicefs_storage.adapters.s3.engine.worker import Bandwidth, Shared, Worker
-from include.juicefs_storage.adapters.s3.wire.drive import StoppedError, drive
 from include.juicefs_storage.objects.model import Compared, Copied, Engine, Listed, ObjectOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from include.juicefs_storage.adapters.s3.store import S3Store
     from include.juicefs_storage.adapters.s3.wire.limits import Limits, Steps
 
 SMALL_BYTES = 2**20
-_LARGE_LANES = 8
-_JOIN_S = 5.0
+#: What small objects may hold in memory, all together.
+IN_MEMORY_BYTES = 32 * 2**20
+_SMALL_START, SMALL_BOUND = 32, 512
+#: Of these each has a thread.
+_LARGE_START, LARGE_BOUND = 8, 64
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
@@ -45,7 +52,7 @@ class NativeEngine(Engine):
     Args:
         source: Read only.
         target: Written.
-        concurrency: How many objects are in flight at once.
+        concurrency: The most objects in flight at once; None: as many as the stores take well.
         bandwidth_bytes_s: Upper limit for what is read from the source; None: none.
         limits: Of each request; None: the target's.
         put_limit_bytes: Larger objects go in parts.
@@ -56,14 +63,17 @@ class NativeEngine(Engine):
         self,
         source: S3Store,
         target: S3Store,
-        concurrency: int = 32,
+        concurrency: int | None = None,
         bandwidth_bytes_s: float | None = None,
         *,
         limits: Limits | None = None,
         put_limit_bytes: int = PUT_LIMIT_BYTES,
         part_bytes: int = PART_BYTES,
     ) -> None:
-        self._stores, self._concurrency, self._put_limit_bytes = (source, target), concurrency, put_limit_bytes
+        self._stores, self._put_limit_bytes = (source, target), put_limit_bytes
+        #: How many small and how many large objects are in flight at once. Their bounds may be set while it runs.
+        self.small = Concurrency(concurrency or _SMALL_START, concurrency or SMALL_BOUND)
+        self.large = Concurrency(_LARGE_START, min(concurrency or LARGE_BOUND, LARGE_BOUND))
         self._shared = Shared(
             limits or target.limits,
             Bandwidth(bandwidth_bytes_s),
@@ -72,7 +82,8 @@ class NativeEngine(Engine):
             server_copy=source.endpoint == target.endpoint,
         )
         self._loop = Loop(self._shared.limits)
-        self._workers = [Worker(self._shared, source, target)]
+        self._workers = [Worker(self._shared, source, target, self.small)]
+        self._idle: list[Worker] = []
 
     def close(self) -> None:
         """Close all connections. Idempotent; the engine may be used again."""
@@ -103,77 +114,63 @@ class NativeEngine(Engine):
         ]
 
     def _run(self, objects: Sequence[Listed], treat: _Treat[R]) -> tuple[list[R | None], dict[int, str]]:
-        """Treat all objects, on as many threads as they need.
+        """Treat all objects, as many at once as the stores take well.
 
         Returns:
             What became of each, None where it could not be treated; and by index why not.
         """
         results: list[R | None] = [None] * len(objects)
         problems: dict[int, str] = {}
-        small_bytes = SMALL_BYTES
-        small = deque(index for index, item in enumerate(objects) if item[1] <= small_bytes)
-        large = deque(index for index, item in enumerate(objects) if item[1] > small_bytes)
+        jobs: dict[bool, deque[int]] = {True: deque(), False: deque()}
+        for index, item in enumerate(objects):
+            jobs[item[1] <= SMALL_BYTES].append(index)
         self._shared.stop.clear()
 
-        def lane(worker: Worker, jobs: deque[int], *, in_memory: bool) -> Steps[None]:
-            while jobs:
-                try:
-                    index = jobs.popleft()
-                except IndexError:  # another thread took it
-                    return
-                try:
-                    results[index] = yield from treat(worker, objects[index], in_memory=in_memory)
-                except ObjectError as problem:
-                    problems[index] = str(problem)
+        def one(worker: Worker, index: int, in_flight: Callable[[], int], *, small: bool) -> Steps[None]:
+            concurrency = self.small if small else self.large
+            while wait_s := concurrency.wait_s(monotonic()):
+                yield wait_s
+            began = monotonic()
+            try:
+                results[index] = yield from treat(worker, objects[index], in_memory=small)
+            except ObjectError as problem:
+                problems[index] = str(problem)
+            else:
+                concurrency.done(began, monotonic(), in_flight())
 
-        self._drive(
-            [lane(worker, large, in_memory=False) for worker in self._large_workers(len(large))],
-            [lane(self._workers[0], small, in_memory=True) for _ in range(min(len(small), self._concurrency))],
-            large,
+        waiting, held_bytes, workers = jobs[True], 0, self._workers
+
+        def small(index: int, in_flight: int) -> Steps[None]:
+            nonlocal held_bytes
+            held_bytes += objects[index][1]
+            try:
+                yield from one(workers[0], index, lambda: in_flight, small=True)
+            finally:
+                held_bytes -= objects[index][1]
+
+        def begin(in_flight: int) -> Steps[None] | None:
+            if not waiting or in_flight >= self.small.limit:
+                return None
+            if in_flight and held_bytes + objects[waiting[0]][1] > IN_MEMORY_BYTES:
+                return None
+            return small(waiting.popleft(), in_flight + 1)
+
+        def stopped() -> bool:
+            threads.top_up()
+            return self._shared.stop.is_set()
+
+        threads = Threads(
+            jobs[False], self.large, self._shared, self._idle, self._large_worker, partial(one, small=False)
         )
+        with threads:
+            self._loop.run(begin, workers[0], stopped, lambda: bool(waiting))
+            threads.join()
         self._explain_denials()
         return results, problems
 
-    def _large_workers(self, objects: int) -> list[Worker]:
-        """Return a worker for each thread that so many large objects get."""
-        lanes = min(objects, self._concurrency, _LARGE_LANES)
-        while len(self._workers) <= lanes:
-            self._workers.append(Worker(self._shared, *self._stores))
-        return self._workers[1 : lanes + 1]
-
-    def _drive(self, large: list[Steps[None]], small: list[Steps[None]], waiting: deque[int]) -> None:
-        """Run each of the first lanes on a thread of its own, and all others on this one.
-
-        Args:
-            large: Lanes that each may block a thread.
-            small: Lanes that never block.
-            waiting: What the large lanes have before them; emptied where they must end.
-        """
-        shared, errors = self._shared, []
-
-        def thread(steps: Steps[None]) -> None:
-            try:
-                drive(steps, shared.limits, shared.stop.is_set)
-            except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
-                errors.append(error)
-                shared.stop.set()
-
-        threads = [
-            threading.Thread(target=thread, args=(steps,), name="copy large objects", daemon=True) for steps in large
-        ]
-        try:
-            for item in threads:
-                item.start()
-            self._loop.run(small, self._workers[0], shared.stop.is_set)
-            for item in threads:
-                item.join()
-        finally:
-            shared.stop.set()
-            waiting.clear()
-            for item in threads:
-                item.join(_JOIN_S)
-        if errors:
-            raise next((error for error in errors if not isinstance(error, StoppedError)), errors[0])
+    def _large_worker(self) -> Worker:
+        self._workers.append(Worker(self._shared, *self._stores, self.large))
+        return self._workers[-1]
 
     def _explain_denials(self) -> None:
         """Raise the store's refusal where a side refused everything: single objects are not at fault then."""

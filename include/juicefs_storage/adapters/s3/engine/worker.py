@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from include.juicefs_storage.adapters.s3.client import S3Client
 
 if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.s3.engine.concurrency import Concurrency
     from include.juicefs_storage.adapters.s3.store import S3Store
     from include.juicefs_storage.adapters.s3.wire.limits import Limits
 
@@ -62,11 +63,20 @@ class Shared:
 
 
 class Worker:
-    """What one thread owns: a client for each side, and a pipe."""
+    """What one thread owns: a client for each side, and a pipe.
 
-    def __init__(self, shared: Shared, source: S3Store, target: S3Store) -> None:
+    Args:
+        shared: What all threads share.
+        source: Read only.
+        target: Written.
+        concurrency: Is told of each failed try.
+    """
+
+    def __init__(self, shared: Shared, source: S3Store, target: S3Store, concurrency: Concurrency) -> None:
         self.shared = shared
         self.source, self.target = S3Client(source, shared.limits), S3Client(target, shared.limits)
+        for client in (self.source, self.target):
+            client.on_failure = lambda wait_s: concurrency.refused(monotonic(), wait_s)
         self._pipe: tuple[int, int] | None = None
 
     def pipe(self) -> tuple[int, int]:
