@@ -118,15 +118,12 @@ class Runtime:
 
     def target(self, setting: Setting) -> StorageConfig:
         """Return the storage that the volume's clients will use."""
-        return self._target(setting.storage)
-
-    def _target(self, storage: str) -> StorageConfig:
         from include.juicefs_storage.adapters.s3.store import connection_storage
 
         params = self.params
         if self.recorded:
             return self.source(self.recorded.setting)
-        storage = params.target_storage or storage
+        storage = params.target_storage or setting.storage
         config = connection_storage(params.target_conn_id, storage, params.target_bucket, params.target_endpoint)
         mask_keys(config)
         return config
@@ -152,14 +149,9 @@ class Runtime:
         return self.params.create_bucket and self.target_store.is_absent()
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
-        """Return the old bucket, as Airflow reaches it.
-
-        Where only the keys change it is the new one: the old key may be revoked.
-        """
+        """Return the old bucket, as Airflow reaches it."""
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
-        if config.place == self._target(config.storage).place:
-            return self.target_store
         if self.params.source_conn_id:
             bucket = config.endpoint_and_bucket[1]
             return S3Bucket.from_connection(self.params.source_conn_id, bucket).on_side("old store")

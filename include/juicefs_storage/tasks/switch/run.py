@@ -129,7 +129,9 @@ class SwitchRun:
     def old(self) -> Location:
         """The location in the backup."""
         config = self.runtime.source(self.before)
-        return Location(config, self.runtime.source_store(config))
+        # Where only the keys change, the old one may be revoked: every look is taken with the new one.
+        store = self.runtime.target_store if self.change.kind == "keys" else self.runtime.source_store(config)
+        return Location(config, store)
 
     @cached_property
     def new(self) -> Location:
