@@ -10,7 +10,7 @@ from typing import Literal
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.objects.one_store import shows_up
+from include.juicefs_storage.objects.one_store import may_be_one, shows_up
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.volume.layout import UUID_OBJECT
 from include.juicefs_storage.volume.setting import StorageConfig
@@ -93,7 +93,8 @@ def find_change(
     if probe_key is None:
         same = _same_dates(source, target, below)
         return Change(kind="address", why=f"{same} objects have the same dates in both") if same else Change()
-    if shows_up(probe_key, target, source):
+    # A new store that replicates to the old one shows the probe there as well: a copy has dates of its own.
+    if may_be_one(source, target, below) and shows_up(probe_key, target, source):
         return Change(kind="address", why=f"{probe_key}, written to the new bucket, was seen in the old one")
     return Change()
 

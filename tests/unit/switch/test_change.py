@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -31,6 +32,18 @@ class Dated(FakeStore):
 
 
 @dataclass
+class ReplicatesTo(Dated):
+    """A store that copies what is written to it to another one."""
+
+    other: FakeStore = field(default_factory=FakeStore)
+
+    def probe(self, key: str, while_there: Callable[[], None] = lambda: None) -> None:
+        self.other.objects[key] = 1
+        super().probe(key, while_there)
+        del self.other.objects[key]
+
+
+@dataclass
 class Away(FakeStore):
     """A store that does not answer."""
 
@@ -48,6 +61,14 @@ def test_another_store_is_told_from_another_address_of_one(probe: str | None) ->
     one, copy = Dated(objects), Dated(dict(objects), began=datetime(2026, 11, 28, 11, tzinfo=UTC))
     assert find(one, one, probe=probe).kind == "address"
     assert find(one, copy, probe=probe) == Change()
+
+
+def test_a_new_store_that_replicates_to_the_old_one_is_another_store() -> None:
+    """It shows the probe in the old one too; its copies of what was there before have dates of their own."""
+    objects = {f"v/{number}": 1 for number in range(20)}
+    old = Dated(objects)
+    new = ReplicatesTo(dict(objects), began=datetime(2026, 11, 28, 11, tzinfo=UTC), other=old)
+    assert find(old, new) == Change()
 
 
 def test_nothing_is_guessed_from_empty_buckets_or_stores_without_dates() -> None:
