@@ -13,6 +13,7 @@ import pytest
 from lab.environment import Lab
 from lab.process import wait_for
 from lab.seaweed import Store
+from tests.support.faults import StuckClient
 from tests.support.harness import SHORT, Run
 from tests.support.labs import up
 from tests.support.s3_proxy import S3Proxy
@@ -76,6 +77,13 @@ def _proven_by(run: Run) -> set[str]:
 def _access_keys(lab: Lab) -> set[str]:
     """Which keys the clients show."""
     return {json.loads((mount / ".config").read_text())["Format"]["AccessKey"] for mount in lab.mounts()}
+
+
+def _assert_stuck_rolls_back(lab: Lab, run: Run, stuck: StuckClient) -> None:
+    run.before = {"write_setting": stuck.stick, "collect_diagnostics": stuck.release}
+    assert run.go() == "rolled back", run.errors
+    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
+    assert_nothing_lost(lab)
 
 
 def test_keys_are_rotated_without_a_copy_or_a_wait(lab: Lab, start: Callable[..., Run], rotated: Store) -> None:
@@ -187,31 +195,19 @@ def test_a_client_that_cannot_write_while_the_old_key_is_denied_is_not_proven(
 
 
 @pytest.fixture
-def broken(lab: Lab) -> Iterator[Path]:
-    """The file in the first mount pod that keeps its client from building a new storage, as long as it is there."""
-    uid = lab.kubectl(
-        "-n", "juicefs", "get", "pods", "-l", "app.kubernetes.io/name=juicefs-mount",
-        "-o", "jsonpath={.items[0].metadata.uid}",
-    ).strip()  # fmt: skip
-    file = lab.kube.state / "pods" / uid / "rootfs/root/.aws/config"
-    file.parent.mkdir(exist_ok=True)
-    yield file
-    file.unlink(missing_ok=True)
+def stuck(lab: Lab) -> Iterator[StuckClient]:
+    """The client of the first mount pod; it is released in the end."""
+    client = StuckClient.first(lab)
+    yield client
+    client.release()
 
 
 @pytest.mark.slow
 def test_a_client_that_keeps_the_old_key_is_not_proven(
-    lab: Lab, start: Callable[..., Run], rotated: Store, broken: Path
+    lab: Lab, start: Callable[..., Run], rotated: Store, stuck: StuckClient
 ) -> None:
     """Its blocks go to the same bucket, signed with the old key."""
-    run = start(rotated)
-    run.before = {
-        "write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n"),
-        "collect_diagnostics": broken.unlink,
-    }
-    assert run.go() == "rolled back", run.errors
-    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
-    assert_nothing_lost(lab)
+    _assert_stuck_rolls_back(lab, start(rotated), stuck)
 
 
 def test_another_address_of_one_store_is_told_from_another_store(lab: Lab, start: Callable[..., Run]) -> None:
@@ -228,16 +224,12 @@ def test_another_address_of_one_store_is_told_from_another_store(lab: Lab, start
 
 
 @pytest.mark.slow
-def test_a_client_that_keeps_the_old_address_is_not_proven(lab: Lab, start: Callable[..., Run], broken: Path) -> None:
+def test_a_client_that_keeps_the_old_address_is_not_proven(
+    lab: Lab, start: Callable[..., Run], stuck: StuckClient
+) -> None:
     """Its blocks are in the store that both addresses name."""
     run = start(lab.old_store, endpoint=lab.old_store.endpoint_url.replace("127.0.0.1", "localhost"))
-    run.before = {
-        "write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n"),
-        "collect_diagnostics": broken.unlink,
-    }
-    assert run.go() == "rolled back", run.errors
-    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
-    assert_nothing_lost(lab)
+    _assert_stuck_rolls_back(lab, run, stuck)
 
 
 @pytest.fixture
@@ -267,14 +259,14 @@ def test_a_store_that_moved_as_a_whole_is_proven_by_the_metadata(
 
 @pytest.mark.slow
 def test_a_client_that_does_not_find_the_store_that_moved_is_not_sent_back(
-    lab: Lab, start: Callable[..., Run], moved: Store, broken: Path
+    lab: Lab, start: Callable[..., Run], moved: Store, stuck: StuckClient
 ) -> None:
     # A write to a store that is gone hangs for half a minute.
     run = start(moved, client_timeout_s=60)
-    run.before = {"write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n")}
+    run.before = {"write_setting": stuck.stick}
     assert run.go() == "held", run.errors
     assert "it could not use the setting that it had read" in run.errors["prove_clients"]
-    broken.unlink()
+    stuck.release()
     run.clear("prove_clients", downstream=True)
     assert run.go() == "switched", {k: v for k, v in run.errors.items() if v}
     assert_nothing_lost(lab)

@@ -17,6 +17,7 @@ from kubernetes import client, config
 from lab.environment import Lab
 from lab.process import Server, binary, free_ports, wait_for
 from lab.seaweed import Store
+from tests.support.faults import StuckClient
 from tests.support.harness import Start
 from tests.support.mounted import mounted
 from tests.support.world import Sides, assert_nothing_lost
@@ -98,12 +99,8 @@ def test_a_mount_that_only_reads_and_stays_on_the_old_store_fails_the_run(
     """It cannot build its new storage, and shows the new bucket."""
     run = start()
     with mounted(core, "ro") as pod:
-        broken = fault_lab.kube.state / "pods" / pod.metadata.uid / "rootfs/root/.aws/config"
-        broken.parent.mkdir(exist_ok=True)
-        run.before = {
-            "write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n"),
-            "collect_diagnostics": broken.unlink,
-        }
+        stuck = StuckClient.of(fault_lab, pod.metadata.uid)
+        run.before = {"write_setting": stuck.stick, "collect_diagnostics": stuck.release}
         assert run.go() == "rolled back", run.errors
     assert "1 of 3 clients" in run.errors["prove_clients"]
     assert f"{pod.metadata.name}: it could not use the setting" in run.errors["prove_clients"]

@@ -17,6 +17,7 @@ import pytest
 
 from lab.environment import Lab
 from lab.process import binary, wait_for
+from tests.support.faults import StuckClient
 from tests.support.harness import Start
 from tests.support.world import Sides, assert_all_on
 
@@ -45,26 +46,21 @@ _CLIENTS_S = 20
 
 
 @pytest.fixture
-def broken(fault_lab: Lab) -> Iterator[Path]:
-    """The file in the first mount pod that keeps its client from building a new storage, as long as it is there."""
-    uid = fault_lab.kubectl(
-        "-n", "juicefs", "get", "pods", "-l", "app.kubernetes.io/name=juicefs-mount",
-        "-o", "jsonpath={.items[0].metadata.uid}",
-    ).strip()  # fmt: skip
-    file = fault_lab.kube.state / "pods" / uid / "rootfs/root/.aws/config"
-    file.parent.mkdir(exist_ok=True)
-    yield file
-    file.unlink(missing_ok=True)
+def stuck(fault_lab: Lab) -> Iterator[StuckClient]:
+    """The client of the first mount pod; it is released in the end."""
+    client = StuckClient.first(fault_lab)
+    yield client
+    client.release()
 
 
 def test_a_client_that_stays_on_the_old_store_is_not_proven_by_what_the_follower_copies(
-    fault_lab: Lab, sides: Sides, start: Start, broken: Path
+    fault_lab: Lab, sides: Sides, start: Start, stuck: StuckClient
 ) -> None:
     run = start(client_timeout_s=_CLIENTS_S, catch_up=True)
     run.before = {
-        "write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n"),
+        "write_setting": stuck.stick,
         # It could not come back either, and that is another test's.
-        "collect_diagnostics": broken.unlink,
+        "collect_diagnostics": stuck.release,
     }
     assert run.go() == "rolled back", run.errors
     assert run.xcom("write_setting")["followed"]
@@ -74,12 +70,12 @@ def test_a_client_that_stays_on_the_old_store_is_not_proven_by_what_the_follower
 
 
 def test_a_stuck_client_is_made_to_retry_and_proven_by_its_own_block(
-    fault_lab: Lab, sides: Sides, start: Start, broken: Path
+    fault_lab: Lab, sides: Sides, start: Start, stuck: StuckClient
 ) -> None:
     run = start(client_timeout_s=_CLIENTS_S)
     run.before = {
-        "write_setting": lambda: broken.write_text("[default]\nretry_mode = broken\n"),
-        "prove_clients": broken.unlink,
+        "write_setting": stuck.stick,
+        "prove_clients": stuck.release,
     }
     assert run.go() == "switched", run.errors
     proven = run.xcom("prove_clients")["clients"]

@@ -34,6 +34,7 @@ from include.juicefs_storage.volume.setting import StorageConfig
 from lab.environment import Lab
 from lab.process import wait_for
 from lab.seaweed import Store
+from tests.support.faults import StuckClient
 
 FILES, MIB = 8, 1 << 20
 
@@ -123,14 +124,12 @@ def test_a_client_whose_reload_failed_is_made_to_try_again(lab: Lab, metadata: M
     before, target = metadata.read_setting(), storage(lab.new_store)
     step = WriteSetting(metadata, juicefs, before, target)
     pods = cluster.pods(MOUNT_POD_SELECTOR)
-    stuck = pods[0]
-    broken = lab.kube.state / "pods" / stuck.uid / "rootfs/root/.aws/config"
-    broken.parent.mkdir()
-    broken.write_text("[default]\nretry_mode = broken\n")
+    stuck = StuckClient.of(lab, pods[0].uid)
+    stuck.stick()
     objects = lab.new_store.objects()
 
     def repaired() -> None:
-        broken.unlink()
+        stuck.release()
         step.rewrite()
 
     def used() -> set[str]:
@@ -151,10 +150,10 @@ def test_a_client_whose_reload_failed_is_made_to_try_again(lab: Lab, metadata: M
         wait_for("all show the new bucket", lambda: used() == {target.bucket}, deadline_s=30)
         with pytest.raises(PermanentError, match=r"1 of 2 clients(.|\n)*could not use the setting .*retry_mode"):
             prove(None, 5)
-        assert prove(repaired, 30) == {pod.name: pod is stuck for pod in pods}
+        assert prove(repaired, 30) == {pod.name: pod is pods[0] for pod in pods}
         assert metadata.read_setting().uses(target)
     finally:
-        broken.unlink(missing_ok=True)
+        stuck.release()
         step.undo()
         wait_for("the mounts are back", lambda: used() == {before.bucket}, deadline_s=30)
         for key in lab.new_store.objects().keys() - objects.keys():
