@@ -30,9 +30,9 @@ lint: setup ## format, types, layers, shell and compose file
 	PYTHONPATH=. $(BIN)/lint-imports
 	@# One at a time: a second name would be an argument of the first script.
 	for script in setup.sh .ci/run; do bash -n "$$script" || exit 1; done
-	@# Any value will do where only the file is checked.
+	@# Any key will do where only the file is checked; the settings stay empty.
 	@env=$$(mktemp) && trap 'rm -f "$$env"' EXIT && \
-	sed -n 's/^\([A-Z0-9_]*\)=.*/\1=lint/p' .env.example >"$$env" && \
+	sed -n '/^# Settings/q; s/^\([A-Z0-9_]*\)=.*/\1=lint/p' .env.example >"$$env" && \
 	./setup.sh compose --env-file "$$env" config -q && echo "docker-compose.yaml: OK"
 
 unit: setup ## the unit tests: no server, no network; under a minute

@@ -48,8 +48,10 @@ def lock_entries(lock: str) -> dict[str, str]:
     return {entry.split("\n", 1)[0].rstrip(" \\"): entry for entry in re.split(r"\n(?=\S)", text.strip())}
 
 
-def env_names() -> set[str]:
-    return set(re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+def env_names(part: int = 0) -> set[str]:
+    """The keys, which are demanded, or (part 1) the settings below them, which have a default."""
+    text = (ROOT / ".env.example").read_text().split("\n# Settings.")[part]
+    return set(re.findall(r"^([A-Z_]+)=", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -99,7 +101,9 @@ def test_no_secret_is_tracked() -> None:
 
 def test_the_example_environment_holds_names_and_no_values() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
-    assert [line for line in lines if line and not line.startswith("#") and not re.fullmatch(r"[A-Z_]+=", line)] == []
+    assert [
+        line for line in lines if line and not line.startswith("#") and not re.fullmatch(r"[A-Z_]+=('')?", line)
+    ] == []
 
 
 def test_compose_has_the_services_of_airflows_own_file() -> None:
@@ -145,14 +149,15 @@ def test_compose_pins_its_images() -> None:
     assert [image for image in images if ":" not in image or image.endswith(":latest")] == []
     base = re.search(r"^ARG AIRFLOW_IMAGE=(.+)$", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)
     assert base is not None
-    assert base[1] == "apache/airflow:3.3.2-python3.11"
+    assert base[1] == "apache/airflow:slim-3.3.2-python3.11"
 
 
 def test_compose_demands_every_key_and_has_no_default() -> None:
     text = (ROOT / "docker-compose.yaml").read_text()
     demanded = re.findall(r"(?<!\$)\$\{([A-Z_]+):\?\1 is missing", text)
-    assert set(demanded) == env_names()
-    assert len(demanded) == len(re.findall(r"(?<!\$)\$\{?[A-Za-z_]", text)), "a value that is not demanded with :?"
+    settings = re.findall(r"(?<!\$)\$\{([A-Z_]+):-", text)
+    assert (set(demanded), set(settings)) == (env_names(), env_names(1))
+    assert len(demanded + settings) == len(re.findall(r"(?<!\$)\$\{?[A-Za-z_]", text)), "a value without :? or :-"
     for name, service in compose()["services"].items():
         for variable, value in service.get("environment", {}).items():
             if re.search(r"PASSWORD|SECRET|FERNET|KEY", variable):
@@ -168,6 +173,54 @@ def compose_config(names: set[str], env_file: Path, more: str = "") -> subproces
 
 def test_compose_is_content_with_the_names_of_the_example(tmp_path: Path) -> None:
     assert compose_config(env_names(), tmp_path / "env").returncode == 0
+
+
+def test_compose_keeps_a_value_in_quotes_as_it_is(tmp_path: Path) -> None:
+    awkward = "pa$word $x #1"
+    rendered = compose_config(
+        env_names() - {"AIRFLOW_ADMIN_PASSWORD"}, tmp_path / "env", f"AIRFLOW_ADMIN_PASSWORD='{awkward}'\n"
+    )
+    environment = yaml.safe_load(rendered.stdout)["services"]["airflow-init"]["environment"]
+    # In what `config` prints, $$ stands for a $.
+    assert environment["AIRFLOW_ADMIN_PASSWORD"].replace("$$", "$") == awkward
+    assert "AIRFLOW_ADMIN_PASSWORD=''" in (ROOT / ".env.example").read_text()
+
+
+def test_compose_passes_the_settings_on(tmp_path: Path) -> None:
+    given = {
+        "AIRFLOW_URL": "https://airflow.example.com",
+        "JUICEFS_STORAGE_REHEARSAL_SCHEDULE": "@weekly",
+        "JUICEFS_STORAGE_SYNC_TASKS": "3",
+        "REGISTRY_FOLDER": str(tmp_path),
+        "WORKER_CONCURRENCY": "5",
+    }
+    assert given.keys() == env_names(1)
+    more = "".join(f"{name}={value}\n" for name, value in given.items())
+    rendered = yaml.safe_load(compose_config(env_names(), tmp_path / "env", more).stdout)
+    text = json.dumps(rendered["services"]["airflow-worker"])
+    assert [value for value in given.values() if f'"{value}' not in text] == []
+
+
+def test_every_service_of_airflow_has_one_image_that_is_built_once() -> None:
+    services = {name: service for name, service in compose()["services"].items() if name not in {"postgres", "redis"}}
+    assert len({service["image"] for service in services.values()}) == 1
+    assert [name for name, service in services.items() if "build" in service] == ["airflow-init"]
+
+
+def test_every_service_has_a_limit_of_memory() -> None:
+    assert [name for name, service in compose()["services"].items() if "mem_limit" not in service] == []
+
+
+def test_no_dag_waits_for_somebody_to_unpause_it() -> None:
+    values = yaml.safe_load((ROOT / "deploy/values.yaml").read_text())
+    assert compose()["x-airflow"]["environment"]["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] == "false"
+    assert values["config"]["core"]["dags_are_paused_at_creation"] == "False"
+
+
+def test_a_dead_worker_is_noticed_in_a_minute() -> None:
+    values = yaml.safe_load((ROOT / "deploy/values.yaml").read_text())
+    assert compose()["x-airflow"]["environment"]["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] == "60"
+    assert values["config"]["scheduler"]["task_instance_heartbeat_timeout"] == "60"
 
 
 @pytest.mark.parametrize("missing", sorted(env_names()))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 IMAGE = re.compile(r"juicefs-storage-switch:([\w.-]+)")
-AIRFLOW = re.compile(r"(?:airflow:|airflowVersion: |Airflow |apache-airflow==)(\d+\.\d+\.\d+)")
+AIRFLOW = re.compile(r"(?:airflow:(?:slim-)?|airflowVersion: |Airflow |apache-airflow==)(\d+\.\d+\.\d+)")
 AIRFLOW_FILES = ["requirements.in", "deploy/Dockerfile", "deploy/values.yaml", "docker-compose.yaml", "docs/deploy.md"]
 
 
