@@ -20,6 +20,11 @@ COPY_POOL = "juicefs_storage"
 #: The asset that has one event for each volume and rehearsal, and how many events are read to find a volume's last one.
 READINESS, READINESS_LOOK_BACK = f"{DAG_PREFIX}readiness", 500
 
+#: The Variable that changes the pace of a copy while it runs, or pauses it (copy/pace.py).
+PACE = f"{SYNC}_pace"
+#: The XCom in which a long task says how far it is, while it works (objects/progress.py: Progress).
+PROGRESS = "progress"
+
 #: Where the plugin's pages are, relative to the root of the UI. No leading slash: the UI may be below a prefix.
 PAGES = "juicefs-storage"
 Page = Literal["plan", "report"]

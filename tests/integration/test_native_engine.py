@@ -18,6 +18,7 @@ from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.objects.flow import Flow
 from include.juicefs_storage.objects.model import Comparison, KeyRange, Listed, ObjectOutcome
 from lab.kube.tls import server_context
 from tests.support.s3_memory import MemoryStore, Object, _Handler
@@ -347,7 +348,7 @@ def test_the_bandwidth_is_kept(stores: tuple[Store, Store]) -> None:
     source.put("src", "v/large", blob(2_000_000))
     a = side(source.url, "src")
     start = time.monotonic()
-    copied = NativeEngine(a, side(target.url, "dst"), bandwidth_bytes_s=4_000_000).copy(listed(a))
+    copied = NativeEngine(a, side(target.url, "dst"), flow=Flow(4_000_000)).copy(listed(a))
     assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
     assert 0.5 < time.monotonic() - start < 5
 

@@ -14,7 +14,7 @@ import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
-from include.juicefs_storage.tasks import context, registry, sync
+from include.juicefs_storage.tasks import registry
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.needed import ID_BATCH, needed_objects
@@ -56,9 +56,7 @@ def start(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         if "volume" not in params:
             given["meta_conn_id"] = "meta"
         airflow = SyncRun(run_id, given | params)
-        current = {"params": airflow.params, "run_id": run_id, "ti": airflow, "dag": airflow}
-        for module in (context, sync.plan):
-            monkeypatch.setattr(module, "get_current_context", lambda: current)
+        airflow.install(monkeypatch)
         return airflow
 
     yield started

@@ -11,7 +11,6 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.copy.partitions import task_groups
-from include.juicefs_storage.tasks import context, sync
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from lab.environment import Lab
 from lab.seaweed import Store
@@ -48,9 +47,7 @@ def start(stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch) -> Any:
             "target_conn_id": "new", "target_bucket": target.bucket, "target_prefix": PREFIX,
         }  # fmt: skip
         airflow = SyncRun(run_id, {**given, **params})
-        current = {"params": airflow.params, "run_id": run_id, "ti": airflow, "dag": airflow}
-        for module in (context, sync.plan):
-            monkeypatch.setattr(module, "get_current_context", lambda: current)
+        airflow.install(monkeypatch)
         return airflow
 
     return started

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from include.juicefs_storage.tasks import context, sync
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from tests.support.s3_memory import MemoryStore
 from tests.support.sync_run import SyncRun
@@ -41,9 +40,7 @@ def start(store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "dry_run": False,
         }  # fmt: skip
         run = SyncRun("run", {**given, **params})
-        current = {"params": run.params, "run_id": "run", "ti": run, "dag": run}
-        for module in (context, sync.plan):
-            monkeypatch.setattr(module, "get_current_context", lambda: current)
+        run.install(monkeypatch)
         return run
 
     return started

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
-from include.juicefs_storage.tasks import sync
+import pytest
+
+from include.juicefs_storage.tasks import context, sync
 
 
 class SyncRun:
@@ -19,6 +22,7 @@ class SyncRun:
         self.xcoms: dict[tuple[str, str], Any] = {}
         self.task = ""
         self.failed: dict[str, str] = {}
+        self.variables: dict[str, str] = {}
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[self.task, key] = json.loads(json.dumps(value))
@@ -28,6 +32,20 @@ class SyncRun:
 
     def get_task_states(self, *, run_ids: list[str], **_: object) -> dict[str, dict[str, str]]:
         return {run_ids[0]: self.failed}
+
+    def get_ti_count(self, *, task_ids: list[str], states: list[str], **_: object) -> int:
+        return int(task_ids == [self.task] and states == ["running"])
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be what the tasks see of Airflow; Variables are those in `variables`."""
+        current = {"params": self.params, "run_id": self.run_id, "ti": self, "dag": self}
+        for module in (context, sync.plan, sync.steering):
+            monkeypatch.setattr(module, "get_current_context", lambda: current)
+        keys = SimpleNamespace(
+            keys=lambda prefix: [key for key in self.variables if key.startswith(prefix)],
+            get=lambda key: self.variables[key],
+        )
+        monkeypatch.setattr(sync.steering, "Variable", keys)
 
     def run(self, task: str, *arguments: Any) -> Any:
         """Run one task's function; returns what it returned."""

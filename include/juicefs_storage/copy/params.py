@@ -121,7 +121,8 @@ class SyncParams(Params):
     concurrency: int | None = param(
         "Advanced",
         "Concurrency",
-        "The most objects at once in each task. Empty: [it finds itself](#how-many-objects-at-once).",
+        "The most objects at once in each task. Empty: [it finds itself](#how-many-objects-at-once). "
+        "[A Variable](#slow-it-down-pause-it-watch-it) changes it while the copy runs.",
         None,
         ge=1,
         le=512,
@@ -129,9 +130,10 @@ class SyncParams(Params):
     bandwidth_mib_s: int | None = param(
         "Advanced",
         "Bandwidth (MiB/s)",
-        "Of all tasks together; each gets its share. Empty: no limit.",
+        "Of all tasks of the run together, read and written each. Empty or 0: no limit. "
+        "[A Variable](#slow-it-down-pause-it-watch-it) changes it while the copy runs.",
         None,
-        ge=1,
+        ge=0,
         le=1_000_000,
     )
 

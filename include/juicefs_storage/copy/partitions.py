@@ -9,6 +9,7 @@ from itertools import islice
 from include.juicefs_storage.copy.midpoint import shared_length
 from include.juicefs_storage.copy.segments import Segment
 from include.juicefs_storage.objects.model import KeyRange
+from include.juicefs_storage.objects.progress import sized
 from include.juicefs_storage.records import Record
 
 #: A partition ends at this many objects or bytes, whichever comes first.
@@ -86,9 +87,7 @@ def _where(after: str | None, first: str | None) -> str:
 
 def amount(objects: int, size: int) -> str:
     """Format objects and bytes for people."""
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = min(len(units) - 1, max(0, (size.bit_length() - 1) // 10))
-    return f"{objects:,} objects, {size / 1024**power:,.{0 if power == 0 else 1}f} {units[power]}"
+    return f"{objects:,} objects, {sized(size)}"
 
 
 def task_groups(partitions: Sequence[Partition], most: int = MAX_TASKS) -> list[list[int]]:

@@ -11,7 +11,7 @@ from typing import IO, Any
 from include.juicefs_storage.copy.manifest import ManifestRow, Reader
 from include.juicefs_storage.copy.partitions import Partition
 from include.juicefs_storage.copy.plan import SyncPlan
-from include.juicefs_storage.copy.report import PhaseReport, SyncReport
+from include.juicefs_storage.copy.report import PhaseReport, Span, SyncReport
 from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
 from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.volume.layout import slice_of
@@ -56,7 +56,7 @@ def join_manifests(
     run_id: str,
     read: Callable[[str, Partition], Reader | None],
     create: Callable[[str], IO[str]],
-    spans: dict[str, list[tuple[float, float]]] | None = None,
+    spans: dict[str, list[Span]] | None = None,
     said: Iterable[str] = (),
     files_of: Callable[[Collection[int]], Iterable[tuple[int, str]]] | None = None,
 ) -> SyncReport:
@@ -67,7 +67,7 @@ def join_manifests(
         run_id: The run.
         read: Opens a finished manifest by phase and partition; returns None where there is none.
         create: Opens a new file for people beside the manifests, by its name.
-        spans: Phase -> start and end of its tasks in Unix time, where known.
+        spans: Phase -> the times of its tasks, where known.
         said: What the tools of another engine say that they did, for the report alone.
         files_of: Which files refer to some slices (see ports.MetadataStore); None: there is no metadata to ask.
 
@@ -200,16 +200,19 @@ class _Phase:
         )
         return [f"`{self.name}`: {count:,} {text}." for count, text in counts if count]
 
-    def report(self, compare: str, spans: Sequence[tuple[float, float]]) -> PhaseReport:
+    def report(self, compare: str, spans: Sequence[Span]) -> PhaseReport:
         """Return the phase as the report shows it.
 
         Args:
             compare: The param.
-            spans: Start and end of its tasks in Unix time, where known.
+            spans: The times of its tasks, where known.
         """
         if spans:
-            self.totals.seconds = sum(end - start for start, end in spans)
-        first, last = min((start for start, _ in spans), default=0.0), max((end for _, end in spans), default=0.0)
+            self.totals.seconds = sum(span.end - span.start for span in spans)
+        first, last = min((span.start for span in spans), default=0.0), max((span.end for span in spans), default=0.0)
+        estimates = [
+            (span.estimated_s, span.end - span.start - span.paused_s) for span in spans if span.estimated_s is not None
+        ]
         return PhaseReport(
             phase=self.name,
             totals=self.totals.as_json(),
@@ -219,6 +222,10 @@ class _Phase:
             wall_s=round(last - first, 1),
             grew=self.grew,
             shrank=self.shrank,
+            estimates=len(estimates),
+            estimated_s=round(sum(estimated for estimated, _ in estimates), 1),
+            estimate_took_s=round(sum(took for _, took in estimates), 1),
+            paused_s=round(sum(span.paused_s for span in spans), 1),
         )
 
     def _fell_back(self, compare: str) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from include.juicefs_storage.copy.partitions import amount
 from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.markdown import bullets
 from include.juicefs_storage.objects.model import ObjectOutcome
+from include.juicefs_storage.objects.progress import duration, estimate_kept
 from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.records import Record
 
@@ -27,6 +28,22 @@ _PROVEN_BY_METADATA = (
 _MOVED = (ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN)
 
 
+class Span(NamedTuple):
+    """The times of a task.
+
+    Attributes:
+        start: Unix time.
+        end: Unix time.
+        estimated_s: What its first ETA said that it takes, pauses left out; None: there was none.
+        paused_s: For how long it was paused.
+    """
+
+    start: float
+    end: float
+    estimated_s: float | None = None
+    paused_s: float = 0.0
+
+
 class PhaseReport(Record):
     """The result of `copy` or `verify`.
 
@@ -38,6 +55,10 @@ class PhaseReport(Record):
         wall_s: Seconds from the first task's start to the last one's end.
         grew: Objects more than the plan had counted, in the partitions with more.
         shrank: Objects fewer than the plan had counted, in the partitions with fewer.
+        estimates: How many tasks had an ETA.
+        estimated_s: What the first ETAs of these said that they take, in seconds of tasks, pauses left out.
+        estimate_took_s: What these tasks took, pauses left out.
+        paused_s: For how long tasks were paused, all of them together.
     """
 
     phase: str
@@ -48,6 +69,10 @@ class PhaseReport(Record):
     wall_s: float = 0.0
     grew: int = 0
     shrank: int = 0
+    estimates: int = 0
+    estimated_s: float = 0.0
+    estimate_took_s: float = 0.0
+    paused_s: float = 0.0
 
     def counted(self) -> Totals:
         """Return the totals."""
@@ -123,7 +148,7 @@ class SyncReport(Record):
                 f"| {outcome} | {comparison or '-'} | {objects:,} | {size:,} |"
                 for (outcome, comparison), (objects, size) in sorted(counted.counts.items())
             ]
-            lines += ["", _speed(phase, counted), ""]
+            lines += ["", " ".join(filter(None, (_speed(phase, counted), _estimate(phase)))), ""]
         lines += ["### Worth knowing", *bullets(list(self.notes)), ""]
         if self.files:
             lines += ["### Files beside the manifests", *bullets([f"`{name}`" for name in self.files])]
@@ -136,6 +161,15 @@ def _speed(phase: PhaseReport, counted: Totals) -> str:
     wall = phase.wall_s or phase.task_s
     rate = f"{objects / wall:,.0f} objects/s, {moved / 2**20 / wall:,.1f} MiB/s copied" if wall else "no time measured"
     return f"{wall:,.1f} s from the first task's start to the last one's end, {phase.task_s:,.1f} s of tasks: {rate}."
+
+
+def _estimate(phase: PhaseReport) -> str:
+    """Hold the first ETAs against what came."""
+    paused = f" Paused for {duration(phase.paused_s)}, all tasks together." if phase.paused_s else ""
+    if not phase.estimates:
+        return paused.strip()
+    of_tasks = "" if phase.estimates == 1 else f", by the first ETAs of {phase.estimates} tasks together"
+    return f"{estimate_kept(phase.estimated_s, phase.estimate_took_s).capitalize()}{of_tasks}.{paused}"
 
 
 def _meaning(plan: SyncPlan, outcome: SyncOutcome) -> str:

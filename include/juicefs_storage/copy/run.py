@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from include.juicefs_storage.copy.manifest import Manifest
+from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.comparison import (
     OUTCOME_CODES,
@@ -81,7 +82,7 @@ class Transfer:
         Args:
             keys: The range.
             manifest: Gets the rows.
-            status: Logs the progress.
+            status: Told how far it is; its flow is that of the engine.
 
         Raises:
             PermanentError: The stores refuse what is asked (keys, bucket).
@@ -95,7 +96,7 @@ class Transfer:
         Args:
             keys: The range.
             manifest: Gets the rows.
-            status: Logs the progress.
+            status: Told how far it is; its flow is that of the engine.
 
         Raises:
             PermanentError: The stores refuse what is asked (keys, bucket).
@@ -114,7 +115,7 @@ class Transfer:
             tool: Not run where nothing is missing (and nothing different is to be overwritten).
             keys: The range.
             manifest: Gets the rows of the comparison afterwards.
-            status: Logs the progress.
+            status: Told how far it is. It counts the comparison afterwards alone: the tool tells nothing meanwhile.
 
         Returns:
             What the comparison afterwards found, and what the tool says that it did; None: it was not run.
@@ -124,10 +125,14 @@ class Transfer:
             TransientError: A store or the tool failed.
         """
         options, status = self.options, status or Status()
-        before = _Partition(self, _Nowhere(), status, copies=False).run(keys)
+        status.doing = "comparing before the copy"
+        before = _Partition(self, _Nowhere(), Status(flow=status.flow), copies=False).run(keys)
+        status.settle(Totals())  # what the plan counted is still to be done
         wanted = (ObjectOutcome.MISSING, *((ObjectOutcome.DIFFERENT,) if options.overwrite else ()))
         said = None
         if before.objects(*wanted):
+            status.doing = f"{type(tool).__name__} copies {before.objects(*wanted):,} objects"
+            status.flow.await_resumed()
             said = tool.mirror(keys, compare=options.compare, overwrite=options.overwrite)
             log.info("%s says: %s", type(tool).__name__, said)
             if said.copied != before.objects(*wanted):
@@ -167,15 +172,17 @@ class _Partition:
             log.info("Resuming behind the last checkpoint, with %d objects done.", self.totals.objects())
             keys = KeyRange(last, keys.until)
         taken = key_filter(transfer.options.include, transfer.options.exclude)
-        self.status.update(self.totals, "listing")
-        needed = transfer.needed
+        self.status.resume(self.totals)
+        needed, await_resumed = transfer.needed, self.status.flow.await_resumed
+        await_resumed()
         left, right = (
-            filtered(_ahead(needed.listing(side, keys) if needed else side.pages(keys)), taken)
+            filtered(_ahead(needed.listing(side, keys) if needed else side.pages(keys), await_resumed), taken)
             for side in (transfer.source, transfer.target)
         )
         stretches = beside(needed.pages(keys), left, right) if needed else beside(left, right)
         waiting: Rows | None = None
         for batch in batches(stretches, self._classifier, needed, BATCH_KEYS):
+            self.status.doing = "comparing listings"
             idle = not batch.missing and not batch.unsure and not batch.lost
             self._treat(batch)
             if waiting is not None:
@@ -185,7 +192,8 @@ class _Partition:
             if not idle or len(waiting) >= CHECKPOINT_KEYS:
                 self._checkpoint(waiting)
                 waiting = None
-            self.status.update(self.totals, "listing")
+            else:
+                self.status.settle(self.totals, waiting)
         if waiting is not None:
             self._checkpoint(waiting)
         self.manifest.finish()
@@ -226,13 +234,14 @@ class _Partition:
             settle_lost(batch, needed, self.transfer.source, self.transfer.target)
             read_blocks(batch, needed)
         rows, missing = batch.rows, batch.missing
-        for places in self._calls(rows, batch.unsure, "comparing contents"):
+        for places in self._calls(rows, batch.unsure, "comparing the contents of"):
             for row, found in zip(
                 places, self.transfer.engine.compare([rows.listed(row) for row in places]), strict=True
             ):
                 rows.put(row, found.outcome, Comparison.CONTENT, checksum=found.checksum, detail=found.detail)
                 if found.outcome is ObjectOutcome.MISSING:
                     missing.append(row)
+                    self.status.again(1, rows.sizes[row])
             self._confirm_vanished(rows, places)
         if not self.copies:
             return
@@ -268,24 +277,25 @@ class _Partition:
                     rows.put(row, ObjectOutcome.FAILED, Comparison.NONE, detail=detail)
 
     def _calls(self, rows: Rows, places: list[int], doing: str) -> Iterator[list[int]]:
-        """Group what the engine is to do into calls, and log the progress between two of them."""
-        for number, call in enumerate(rows.groups(places, CALL_BYTES)):
-            if number:
-                self.status.update(self.totals, f"{doing} {len(places):,} objects")
-            yield call
+        """Group what the engine is to do into calls."""
+        if places:
+            self.status.doing = f"{doing} {counted(len(places), 'object')}"
+        return rows.groups(places, CALL_BYTES)
 
     def _checkpoint(self, rows: Rows) -> None:
         rows.time_s = time.time()
         self.manifest.append(rows)
         self.totals.add_rows(rows)
+        self.status.settle(self.totals)
 
 
-def _ahead(pages: Iterator[Page]) -> Iterator[Page]:
-    """Fetch the next pages in a thread while one is worked on."""
+def _ahead(pages: Iterator[Page], await_resumed: Callable[[], None]) -> Iterator[Page]:
+    """Fetch the next pages in a thread while one is worked on; no more of them in a pause."""
     with ThreadPoolExecutor(1) as pool:
         waiting: deque[Future[Page | None]] = deque(pool.submit(next, pages, None) for _ in range(_PAGES_AHEAD))
         try:
             while (page := waiting.popleft().result()) is not None:
+                await_resumed()
                 waiting.append(pool.submit(next, pages, None))
                 yield page
         finally:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.objects.comparison import Classifier, Rows
 from include.juicefs_storage.objects.merge import beside
 from include.juicefs_storage.objects.model import Engine, ObjectOutcome
 from include.juicefs_storage.objects.progress import Status
-from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.comparison import batches
 from include.juicefs_storage.volume.difference import Difference, missing_blocks, volume_pages
@@ -39,6 +39,7 @@ class CatchUp:
         timeout_s: The limit of one pass, in seconds.
         lost_before: Keys of blocks that no store has, which nobody waits for.
         remember: Remember in `compared` what the last pass compared, for a follower: one more pass over the slices.
+        status: Told what happens. Its flow, which is the engine's, counts the blocks that are copied.
         copied: Blocks copied so far.
         copied_bytes: Of these blocks.
         compared: The slices that were committed when the last pass began; None where they are not remembered.
@@ -54,6 +55,7 @@ class CatchUp:
     timeout_s: float
     lost_before: Collection[str] = frozenset()
     remember: bool = False
+    status: Status = field(default_factory=Status)
     copied: int = 0
     copied_bytes: int = 0
     compared: SliceBatches | None = None
@@ -75,6 +77,7 @@ class CatchUp:
         for _ in range(_COPY_PASSES):
             before = self.copied
             self._pass()
+            self.status.doing = "comparing the target with the metadata"
             difference = missing_blocks(self.metadata, self.setting, self.target, self.lost_before)
             if self.copied == before and not difference.missing:
                 break
@@ -82,8 +85,7 @@ class CatchUp:
 
     def _pass(self) -> None:
         """Compare both listings, and copy what the target lacks."""
-        deadline, totals, status = self.clock() + self.timeout_s, Totals(), Status("Blocks")
-        status.update(totals, "listing")
+        deadline, compared = self.clock() + self.timeout_s, 0
         if self.remember:
             # Before the listings: the blocks of these slices are in them.
             self.compared = SliceBatches.of(self.metadata.slices())
@@ -98,10 +100,10 @@ class CatchUp:
                         next_step="the task tries again and copies the rest",
                     )
                 self.confirm_lease()
+                self.status.doing = f"copying {counted(len(batch.missing), 'block')}"
                 self._copy(batch.rows, places)
-                status.update(totals, f"copying {len(batch.missing):,} blocks")
-            totals.add_rows(batch.rows)
-            status.update(totals, "listing")
+            compared += len(batch.rows)
+            self.status.doing = f"comparing listings, {counted(compared, 'block')} so far"
         if self._failed:
             examples, count = "; ".join(self._failed[:_EXAMPLES]), len(self._failed)
             raise TransientError(

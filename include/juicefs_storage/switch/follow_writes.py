@@ -131,6 +131,12 @@ class Follower:
             if not last:
                 sleep(max(0.0, started + _LOOK_EVERY_S - self.clock()))
 
+    @property
+    def state(self) -> str:
+        """What waits, how long it took, and why the last look failed, for the log."""
+        slowest = f", the slowest copy ended {self.slowest_s:.1f} s after it was seen" if self.copied else ""
+        return f"{self.waiting:,} wait{slowest}{f'; tried again: {self.problem}' if self.problem else ''}"
+
     def look(self) -> None:
         """Copy what has been committed since the last look, and what could not be copied then.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.objects.progress import duration
 from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import ID_BATCH
@@ -61,10 +62,3 @@ def forecast_lines(blocks_left: int | None, blocks_s: float | None, heartbeats_s
         longest = duration(max(heartbeats_s) * _JITTER)
         lines.append(f"the window, from the setting's write until the last client has moved: up to {longest}")
     return lines
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as a person says them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -240,6 +240,7 @@ def missing_blocks(
     lost_before: Collection[str] = frozenset(),
     keep_lost: int = EXAMPLES,
     contents: BlockContents | None = None,
+    told: Callable[[int], None] = lambda _: None,
 ) -> Difference:
     """Find the blocks that some file refers to (`jfs_chunk_ref`) and a store lacks or holds with another length.
 
@@ -252,9 +253,10 @@ def missing_blocks(
         lost_before: Keys of blocks that were lost before the volume was moved: they count as `lost` alone.
         keep_lost: How many keys of lost blocks are kept.
         contents: Reads the blocks: those whose contents are wrong count as `lost`. None: sizes alone are compared.
+        told: Called now and then with the number of blocks that were looked at so far.
     """
     result = Difference(keep_lost=keep_lost)
-    return _compare_needed(metadata, setting, store, result, _OF_ONE_STORE, lost_before, contents)
+    return _compare_needed(metadata, setting, store, result, _OF_ONE_STORE, lost_before, contents, told)
 
 
 def _compare_needed(
@@ -265,6 +267,7 @@ def _compare_needed(
     counts: Mapping[ObjectOutcome, Count],
     lost_before: Collection[str] = frozenset(),
     contents: BlockContents | None = None,
+    told: Callable[[int], None] = lambda _: None,
 ) -> Difference:
     needed = replace(NeededBlocks.of(metadata, setting), problems=contents.problems if contents else None)
     # The store is both sides: what one side lacks the other cannot have.
@@ -275,6 +278,7 @@ def _compare_needed(
         settle_lost(batch, needed, store, store)
         read_blocks(batch, needed, where="")
         result.add(batch, counts, lost_before)
+        told(result.expected)
     return result
 
 

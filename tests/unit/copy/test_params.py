@@ -33,7 +33,7 @@ def test_a_prefix_is_a_folder() -> None:
         ({"after": "b", "until": "a"}, "`after` and `until`"),
         ({"include": [""]}, "`include`"),
         ({"partitions": 0}, "`partitions`"),
-        ({"bandwidth_mib_s": 0}, "`bandwidth_mib_s`"),
+        ({"bandwidth_mib_s": -1}, "`bandwidth_mib_s`"),
         ({"engine": "mc", "after": "a"}, "mc mirrors everything below a prefix"),
         ({"engine": "mc", "partitions": 2}, "mc mirrors everything below a prefix"),
         ({"target_conn_id": "old"}, "expected two places"),

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from include.juicefs_storage.adapters.s3.signing import Headers, Signer
 from include.juicefs_storage.adapters.s3.wire.drive import drive
 from include.juicefs_storage.adapters.s3.wire.host import Host
-from include.juicefs_storage.adapters.s3.wire.limits import SLOWEST_BYTES_S
+from include.juicefs_storage.adapters.s3.wire.limits import SLOWEST_BYTES_S, held_back
 from include.juicefs_storage.adapters.s3.wire.message import Buffer, HttpError, Response, TooLongError
 from include.juicefs_storage.errors import (
     NoBucketError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.wire.limits import Limits, Steps
     from include.juicefs_storage.adapters.s3.wire.message import Head
     from include.juicefs_storage.objects.bucket import SomeSink
+    from include.juicefs_storage.objects.flow import Flow
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,17 @@ class ObjectError(Exception):
 
 
 class S3Client:
-    """Requests to one store. Not for several threads at once; connections are kept between requests."""
+    """Requests to one store. Not for several threads at once; connections are kept between requests.
 
-    def __init__(self, store: S3Store, limits: Limits | None = None) -> None:
+    Args:
+        store: Where it is and with which keys.
+        limits: Of each request; None: the store's.
+        flow: Whose bandwidth is kept while objects are streamed; None: nobody's.
+    """
+
+    def __init__(self, store: S3Store, limits: Limits | None = None, flow: Flow | None = None) -> None:
         self.store, self.limits = store, limits or store.limits
+        self.flow = flow
         host = Host(store.endpoint, verify=store.verify)
         if store.virtual_host:
             host.name, host.header = f"{store.bucket}.{host.name}", f"{store.bucket}.{host.header}"
@@ -476,4 +484,6 @@ def _received(
         # Time for what is still to come: whatever moves fast enough is never cut off.
         connection.deadline += moved / SLOWEST_BYTES_S
         tries.until += moved / SLOWEST_BYTES_S
+        if client.flow is not None and client.flow.bandwidth.bytes_s:
+            yield from held_back(client.flow, moved, connection)
     return sink

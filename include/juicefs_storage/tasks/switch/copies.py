@@ -12,11 +12,13 @@ from airflow.sdk import PokeReturnValue
 from airflow.sdk.exceptions import AirflowRescheduleException
 
 from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError
+from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.switch.catch_up import CatchUp
 from include.juicefs_storage.switch.follow_writes import Follower
 from include.juicefs_storage.switch.late_writes import LateWrites
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.context import ENDED, log, pull, push, task_states
+from include.juicefs_storage.tasks.progress import Publisher
 from include.juicefs_storage.tasks.switch import proofs
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.slice_batches import SliceBatches
@@ -50,7 +52,11 @@ def copy(
     """
     if run.change.one_store:
         return {"copied": 0, "copied_bytes": 0, "still_missing": 0}
-    with run.lease.kept_renewed(), closing(run.engine(source, target)) as engine:
+    # What the plan counted is what the first copy finds, more or less.
+    expected = run.carried_out.missing_objects or 0 if before_follower else 0
+    status = Status("Copied blocks", expected, publish=Publisher(), doing="comparing listings")
+    engine = run.engine(source, target, status.flow)
+    with run.lease.kept_renewed(), closing(engine), status.told():
         work = CatchUp(
             run.runtime.metadata,
             run.before,
@@ -63,6 +69,7 @@ def copy(
             timeout_s,
             run.lost_before,
             remember=before_follower,
+            status=status,
         )
         difference = work.run()
     if work.compared:
@@ -120,12 +127,15 @@ def follow(
     if run.change.one_store:
         return {"copied": 0}
     tasks = _MovingTasks(moving)
+    status = Status("Followed blocks", publish=Publisher(), doing=f"following until {moving[-1]} has ended")
 
     def ended() -> bool:
         on_poll()
+        status.flow.because = follower.state
         return tasks.ended()
 
-    with run.lease.kept_renewed(), closing(run.engine(source, target, fail_fast=True)) as engine:
+    engine = run.engine(source, target, status.flow, fail_fast=True)
+    with run.lease.kept_renewed(), closing(engine), status.told():
         follower = Follower(
             run.runtime.metadata,
             run.before,
@@ -186,6 +196,10 @@ def catch_up_late(
     times = [datetime.fromisoformat(timing["applied_at"]) for task in moved_by if (timing := pull(task, "timing"))]
     due = max(times) + timedelta(seconds=late_commit_s) if times else None
     if due and datetime.now(UTC) < due:
+        log.info(
+            "Waiting until %s UTC for slices that are committed late: %g s after the last client (late_commit_s).",
+            f"{due:%H:%M:%S}", late_commit_s,
+        )  # fmt: skip
         run.lease.renew()
         raise AirflowRescheduleException(due)  # type: ignore[no-untyped-call]
     # Only where something is missing: clients delete on the target alone by now, and a copy would bring that back.

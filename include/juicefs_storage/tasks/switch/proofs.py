@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.ports import Session
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.prove_blocks import require_all_blocks
@@ -15,6 +16,7 @@ from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.report import WRITTEN_AT
 from include.juicefs_storage.switch.wait_for_quiet import wait_for_quiet
 from include.juicefs_storage.tasks.context import log, pull, push
+from include.juicefs_storage.tasks.progress import Publisher
 from include.juicefs_storage.tasks.switch import admission
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.canary import Move
@@ -211,8 +213,11 @@ def prove_blocks(run: SwitchRun, location: Location) -> dict[str, Any]:
 
 def find_missing(run: SwitchRun, location: Location) -> Difference:
     """Compare a location with the metadata."""
-    with run.lease.kept_renewed():
-        return missing_blocks(run.runtime.metadata, run.before, location.store, run.lost_before)
+    status = Status(
+        "Blocks that files refer to", publish=Publisher(), doing=f"looking for them on {location.store.name}"
+    )
+    with run.lease.kept_renewed(), status.told():
+        return missing_blocks(run.runtime.metadata, run.before, location.store, run.lost_before, told=status.count)
 
 
 def require_blocks(run: SwitchRun, location: Location, difference: Difference) -> dict[str, Any]:

@@ -30,6 +30,7 @@ CONFIG_TIMEOUT_S = 120
 
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.engine import NativeEngine
+    from include.juicefs_storage.objects.flow import Flow
 
 
 def volume_lease(leases: LeaseStore, uuid: str) -> VolumeLease:
@@ -140,12 +141,15 @@ class SwitchRun:
         mask_keys(config)
         return Location(config, self.runtime.target_store)
 
-    def engine(self, source: Location, target: Location, *, fail_fast: bool = False) -> NativeEngine:
+    def engine(
+        self, source: Location, target: Location, flow: Flow | None = None, *, fail_fast: bool = False
+    ) -> NativeEngine:
         """Make the copying engine between the two locations.
 
         Args:
             source: Only read.
             target: Written to.
+            flow: Counts what is copied; None: nobody asks.
             fail_fast: Give up on a store within seconds, for a caller that tries again.
         """
         from include.juicefs_storage.adapters.s3.engine import NativeEngine
@@ -156,7 +160,7 @@ class SwitchRun:
             for location in (source, target)
         )
         limits = Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1, total_s=60) if fail_fast else Limits()
-        return NativeEngine(from_store, to_store, limits=limits)
+        return NativeEngine(from_store, to_store, flow=flow, limits=limits)
 
     @cached_property
     def lease(self) -> VolumeLease:

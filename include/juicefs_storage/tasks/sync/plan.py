@@ -10,6 +10,7 @@ from uuid import uuid4
 from airflow.sdk import get_current_context
 
 from include.juicefs_storage.copy.nearby import refuse_empty
+from include.juicefs_storage.copy.pace import Pace
 from include.juicefs_storage.copy.params import SyncParams, check_places, refuse_one_store
 from include.juicefs_storage.copy.partitions import amount, cut_partitions, task_groups
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
@@ -17,11 +18,13 @@ from include.juicefs_storage.copy.scope import below_prefix, shard_at
 from include.juicefs_storage.copy.segments import MAX_SEGMENTS, Ruler, Segment
 from include.juicefs_storage.copy.survey import Survey
 from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.names import PACE
 from include.juicefs_storage.objects.merge import key_filter
 from include.juicefs_storage.tasks.context import log, pull, push, run_id
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.sync.folder import earlier_plan, manifests_folder
 from include.juicefs_storage.tasks.sync.runtime import RETRIES, SyncRuntime
+from include.juicefs_storage.tasks.sync.steering import read_pace
 from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.needed import needed_objects, to_pages, watermark
 
@@ -63,6 +66,8 @@ def check() -> dict[str, Any]:
     probe.unlink()
     if params.recut_from:
         earlier_plan(params.recut_from)
+    if Pace.of_text(read_pace()).paused and not params.dry_run:
+        log.warning("Variable %s pauses every copy: this one will be planned, and then wait.", PACE)
     return params.model_dump(mode="json")
 
 

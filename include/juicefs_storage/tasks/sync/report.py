@@ -10,7 +10,7 @@ from airflow.sdk import TriggerRule
 from include.juicefs_storage.copy.partitions import Partition
 from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.copy.reconcile import join_manifests
-from include.juicefs_storage.copy.report import SYNC_MEANING, SyncReport
+from include.juicefs_storage.copy.report import SYNC_MEANING, Span, SyncReport
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.tasks.context import pull, push, run_id, why_it_failed
 from include.juicefs_storage.tasks.notify import Notify
@@ -63,9 +63,13 @@ def _planned(plan: SyncPlan) -> SyncReport:
     return SyncReport.of(plan, run_id(), "planned", notes=notes)
 
 
-def _spans(phase: str) -> list[tuple[float, float]]:
-    """Start and end of the tasks of a phase, of those that ended."""
-    return [(span[0], span[1]) for result in _results(phase) if (span := result.get("span"))]
+def _spans(phase: str) -> list[Span]:
+    """Collect the times of the tasks of a phase, of those that ended."""
+    return [
+        Span(span[0], span[1], result.get("estimated_s"), result.get("paused_s") or 0.0)
+        for result in _results(phase)
+        if (span := result.get("span"))
+    ]
 
 
 def _results(phase: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from include.juicefs_storage.copy.pace import Steering
 from include.juicefs_storage.copy.params import SyncParams
 from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.copy.run import Options, Transfer
@@ -24,7 +25,7 @@ from include.juicefs_storage.volume.layout import UUID_OBJECT
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.mysql import MySqlMetadata
     from include.juicefs_storage.adapters.s3.store import S3Store
-    from include.juicefs_storage.objects.model import Engine, MirrorTool
+    from include.juicefs_storage.objects.model import MirrorTool
 
 
 #: How many partitions of a run are worked on at once, for the DAG processor's environment; the pool limits all runs.
@@ -56,56 +57,45 @@ class SyncRuntime:
             mask(store.access_key, store.secret_key, store.session_token)
         return stores
 
-    def engine(self, source: S3Store, target: S3Store, tasks: int) -> Engine:
-        """Build what moves objects and compares contents.
-
-        Args:
-            source: Only read.
-            target: Written to.
-            tasks: How many there are, to share the bandwidth.
-        """
-        from include.juicefs_storage.adapters.s3.engine import NativeEngine
-
-        return NativeEngine(source, target, self.params.concurrency, self._rate(tasks))
-
-    def transfer(self, plan: SyncPlan, tasks: int) -> Transfer:
+    def transfer(self, plan: SyncPlan, steering: Steering) -> Transfer:
         """Build what a task copies and compares by.
 
         Args:
             plan: Of the run.
-            tasks: How many there are, to share the bandwidth.
+            steering: Limits and pauses it.
         """
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+        from include.juicefs_storage.adapters.s3.engine import NativeEngine
 
         source, target = self.stores()
+        engine = NativeEngine(source, target, steering.concurrency, flow=steering.flow)
+        steering.set_bound = engine.set_bound
         return Transfer(
             S3Bucket(source),
             S3Bucket(target),
-            self.engine(source, target, tasks),
+            engine,
             self.options,
             needed_blocks(plan, self, source),
         )
 
-    def tool(self, source: S3Store, target: S3Store, tasks: int) -> MirrorTool | None:
+    def tool(self, steering: Steering) -> MirrorTool | None:
         """Find the program that copies; None: the native engine copies.
 
         Args:
-            source: Only read.
-            target: Written to.
-            tasks: How many tasks share the bandwidth.
+            steering: Tells bandwidth and concurrency, as they are now: a program keeps what it began with.
         """
-        params, rate = self.params, self._rate(tasks)
+        params, rate = self.params, steering.flow.bandwidth.bytes_s
+        if params.engine == "native":
+            return None
+        source, target = self.stores()
         if params.engine == "juicefs":
             from include.juicefs_storage.adapters.tools.juicefs_sync import JuiceFSSync
 
-            return JuiceFSSync(
-                source, target, params.concurrency or _TOOL_THREADS, rate, params.include, params.exclude
-            )
-        if params.engine == "mc":
-            from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
+            threads = steering.concurrency or _TOOL_THREADS
+            return JuiceFSSync(source, target, threads, rate, params.include, params.exclude)
+        from include.juicefs_storage.adapters.tools.mc_mirror import McMirror
 
-            return McMirror(source, target, rate, params.include, params.exclude)
-        return None
+        return McMirror(source, target, rate, params.include, params.exclude)
 
     def find_tool(self) -> None:
         """Refuse an engine whose program is not on this worker.
@@ -116,11 +106,6 @@ class SyncRuntime:
         from include.juicefs_storage.adapters.tools import juicefs_sync, mc_mirror
 
         {"juicefs": juicefs_sync.find, "mc": mc_mirror.find}.get(self.params.engine, str)()
-
-    def _rate(self, tasks: int) -> float | None:
-        """Return the bytes a second for one task of those that may run at once."""
-        total = self.params.bandwidth_mib_s
-        return total * 2**20 / max(1, min(tasks, TASKS)) if total else None
 
     @cached_property
     def metadata(self) -> MySqlMetadata:

@@ -17,9 +17,9 @@ from include.juicefs_storage.adapters.s3.engine.answers import (
     not_read,
 )
 from include.juicefs_storage.adapters.s3.engine.proof import not_written, proven, xxh3
-from include.juicefs_storage.adapters.s3.engine.worker import PIPE_BYTES
 from include.juicefs_storage.adapters.s3.wire.connection import Connection
 from include.juicefs_storage.adapters.s3.wire.drive import StoppedError
+from include.juicefs_storage.adapters.s3.wire.limits import held_back
 from include.juicefs_storage.adapters.s3.wire.message import CHUNKED, HttpError
 from include.juicefs_storage.objects.model import Comparison, Copied, Listed, ObjectOutcome
 
@@ -98,9 +98,10 @@ def relay(  # over 60 lines: every way out of an exchange of two connections clo
         EndedError: VANISHED, CHANGED.
     """
     key, source, target = item[0], worker.source, worker.target
-    reading, writing = Tries(source, size), Tries(target, size)
+    reading, writing, moved_before = Tries(source, size), Tries(target, size), worker.moving.bytes
     while True:
         get = put = retry_after = None
+        worker.moving.bytes = moved_before
         tries, action = writing, "PUT"
         try:
             get, answer = yield from _ask(worker, source, item, get_headers, size, reading.until)
@@ -198,17 +199,11 @@ def _pump(worker: Worker, get: Connection, put: Connection, size: int, sums: Seq
         for made in sums:
             for part in parts:
                 made.update(part)
-        yield from _held_back(worker, moved, get, put)
+        worker.moving.bytes += moved
+        yield from held_back(worker.shared.flow, moved, get, put)
         yield from put.send(parts, moved)
         if put.cut_short:
             return
-
-
-def _held_back(worker: Worker, size: int, *connections: Connection) -> Steps[None]:
-    if delay_s := worker.shared.bandwidth.delay(size):
-        for connection in connections:
-            connection.deadline += delay_s
-        yield delay_s
 
 
 def _splice(worker: Worker, get: Connection, put: Connection, size: int) -> Steps[None]:
@@ -217,8 +212,10 @@ def _splice(worker: Worker, get: Connection, put: Connection, size: int) -> Step
     left = size - len(rest)
     if left < 0:
         raise EndedError(ObjectOutcome.CHANGED)
-    yield from _held_back(worker, len(rest), get, put)
+    bandwidth, moving = worker.shared.flow.bandwidth, worker.moving
+    yield from held_back(worker.shared.flow, len(rest), get, put)
     yield from put.send([rest], len(rest))
+    moving.bytes += len(rest)
     read_fd, write_fd = worker.pipe()
     done = False
     for connection in (get, put):
@@ -226,7 +223,7 @@ def _splice(worker: Worker, get: Connection, put: Connection, size: int) -> Step
     try:
         while left and not put.cut_short:
             try:
-                waiting = _moved(worker, get, write_fd, get.fd, min(left, PIPE_BYTES), os.SPLICE_F_MOVE)
+                waiting = _moved(worker, get, write_fd, get.fd, min(left, bandwidth.step_bytes), os.SPLICE_F_MOVE)
                 if not waiting:
                     raise HttpError("closed in the middle of a body")
             except (OSError, HttpError) as error:
@@ -235,8 +232,9 @@ def _splice(worker: Worker, get: Connection, put: Connection, size: int) -> Step
             # A sender that drips never lets the system call time out.
             if monotonic() > get.deadline:
                 raise ReadError(TimeoutError("no answer in time"))
-            if worker.shared.bandwidth.limited:
-                yield from _held_back(worker, waiting, get, put)
+            moving.bytes += waiting
+            if bandwidth.bytes_s:
+                yield from held_back(worker.shared.flow, waiting, get, put)
             more = os.SPLICE_F_MORE if left else 0
             try:
                 while waiting:

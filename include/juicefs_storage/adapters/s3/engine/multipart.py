@@ -49,7 +49,7 @@ def send_parts(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copi
         raise EndedError(ObjectOutcome.CHANGED)
     path = target.path(key)
     if create_only and (yield from target.request("HEAD", path)).status == 200:
-        compared = yield from compare(worker, item, in_memory=False)
+        compared = yield from compare(worker, item)
         return Copied(compared.outcome, comparison=Comparison.CONTENT, checksum=compared.checksum)
     begun = yield from target.request("POST", path, "uploads=", kept(found.headers), None, 0)
     upload_id = _UPLOAD_ID.search(begun.body)

@@ -22,7 +22,9 @@ from include.juicefs_storage.adapters.s3.engine.proof import compare
 from include.juicefs_storage.adapters.s3.engine.server_copy import SERVER_COPY_BYTES, copy_on_server
 from include.juicefs_storage.adapters.s3.engine.small import send_small
 from include.juicefs_storage.adapters.s3.engine.threads import Threads
-from include.juicefs_storage.adapters.s3.engine.worker import Bandwidth, Shared, Worker
+from include.juicefs_storage.adapters.s3.engine.worker import Shared, Worker
+from include.juicefs_storage.adapters.s3.wire.limits import held_back
+from include.juicefs_storage.objects.flow import LOOK_S, Flow
 from include.juicefs_storage.objects.model import Compared, Copied, Engine, Listed, ObjectOutcome
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class NativeEngine(Engine):
         source: Read only.
         target: Written.
         concurrency: The most objects in flight at once; None: as many as the stores take well.
-        bandwidth_bytes_s: Upper limit for what is read from the source; None: none.
+        flow: Counts what moves, limits and pauses it; None: nobody does.
         limits: Of each request; None: the target's.
         put_limit_bytes: Larger objects go in parts.
         part_bytes: Of such a part.
@@ -64,8 +66,8 @@ class NativeEngine(Engine):
         source: S3Store,
         target: S3Store,
         concurrency: int | None = None,
-        bandwidth_bytes_s: float | None = None,
         *,
+        flow: Flow | None = None,
         limits: Limits | None = None,
         put_limit_bytes: int = PUT_LIMIT_BYTES,
         part_bytes: int = PART_BYTES,
@@ -76,7 +78,7 @@ class NativeEngine(Engine):
         self.large = Concurrency(_LARGE_START, min(concurrency or LARGE_BOUND, LARGE_BOUND))
         self._shared = Shared(
             limits or target.limits,
-            Bandwidth(bandwidth_bytes_s),
+            flow or Flow(),
             threading.Event(),
             part_bytes,
             server_copy=source.endpoint == target.endpoint,
@@ -89,6 +91,11 @@ class NativeEngine(Engine):
         """Close all connections. Idempotent; the engine may be used again."""
         for worker in self._workers:
             worker.close()
+
+    def set_bound(self, concurrency: int | None) -> None:
+        """Set the most objects in flight at once, also while it copies; None: as many as the stores take well."""
+        self.small.bound = concurrency or SMALL_BOUND
+        self.large.bound = min(concurrency or LARGE_BOUND, LARGE_BOUND)
 
     def copy(self, objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
         """Copy the source's objects with their metadata, each proven at once.
@@ -107,7 +114,7 @@ class NativeEngine(Engine):
 
     def compare(self, objects: Sequence[Listed]) -> list[Compared]:
         """Read both sides in full and compare."""
-        results, problems = self._run(objects, compare)
+        results, problems = self._run(objects, lambda worker, item, **_: compare(worker, item))
         return [
             result or Compared(ObjectOutcome.FAILED, detail=problems.get(index, ""))
             for index, result in enumerate(results)
@@ -125,10 +132,11 @@ class NativeEngine(Engine):
         for index, item in enumerate(objects):
             jobs[item[1] <= SMALL_BYTES].append(index)
         self._shared.stop.clear()
+        flow = self._shared.flow
 
         def one(worker: Worker, index: int, in_flight: Callable[[], int], *, small: bool) -> Steps[None]:
             concurrency = self.small if small else self.large
-            while wait_s := concurrency.wait_s(monotonic()):
+            while wait_s := LOOK_S if flow.paused else concurrency.wait_s(monotonic()):
                 yield wait_s
             began = monotonic()
             try:
@@ -137,6 +145,8 @@ class NativeEngine(Engine):
                 problems[index] = str(problem)
             else:
                 concurrency.done(began, monotonic(), in_flight())
+            worker.moving.bytes = 0
+            flow.done(objects[index][1])
 
         waiting, held_bytes, workers = jobs[True], 0, self._workers
 
@@ -182,11 +192,12 @@ class NativeEngine(Engine):
         shared = self._shared
         try:
             if shared.server_copy and item[1] <= SERVER_COPY_BYTES:
+                yield from held_back(shared.flow, item[1])
                 copied = yield from copy_on_server(worker, item, overwrite=overwrite)
                 if copied is not None:
                     return copied
-            if delay_s := shared.bandwidth.delay(item[1]) if in_memory else 0:
-                yield delay_s
+            elif in_memory and shared.flow.bandwidth.bytes_s:
+                yield from held_back(shared.flow, item[1])
             send = send_small if in_memory else send_large
             if item[1] > self._put_limit_bytes:
                 send = send_parts

@@ -51,7 +51,7 @@ def not_written(worker: Worker, item: Listed, put: Response) -> Steps[Copied]:
     """
     if put.status != 412:
         raise worker.target.refuse("PUT", put)
-    compared = yield from compare(worker, item, in_memory=False)
+    compared = yield from compare(worker, item)
     # An earlier try may have written it, and its answer got lost.
     outcome = ObjectOutcome.COPIED if put.tries > 1 and compared.outcome is ObjectOutcome.SAME else compared.outcome
     return Copied(outcome, comparison=Comparison.CONTENT, checksum=compared.checksum)
@@ -86,16 +86,8 @@ def proven(worker: Worker, item: Listed, written: str, md5: str = "", content: s
     return Copied(ObjectOutcome.FAILED, written, Comparison.CONTENT, detail="read back, it is not what was sent")
 
 
-def compare(worker: Worker, item: Listed, *, in_memory: bool) -> Steps[Compared]:
-    """Read both sides and compare xxh3-64.
-
-    Args:
-        worker: Of this thread.
-        item: As the source's listing showed it.
-        in_memory: Keep to the bandwidth before the object is read; a large one is held back while it moves.
-    """
-    if in_memory and (delay_s := worker.shared.bandwidth.delay(item[1])):
-        yield delay_s
+def compare(worker: Worker, item: Listed) -> Steps[Compared]:
+    """Read both sides and compare xxh3-64."""
     source = ""
     try:
         source = (yield from _content(worker.source, item)) or ""

@@ -16,27 +16,10 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.engine.concurrency import Concurrency
     from include.juicefs_storage.adapters.s3.store import S3Store
     from include.juicefs_storage.adapters.s3.wire.limits import Limits
+    from include.juicefs_storage.objects.flow import Flow
 
 PIPE_BYTES = 2**20
 _F_SETPIPE_SZ = 1031  # linux/fcntl.h
-
-
-class Bandwidth:
-    """Spreads bytes over time, for all threads together."""
-
-    def __init__(self, bytes_s: float | None) -> None:
-        self.limited = bool(bytes_s)
-        self._bytes_s, self._free_at, self._lock = bytes_s, 0.0, threading.Lock()
-
-    def delay(self, size: int) -> float:
-        """Return the seconds to wait before so many bytes may move."""
-        if not self._bytes_s:
-            return 0.0
-        with self._lock:
-            now = monotonic()
-            start = max(self._free_at, now)
-            self._free_at = start + size / self._bytes_s
-            return start - now
 
 
 @dataclass
@@ -45,7 +28,7 @@ class Shared:
 
     Attributes:
         limits: Of each request.
-        bandwidth: Of what is read from the source.
+        flow: Counts, limits and pauses what moves.
         stop: Set where one thread failed: the others end.
         part_bytes: Of a multipart upload.
         create_only: The target takes the condition that an object must not exist yet.
@@ -54,7 +37,7 @@ class Shared:
     """
 
     limits: Limits
-    bandwidth: Bandwidth
+    flow: Flow
     stop: threading.Event
     part_bytes: int
     server_copy: bool
@@ -74,9 +57,12 @@ class Worker:
 
     def __init__(self, shared: Shared, source: S3Store, target: S3Store, concurrency: Concurrency) -> None:
         self.shared = shared
-        self.source, self.target = S3Client(source, shared.limits), S3Client(target, shared.limits)
+        self.source = S3Client(source, shared.limits, shared.flow)
+        self.target = S3Client(target, shared.limits, shared.flow)
         for client in (self.source, self.target):
             client.on_failure = lambda wait_s: concurrency.refused(monotonic(), wait_s)
+        #: Of the large object that this thread moves.
+        self.moving = shared.flow.moving()
         self._pipe: tuple[int, int] | None = None
 
     def pipe(self) -> tuple[int, int]:

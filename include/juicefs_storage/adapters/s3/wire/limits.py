@@ -1,4 +1,4 @@
-"""What an exchange yields, and how long it may last."""
+"""What an exchange yields, how long it may last, and how it is held back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.wire.connection import Connection
+    from include.juicefs_storage.objects.flow import Flow
 
 T = TypeVar("T")
 #: What an exchange yields: a connection whose `wants` it waits for, or seconds to sleep.
@@ -35,3 +36,20 @@ class Limits:
     first_delay_s: float = 0.1
     max_delay_s: float = 20
     total_s: float = 300
+
+
+def held_back(flow: Flow, size: int, *connections: Connection) -> Steps[None]:
+    """Wait until so many bytes may move. The connections get the time that this takes.
+
+    Args:
+        flow: Its bandwidth is kept.
+        size: In bytes.
+        connections: Those that wait with it.
+    """
+    if flow.bandwidth.bytes_s is None:
+        return
+    place = flow.bandwidth.reserve(size)
+    while wait_s := flow.bandwidth.wait_s(place):
+        for connection in connections:
+            connection.deadline += wait_s
+        yield wait_s
