@@ -189,6 +189,7 @@ def test_compose_keeps_a_value_in_quotes_as_it_is(tmp_path: Path) -> None:
 def test_compose_passes_the_settings_on(tmp_path: Path) -> None:
     given = {
         "AIRFLOW_URL": "https://airflow.example.com",
+        "JUICEFS_STORAGE_FOUR_EYES": "true",
         "JUICEFS_STORAGE_REHEARSAL_SCHEDULE": "@weekly",
         "JUICEFS_STORAGE_SYNC_TASKS": "3",
         "REGISTRY_FOLDER": str(tmp_path),

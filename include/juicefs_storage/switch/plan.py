@@ -83,6 +83,8 @@ class Plan(Record):
     creates_bucket: bool = False
     #: Clients that are no mount pods, and that a person accepted as not proven.
     accepted_clients: tuple[str, ...] = ()
+    #: The code that made the plan; empty in plans of before this was recorded.
+    code: str = ""
 
     @property
     def identity(self) -> str:

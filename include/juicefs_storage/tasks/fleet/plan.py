@@ -18,6 +18,7 @@ from include.juicefs_storage.fleet.report import explain_run
 from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.names import volume_run_id
 from include.juicefs_storage.ports import SecretObject
+from include.juicefs_storage.tasks.approval import require_second_person
 from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
 from include.juicefs_storage.tasks.fleet.runs import (
     ACTIVE,
@@ -236,6 +237,7 @@ def choose_path() -> str:
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     planned = approved_plan()
+    require_second_person(asked=planned.params.require_approval)
     if planned.params.dry_run or not planned.waves:
         return "finalize"
     return "approve" if planned.params.require_approval else "start_canary"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from include.juicefs_storage.code_version import code_version
 from include.juicefs_storage.errors import NeedsHumanError
-from include.juicefs_storage.tasks.context import task_states
+from include.juicefs_storage.switch.plan import StorageView
+from include.juicefs_storage.tasks.context import log, task_states
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 
 
@@ -16,11 +18,12 @@ def forward(*, take_lease: bool = True) -> SwitchRun:
 
     Raises:
         NeedsHumanError: This run was rolled back, or its rollback has begun; another run holds the volume, or has
-            moved it since; or no later task would judge what this one does.
+            moved it since; no later task would judge what this one does; or other code than this made the plan.
     """
     run = SwitchRun.current(forward=True)
     run.refuse_after_rollback()
     _refuse_if_superseded(run)
+    _refuse_if_upgraded(run)
     if not take_lease:
         run.lease.refuse_if_held()
         return run
@@ -53,3 +56,25 @@ def _refuse_if_superseded(run: SwitchRun) -> None:
             state="this task changed nothing",
             next_step="start a new run: this one does not know where the volume is now",
         )
+
+
+def _refuse_if_upgraded(run: SwitchRun) -> None:
+    """Refuse to carry out what other code planned, while the volume is where it was.
+
+    Once the setting is written, going on is safer than leaving clients between two stores.
+
+    Raises:
+        NeedsHumanError: The code is another one, and the volume has not moved yet.
+    """
+    planned_by, here = run.plan.code, code_version()
+    if planned_by in {"", here}:
+        return
+    if StorageView.of(run.runtime.setting().config) != run.plan.before:
+        log.warning("The plan was made by code %s, and this is %s: going on, since the volume moves.", planned_by, here)
+        return
+    raise NeedsHumanError(
+        f"The plan of this run was made by version {planned_by} of this project; this worker runs version {here}.",
+        state="the setting names the old store; this task changed nothing",
+        next_step="start a new run, so that the plan is made, and approved, with this version; "
+        "where only some workers were upgraded, upgrade the others first",
+    )

@@ -177,9 +177,10 @@ def write_setting() -> dict[str, Any]:
     # One that a killed try left behind may write later than this one, even when the volume is elsewhere again.
     run.runtime.juicefs.await_config(timeout_s=CONFIG_TIMEOUT_S)
     step = run.write_setting
-    followed = run.catches_up and copies.await_follower("follow_writes")
+    there = step.observe().uses(step.target)
+    followed = run.catches_up and copies.await_follower("follow_writes", required=not there)
     fenced, quiet = False, {}
-    if not step.observe().uses(step.target):
+    if not there:
         quiet = proofs.await_quiet(run)
         proofs.count_failed_requests(run)
         fenced = followed and write_fence.put_up(run)

@@ -11,6 +11,7 @@ from typing import Any
 from airflow.sdk import TriggerRule, get_current_context
 
 from include.juicefs_storage.adapters.connections import missing_connections_explained
+from include.juicefs_storage.code_version import code_version
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.objects.no_bucket import NoBucketYet
 from include.juicefs_storage.objects.one_store import new_probe_key
@@ -28,6 +29,7 @@ from include.juicefs_storage.switch.probe_location import find_problem
 from include.juicefs_storage.switch.run_record import RunRecord
 from include.juicefs_storage.switch.steps import planned_steps
 from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.tasks.approval import require_second_person
 from include.juicefs_storage.tasks.context import pull, push, run_id, task_states, triggered_at
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import IDENTITY, runbook_task
@@ -393,6 +395,7 @@ def make_plan(
         lost_blocks=tuple(lost_blocks),
         accepted_clients=tuple(accepted_clients(others, params.accept_clients)),
         change=change,
+        code=code_version(),
         creates_bucket=runtime.lacks_bucket,
         secret_keys=(digest(before.secret_key, runtime.vault.key), digest(after.secret_key, runtime.vault.key)),
         steps=(
@@ -410,6 +413,7 @@ def choose_path() -> str:
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     params = Runtime.of_run().params
+    require_second_person(asked=params.require_approval)
     if params.dry_run:
         return "finalize"
     return "approve" if params.require_approval else "backup"

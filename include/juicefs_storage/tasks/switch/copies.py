@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -28,6 +29,8 @@ CATCH_UP_TIMEOUT_S = 600
 #: The XCom that a follower pushes when it has begun, and how long its start may take, in seconds.
 _FOLLOWING = "following"
 _START_S, _START_POLL_S = 60, 0.3
+#: With the KubernetesExecutor a follower is a pod, which may have to wait for a node and to pull its image, in seconds.
+_POD_START_S = 900
 #: The XCom of a copy that says which slices it has compared.
 _COMPARED = "compared"
 #: After how many seconds without progress of the run a follower frees its worker slot: the next task may wait for it.
@@ -156,17 +159,36 @@ def follow(
     }
 
 
-def await_follower(task_id: str) -> bool:
+def await_follower(task_id: str, *, required: bool = False) -> bool:
     """Wait until a follower is at work, for as long as its start may take.
+
+    Args:
+        task_id: The follower.
+        required: Refuse to go on where its pod does not start. Workers that stay have slots instead, and one that has
+            none free may be held by the caller itself: there the run goes on.
 
     Returns:
         False where it is not: no worker slot is free, or it has ended, as after a clear that left it out.
+
+    Raises:
+        NeedsHumanError: It is required, and its pod has not started.
     """
-    deadline = time.monotonic() + _START_S
+    # What Airflow sets in the pods of its KubernetesExecutor, whatever their configuration says.
+    in_pod = required and bool(os.environ.get("AIRFLOW_IS_K8S_EXECUTOR_POD"))
+    limit_s = _POD_START_S if in_pod else _START_S
+    deadline = time.monotonic() + limit_s
     while (state := task_states(task_id)[task_id]) not in ENDED and time.monotonic() < deadline:
         if state == "running" and pull(task_id, _FOLLOWING):
             return True
         time.sleep(_START_POLL_S)
+    if in_pod and state not in ENDED:
+        raise NeedsHumanError(
+            f"Task {task_id} does not follow yet (state {state}): its pod has not started within {limit_s} s, and what "
+            "clients write while they move would not be copied at once.",
+            state="the setting was not written",
+            next_step="find out why the pod does not start (kubectl describe pod), then clear copy_ahead with "
+            "Downstream",
+        )
     log.warning(
         "Task %s does not follow (%s): what clients write meanwhile is copied after they have moved.", task_id, state
     )
