@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import format_datetime
 from itertools import pairwise
 
 from include.juicefs_storage.copy.partitions import Partition
@@ -27,7 +28,7 @@ class KilledError(BaseException):
 
 @dataclass
 class MemoryBucket(Bucket):
-    """A bucket on a dict; `etags` replaces what the listing says of a key."""
+    """A bucket on a dict; `etags` replaces what the listing says of a key, which leaves out what is `hidden`."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
     name: str = "memory"
@@ -35,6 +36,12 @@ class MemoryBucket(Bucket):
     etags: dict[str, str] = field(default_factory=dict)
     lists: int = 0
     hashed: MutableSequence[str] = field(default_factory=list)
+    modified: dict[str, str] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+
+    def write(self, key: str, body: bytes, at: datetime) -> None:
+        """Write an object at a moment."""
+        self.objects[key], self.modified[key] = body, format_datetime(at, usegmt=True)
 
     def check(self, below: str = "") -> None:
         pass
@@ -50,7 +57,11 @@ class MemoryBucket(Bucket):
 
     def head(self, key: str) -> StoredObject | None:
         body = self.objects.get(key)
-        return None if body is None else StoredObject(key, len(body), self.etags.get(key) or etag(body))
+        return (
+            None
+            if body is None
+            else StoredObject(key, len(body), self.etags.get(key) or etag(body), self.modified.get(key, ""))
+        )
 
     def exists(self, key: str) -> bool:
         return key in self.objects
@@ -68,7 +79,7 @@ class MemoryBucket(Bucket):
         after = keys.after
         while True:
             self.lists += 1
-            ordered = sorted(self.objects)
+            ordered = sorted(self.objects.keys() - self.hidden)
             start = bisect_right(ordered, after) if after is not None else 0
             found = [key for key in ordered[start : start + self.page_keys] if keys.until is None or key <= keys.until]
             if not found:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol
 
 from include.juicefs_storage.objects.comparison import Rows
 from include.juicefs_storage.objects.model import ObjectOutcome
 from include.juicefs_storage.objects.totals import Totals
+
+#: The detail of an object that is missing since it was written after the copy was planned.
+WRITTEN_SINCE = "written after the copy was planned"
+
+
+def written_since(modified: str, moment: datetime) -> bool:
+    """Return whether an object was written at a moment or later.
+
+    Args:
+        modified: Its Last-Modified; of an object without one nothing is known, and it counts as older.
+        moment: By the same store's clock, in whole seconds.
+    """
+    try:
+        return parsedate_to_datetime(modified) >= moment
+    except (ValueError, TypeError):
+        return False
 
 
 class Manifest(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from functools import cached_property
 
 from include.juicefs_storage.copy.params import SyncParams
@@ -50,6 +51,7 @@ class SyncPlan(Record):
         cut_by: What the partitions were counted by.
         requests: LIST requests that this took.
         needed: Only with plan=metadata.
+        made_at: When that began, by the source's clock.
     """
 
     source: str
@@ -59,11 +61,12 @@ class SyncPlan(Record):
     cut_by: str
     requests: int = 0
     needed: NeededPlan | None = None
+    made_at: datetime | None = None
 
     @cached_property
     def id(self) -> str:
         """Tells plans apart: manifests of another one are none of this one's."""
-        return hashlib.sha256(self.model_dump_json(exclude={"requests"}).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.model_dump_json(exclude={"requests", "made_at"}).encode()).hexdigest()[:16]
 
     @property
     def phases(self) -> tuple[str, ...]:

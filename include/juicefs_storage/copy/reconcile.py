@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from include.juicefs_storage.copy.manifest import ManifestRow, Reader
+from include.juicefs_storage.copy.manifest import WRITTEN_SINCE, ManifestRow, Reader
 from include.juicefs_storage.copy.partitions import Partition
 from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.copy.report import PhaseReport, Span, SyncReport
@@ -16,14 +16,19 @@ from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
 from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.volume.layout import slice_of
 
-#: Outcomes that need a person, and the next step.
-_REMEDIES: dict[ObjectOutcome, str] = {
-    ObjectOutcome.MISSING: "clear `copy` of these partitions with Downstream",
-    ObjectOutcome.DIFFERENT: "find out which side is right; overwrite=true replaces the target's",
-    ObjectOutcome.CHANGED: "clear `copy` of these partitions with Downstream: it copies what is there now",
-    ObjectOutcome.FAILED: "see the column detail; clear `copy` (or `verify`) of these partitions with Downstream",
-    ObjectOutcome.LOST: "neither side has what files refer to: restore these files from elsewhere, or delete them",
-    ObjectOutcome.DAMAGED: "see the column detail: where the target's may be whole, leave it; else restore the files",
+_CLEAR = "clear `copy` of these partitions with Downstream"
+_CLEAR_VERIFY = "clear `verify` of these partitions with Downstream"
+_WHICH = "find out which side is right; a copy with overwrite=true replaces the target's"
+_RESTORE = "neither side has what files refer to: restore these files from elsewhere, or delete them"
+_DAMAGED = "see the column detail: where the target's may be whole, leave it; else restore the files"
+#: Outcomes that need a person, and the next step: where this run copies, and where it only compares.
+_REMEDIES: dict[ObjectOutcome, tuple[str, str]] = {
+    ObjectOutcome.MISSING: (_CLEAR, "start a run with mode=copy+verify"),
+    ObjectOutcome.DIFFERENT: (_WHICH, _WHICH),
+    ObjectOutcome.CHANGED: (f"{_CLEAR}: it copies what is there now", _CLEAR_VERIFY),
+    ObjectOutcome.FAILED: (f"see the column detail; {_CLEAR}", f"see the column detail; {_CLEAR_VERIFY}"),
+    ObjectOutcome.LOST: (_RESTORE, _RESTORE),
+    ObjectOutcome.DAMAGED: (_DAMAGED, _DAMAGED),
 }
 #: Outcomes whose objects are listed in a CSV.
 LISTED = (
@@ -35,6 +40,8 @@ _LEFT = (ObjectOutcome.SAME, ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN, Ob
 _GONE = "gone"
 #: Missing on the target, but written to the source after `copy` had listed it.
 NEW = "new"
+#: The detail of an object that is missing, and older than the plan, though `copy` had no row for it.
+_LEFT_OUT = "the listing of `copy` left it out"
 #: Lost and damaged slices that are traced to files, and the files that are named in the report.
 _TRACED_SLICES, _SHOWN_FILES = 10_000, 5
 _COLUMNS = ("phase", "partition", "key", "size", "source_etag", "target_etag", "comparison", "detail")
@@ -76,8 +83,8 @@ def join_manifests(
     """
     with ExitStack() as stack:
         join = _Join(plan, read, _Files(create, stack))
-        phases = [join.phase(name) for name in plan.phases]
-        problems = [problem for phase in phases for problem in phase.problems(len(plan.partitions))]
+        phases, copies = [join.phase(name) for name in plan.phases], "copy" in plan.phases
+        problems = [problem for phase in phases for problem in phase.problems(len(plan.partitions), copies=copies)]
         if files_of:
             problems += join.trace(files_of)
         files = join.files.names
@@ -141,11 +148,12 @@ class _Phase:
             self.where.setdefault(outcome, []).append(partition.index)
         self.totals.merge(counted)
 
-    def problems(self, partitions: int) -> list[str]:
+    def problems(self, partitions: int, *, copies: bool) -> list[str]:
         """Return what a person must act on, one sentence each.
 
         Args:
             partitions: How many the plan has.
+            copies: Whether the run has the task `copy`.
         """
         found = []
         if self.absent:
@@ -164,7 +172,8 @@ class _Phase:
                 f"partitions {_numbers(self.gone_in)} (`{_GONE}.csv`). Look at who deletes on the target, then start a "
                 "new run."
             )
-        for outcome, remedy in _REMEDIES.items():
+        for outcome, remedies in _REMEDIES.items():
+            remedy = remedies[not copies]
             if count := self.totals.objects(outcome):
                 found.append(
                     f"{count:,} objects are {outcome} after `{self.name}`, in partitions "
@@ -310,13 +319,15 @@ class _Join:
         known = self._copied_keys(partition) if phase == "verify" else None
         last = next(known, None) if known else None
         for row in rows:
-            name = row.outcome
+            name, detail = row.outcome, row.detail or ""
             if name == ObjectOutcome.MISSING and not row.comparison and known is not None:
                 while last is not None and last < row.key:
                     last = next(known, None)
-                if last != row.key:
+                if last != row.key and detail == WRITTEN_SINCE:
                     name, count, size = NEW, count + 1, size + row.size
-            values = [row.key, row.size, row.source_etag, row.target_etag, row.comparison, row.detail or ""]
+                elif last != row.key:
+                    detail = _LEFT_OUT
+            values = [row.key, row.size, row.source_etag, row.target_etag, row.comparison, detail]
             self.files.write(name, [phase, partition.index, *values])
         return count, size
 

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from include.juicefs_storage.copy.manifest import Manifest
+from include.juicefs_storage.copy.manifest import WRITTEN_SINCE, Manifest, written_since
 from include.juicefs_storage.markdown import counted
-from include.juicefs_storage.objects.bucket import Bucket
+from include.juicefs_storage.objects.bucket import Bucket, StoredObject
 from include.juicefs_storage.objects.comparison import (
     OUTCOME_CODES,
     Classifier,
@@ -24,10 +25,10 @@ from include.juicefs_storage.objects.model import (
     Comparison,
     Engine,
     KeyRange,
-    Mirrored,
     MirrorTool,
     ObjectOutcome,
     Page,
+    misread,
 )
 from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.objects.totals import Totals
@@ -38,7 +39,7 @@ BATCH_KEYS, CALL_BYTES = 10_000, 4 * 2**30
 #: Batches in which nothing had to be moved or read are written down together, up to so many keys.
 CHECKPOINT_KEYS = 100_000
 _PAGES_AHEAD = 4
-_PARALLEL_LISTS = 8
+_PARALLEL_LOOKS = 8
 #: A sample of this size at most tells whether ETags are MD5.
 _SAMPLE_BYTES = 64 * 2**20
 
@@ -65,6 +66,8 @@ class Transfer:
         engine: Copies objects and compares contents.
         options: How objects are compared, and which are left out.
         needed: The blocks that a volume's metadata says must exist; None: whatever the source has is copied.
+        since: When the copy was planned, by the source's clock: `verify` then tells which of the missing objects were
+            written since (WRITTEN_SINCE).
     """
 
     source: Bucket
@@ -72,6 +75,7 @@ class Transfer:
     engine: Engine
     options: Options = field(default_factory=Options)
     needed: NeededBlocks | None = None
+    since: datetime | None = None
 
     def copy(self, keys: KeyRange, manifest: Manifest, status: Status | None = None) -> Totals:
         """Copy what the target lacks within a range of keys, compare what it has, write a row for each key.
@@ -102,23 +106,24 @@ class Transfer:
             PermanentError: The stores refuse what is asked (keys, bucket).
             TransientError: A store failed for longer than the retries last.
         """
-        return _Partition(self, manifest, status or Status(), copies=False).run(keys)
+        return _Partition(self, manifest, status or Status(), copies=False, since=self.since).run(keys)
 
     def mirror(
         self, tool: MirrorTool, keys: KeyRange, manifest: Manifest, status: Status | None = None
-    ) -> tuple[Totals, Mirrored | None]:
-        """Let a tool copy a range of keys, and compare before and after: the manifest does not trust the tool.
+    ) -> tuple[Totals, str]:
+        """Let a tool copy a range of keys, then copy what it left out: nothing that a tool says is trusted.
 
-        In the manifest, what is in place at the end is SAME: the tool does not say which objects it copied.
+        In the manifest, what the tool copied is SAME, since it does not say which objects these were; what it left out
+        is COPIED. A tool never sees a range with a key that it may take for another one (see `misread`).
 
         Args:
             tool: Not run where nothing is missing (and nothing different is to be overwritten).
             keys: The range.
-            manifest: Gets the rows of the comparison afterwards.
-            status: Told how far it is. It counts the comparison afterwards alone: the tool tells nothing meanwhile.
+            manifest: Gets the rows.
+            status: Told how far it is. It counts the copy afterwards alone: the tool tells nothing meanwhile.
 
         Returns:
-            What the comparison afterwards found, and what the tool says that it did; None: it was not run.
+            What was counted, and a sentence about the tool; empty: there was nothing to do for it.
 
         Raises:
             PermanentError: The stores or the tool refuse what is asked.
@@ -126,21 +131,28 @@ class Transfer:
         """
         options, status = self.options, status or Status()
         status.doing = "comparing before the copy"
-        before = _Partition(self, _Nowhere(), Status(flow=status.flow), copies=False).run(keys)
+        misread_keys: list[str] = []
+        before = _Partition(self, _Nowhere(), Status(flow=status.flow), copies=False, misread_keys=misread_keys).run(
+            keys
+        )
         status.settle(Totals())  # what the plan counted is still to be done
-        wanted = (ObjectOutcome.MISSING, *((ObjectOutcome.DIFFERENT,) if options.overwrite else ()))
-        said = None
-        if before.objects(*wanted):
-            status.doing = f"{type(tool).__name__} copies {before.objects(*wanted):,} objects"
+        wanted = before.objects(ObjectOutcome.MISSING, *([ObjectOutcome.DIFFERENT] if options.overwrite else []))
+        said = ""
+        if wanted and misread_keys:
+            said = (
+                f"`{tool.name}` may take a key such as {misread_keys[0]!r} for another one and was not run after "
+                f"{keys.after!r}: the native engine copied these objects."
+            )
+        elif wanted:
+            status.doing = f"{tool.name} copies {counted(wanted, 'object')}"
             status.flow.await_resumed()
-            said = tool.mirror(keys, compare=options.compare, overwrite=options.overwrite)
-            log.info("%s says: %s", type(tool).__name__, said)
-            if said.copied != before.objects(*wanted):
-                log.warning(
-                    "%s says that it copied %d objects; the comparison before had found %d to be copied.",
-                    type(tool).__name__, said.copied, before.objects(*wanted),
-                )  # fmt: skip
-        return self.verify(keys, manifest, status), said
+            done = tool.mirror(keys, compare=options.compare, overwrite=options.overwrite)
+            said = done.sentence
+            if done.copied != wanted:
+                log.warning("%s; the comparison before had found %d objects to be copied.", said, wanted)
+        if said:
+            log.info("%s", said)
+        return self.copy(keys, manifest, status), said
 
 
 class _Nowhere:
@@ -162,6 +174,8 @@ class _Partition:
     manifest: Manifest
     status: Status
     copies: bool
+    since: datetime | None = None
+    misread_keys: list[str] | None = None
     totals: Totals = field(default_factory=Totals)
     _md5: bool | None = None
 
@@ -176,7 +190,9 @@ class _Partition:
         needed, await_resumed = transfer.needed, self.status.flow.await_resumed
         await_resumed()
         left, right = (
-            filtered(_ahead(needed.listing(side, keys) if needed else side.pages(keys), await_resumed), taken)
+            filtered(
+                self._spotted(_ahead(needed.listing(side, keys) if needed else side.pages(keys), await_resumed)), taken
+            )
             for side in (transfer.source, transfer.target)
         )
         stretches = beside(needed.pages(keys), left, right) if needed else beside(left, right)
@@ -234,16 +250,19 @@ class _Partition:
             settle_lost(batch, needed, self.transfer.source, self.transfer.target)
             read_blocks(batch, needed)
         rows, missing = batch.rows, batch.missing
+
+        def compare(places: list[int]) -> None:
+            found = self.transfer.engine.compare([rows.listed(row) for row in places])
+            for row, compared in zip(places, found, strict=True):
+                rows.put(row, compared.outcome, Comparison.CONTENT, checksum=compared.checksum, detail=compared.detail)
+
         for places in self._calls(rows, batch.unsure, "comparing the contents of"):
-            for row, found in zip(
-                places, self.transfer.engine.compare([rows.listed(row) for row in places]), strict=True
-            ):
-                rows.put(row, found.outcome, Comparison.CONTENT, checksum=found.checksum, detail=found.detail)
-                if found.outcome is ObjectOutcome.MISSING:
-                    missing.append(row)
-                    self.status.again(1, rows.sizes[row])
-            self._confirm_vanished(rows, places)
+            self._treat_twice(rows, places, compare)
+            absent = [row for row in places if rows.outcomes[row] == OUTCOME_CODES[ObjectOutcome.MISSING]]
+            missing += absent
+            self.status.again(len(absent), sum(rows.sizes[row] for row in absent))
         if not self.copies:
+            self._date(rows, missing)
             return
         self._copy(rows, sorted(missing), overwrite=False)
         if self.transfer.options.overwrite:
@@ -251,30 +270,64 @@ class _Partition:
             self._copy(rows, [row for row, code in enumerate(rows.outcomes) if code == different], overwrite=True)
 
     def _copy(self, rows: Rows, wanted: list[int], *, overwrite: bool) -> None:
-        for places in self._calls(rows, wanted, "copying"):
+        def copy(places: list[int]) -> None:
             done = self.transfer.engine.copy([rows.listed(row) for row in places], overwrite=overwrite)
             for row, copied in zip(places, done, strict=True):
                 rows.put(row, copied.outcome, copied.comparison, checksum=copied.checksum, detail=copied.detail)
                 rows.target_etags[row] = copied.target_etag or rows.target_etags[row]
-            self._confirm_vanished(rows, places)
 
-    def _confirm_vanished(self, rows: Rows, places: list[int]) -> None:
-        """List again what the source listed and then did not have: what is listed still is not gone, but unreadable."""
+        for places in self._calls(rows, wanted, "copying"):
+            self._treat_twice(rows, places, copy)
+
+    def _treat_twice(self, rows: Rows, places: list[int], treat: Callable[[list[int]], None]) -> None:
+        """Treat rows; look again for what the source listed and then did not have, and treat again what is there."""
+        treat(places)
+        vanished = OUTCOME_CODES[ObjectOutcome.VANISHED]
+        there = self._looked_up(rows, [row for row in places if rows.outcomes[row] == vanished])
+        if again := [row for row, found in there.items() if found]:
+            treat(again)
+        for row in again:
+            if rows.outcomes[row] == vanished:
+                detail = "the source has it, and answers 404 when it is read"
+                rows.put(row, ObjectOutcome.FAILED, Comparison.NONE, detail=detail)
+
+    def _looked_up(self, rows: Rows, places: list[int]) -> dict[int, StoredObject | None]:
+        """Ask the source for objects, and list those again that it does not have."""
         source = self.transfer.source
-        vanished = [row for row in places if rows.outcomes[row] == OUTCOME_CODES[ObjectOutcome.VANISHED]]
 
-        def listed(row: int) -> bool:
+        def look(row: int) -> StoredObject | None:
+            key = rows.keys[row]
             # The key itself comes before all others that begin with it.
-            first = next(source.list(rows.keys[row]), None)
-            return first is not None and first.key == rows.keys[row]
+            first = source.head(key) or next(source.list(key), None)
+            return first if first is not None and first.key == key else None
 
-        if not vanished:
+        if not places:
+            return {}
+        with ThreadPoolExecutor(_PARALLEL_LOOKS) as pool:
+            return dict(zip(places, pool.map(look, places), strict=True))
+
+    def _date(self, rows: Rows, missing: list[int]) -> None:
+        """Tell what the target lacks because it was written since the plan was made, or because it is gone since."""
+        if self.since is None:
             return
-        with ThreadPoolExecutor(_PARALLEL_LISTS) as pool:
-            for row, there in zip(vanished, pool.map(listed, vanished), strict=True):
-                if there:
-                    detail = "the source lists it, and answers 404 when it is read"
-                    rows.put(row, ObjectOutcome.FAILED, Comparison.NONE, detail=detail)
+        for row, found in self._looked_up(rows, missing).items():
+            if found is None:
+                rows.put(row, ObjectOutcome.VANISHED, Comparison.NONE)
+            elif written_since(found.modified, self.since):
+                rows.details[row] = WRITTEN_SINCE
+
+    def _spotted(self, pages: Iterator[Page]) -> Iterator[Page]:
+        """Keep a key that a tool may misread, where there is one, also of those that are left out."""
+        if self.misread_keys is None:
+            return pages
+        kept = self.misread_keys
+
+        def spotting() -> Iterator[Page]:
+            for page in pages:
+                kept.extend(filter(misread, page.keys) if not kept else ())
+                yield page
+
+        return spotting()
 
     def _calls(self, rows: Rows, places: list[int], doing: str) -> Iterator[list[int]]:
         """Group what the engine is to do into calls."""

@@ -6,8 +6,9 @@ orders `str`.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from os.path import commonprefix
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -16,6 +17,10 @@ Compare = Literal["size", "etag", "content"]
 
 #: Key, size in bytes, ETag without quotes: one object as a listing shows it.
 Listed: TypeAlias = tuple[str, int, str]
+
+
+#: Parts of a key that mean something else in a path.
+_NO_PART = frozenset({"", ".", ".."})
 
 
 class ObjectOutcome(StrEnum):
@@ -142,9 +147,28 @@ class Mirrored:
     failed: int = 0
     lost: int = 0
 
+    @property
+    def sentence(self) -> str:
+        """What the tool says, for the report."""
+        counts = {name: value for name, value in asdict(self).items() if name != "command" and value}
+        return f"`{self.command}` says: {', '.join(f'{name} {value:,}' for name, value in counts.items())}"
+
+
+def misread(key: str) -> bool:
+    """Return whether a layer that takes keys for paths may read this one as another: `x/`, `a//b`, `./a`, `e` + accent.
+
+    `mc mirror` merges listings by the Unicode normal form of the keys, and overwrites objects where one has none.
+    """
+    return not _NO_PART.isdisjoint(key.split("/")) or not unicodedata.is_normalized("NFC", key)
+
 
 class MirrorTool(Protocol):
     """A program that copies a whole partition in its own way: `juicefs sync`, `mc mirror`. Never deletes."""
+
+    @property
+    def name(self) -> str:
+        """Its command, for messages."""
+        ...
 
     def mirror(self, keys: KeyRange, *, compare: Compare, overwrite: bool) -> Mirrored:
         """Copy what the target lacks within a range; with `overwrite` also what differs.

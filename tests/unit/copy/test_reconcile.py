@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import IO
 
@@ -18,12 +21,14 @@ from include.juicefs_storage.copy.report import SyncReport
 from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.copy.segments import Segment
 from include.juicefs_storage.copy.survey import Survey
-from include.juicefs_storage.objects.model import KeyRange
+from include.juicefs_storage.objects.model import KeyRange, Page
 from include.juicefs_storage.volume.comparison import NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.needed import to_pages
 from tests.support.copy_fakes import MemoryBucket, MemoryEngine
 from tests.support.fakes import FakeMetadata, setting
+
+PLANNED = datetime(2026, 1, 31, 9, tzinfo=UTC)
 
 
 class Run:
@@ -37,11 +42,11 @@ class Run:
         segments = Survey(self.source, listers=2).run(KeyRange())
         self.plan = SyncPlan(
             source="one at a", target="two at b", params=self.params, cut_by="a listing",
-            partitions=tuple(cut_partitions(segments, KeyRange(), 4)),
+            partitions=tuple(cut_partitions(segments, KeyRange(), 4)), made_at=PLANNED,
         )  # fmt: skip
 
     def work(self, phase: str, indexes: range | list[int]) -> None:
-        transfer = Transfer(self.source, self.target, self.engine, Options(self.params.compare))
+        transfer = Transfer(self.source, self.target, self.engine, Options(self.params.compare), since=PLANNED)
         work = transfer.copy if phase == "copy" else transfer.verify
         for index in indexes:
             partition = self.plan.partitions[index]
@@ -130,6 +135,8 @@ def test_differences_are_named_with_what_to_do(tmp_path: Path) -> None:
         "1 objects are missing after `verify`, in partitions 1 (`missing.csv`)",
         "2 objects are different after `verify`, in partitions 0, 3 (`different.csv`)",
     ]
+    assert "`copy`" not in " ".join(report.problems), "there is no such task in this run"
+    assert "start a run with mode=copy+verify" in report.problems[0]
     assert run.listed("missing") == ["k012"]
     assert run.listed("different") == ["k007", "k030"]
     assert report.phases[0].fell_back == 1
@@ -138,7 +145,7 @@ def test_differences_are_named_with_what_to_do(tmp_path: Path) -> None:
 def test_what_was_written_after_the_copys_listing_is_new_and_not_missing(tmp_path: Path) -> None:
     run = Run(tmp_path, bodies(40), {})
     run.work("copy", ALL)
-    run.source.objects["k0105"] = b"written meanwhile"
+    run.source.write("k0105", b"written meanwhile", PLANNED)
     del run.target.objects["k011"]
     run.work("verify", ALL)
     report = run.report()
@@ -150,6 +157,40 @@ def test_what_was_written_after_the_copys_listing_is_new_and_not_missing(tmp_pat
     run.work("verify", ALL)
     report = run.report()
     assert (report.outcome, report.phases[1].grew) == ("proven", 1)
+
+
+@pytest.mark.parametrize("modified", [format_datetime(PLANNED - timedelta(seconds=1), usegmt=True), "", "long ago"])
+def test_what_the_listing_of_the_copy_left_out_is_missing_and_not_new(tmp_path: Path, modified: str) -> None:
+    """As servers do that skip a key where a page or a range begins."""
+    run = Run(tmp_path, bodies(40), {})
+    run.source.objects["k0105"] = b"there all the time"
+    run.source.modified["k0105"] = modified
+    hidden, run.source.hidden = run.source.hidden, {"k0105"}
+    run.work("copy", ALL)
+    run.source.hidden = hidden
+    run.work("verify", ALL)
+    report = run.report()
+    assert report.outcome == "not proven"
+    assert run.listed("missing") == ["k0105"]
+    assert "the listing of `copy` left it out" in (tmp_path / "missing.csv").read_text()
+
+
+def test_what_came_and_went_since_the_copy_is_not_missing(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), {})
+    run.work("copy", ALL)
+    found = run.source.pages
+
+    def pages(keys: KeyRange) -> Iterator[Page]:
+        run.source.pages = found  # type: ignore[method-assign]  # at the second look it is gone
+        run.source.write("k0105", b"for a moment", PLANNED)
+        listed = list(found(keys))
+        del run.source.objects["k0105"]
+        yield from listed
+
+    for index in ALL:
+        run.source.pages = pages  # type: ignore[method-assign]
+        run.work("verify", [index])
+    assert (run.report().outcome, run.listed("vanished")) == ("proven", ["k0105"])
 
 
 def test_what_both_sides_lost_since_the_copy_is_not_proven(tmp_path: Path) -> None:

@@ -220,6 +220,8 @@ def test_nothing_at_all_is_a_manifest_too(tmp_path: Path) -> None:
 class SilentTool:
     """A tool that skips one key and says nothing of it."""
 
+    name = "tool"
+
     def __init__(self, source: MemoryBucket, target: MemoryBucket) -> None:
         self.source, self.target, self.runs = source, target, 0
 
@@ -236,11 +238,24 @@ def test_no_tools_word_is_trusted(tmp_path: Path) -> None:
     source, target, engine = sides({"a": b"1", "b": b"2", "c": b"3"}, {})
     tool = SilentTool(source, target)
     totals, said = Transfer(source, target, engine).mirror(tool, ALL, manifest_in(tmp_path))
-    assert said == Mirrored("tool", found=3, copied=3)
-    assert (totals.objects(ObjectOutcome.SAME), totals.objects(ObjectOutcome.MISSING)) == (2, 1)
-    target.objects["c"] = b"3"
+    assert said == "`tool` says: found 3, copied 3"
+    assert {key: row.outcome for key, row in rows_of(tmp_path).items()} == {"a": "same", "b": "same", "c": "copied"}
+    assert target.objects == source.objects
     totals, said = Transfer(source, target, engine).mirror(tool, ALL, manifest_in(tmp_path))
-    assert (totals.objects(ObjectOutcome.SAME), said, tool.runs) == (3, None, 1)
+    assert (totals.objects(ObjectOutcome.SAME), said, tool.runs) == (3, "", 1)
+
+
+@pytest.mark.parametrize("key", ["x/", "a//b", "/a", "a/./b", "../a", "a/..", "e\u0301"])
+@pytest.mark.parametrize("side", ["source", "target", "left out"])
+def test_no_tool_is_run_where_a_key_may_be_taken_for_another(tmp_path: Path, key: str, side: str) -> None:
+    source, target, engine = sides({"a": b"1"}, {})
+    (target if side == "target" else source).objects[key] = b"2"
+    tool = SilentTool(source, target)
+    options = Options(exclude=(key,)) if side == "left out" else Options()
+    _, said = Transfer(source, target, engine, options).mirror(tool, ALL, manifest_in(tmp_path))
+    assert tool.runs == 0
+    assert f"may take a key such as {key!r} for another one" in said
+    assert rows_of(tmp_path)["a"].outcome == "copied"
 
 
 @dataclass
@@ -270,4 +285,29 @@ def test_what_the_source_lists_and_does_not_have_is_no_object_that_vanished(
     totals = Transfer(source, copy, engine, Options(compare="content")).copy(ALL, manifest_in(tmp_path))
     assert totals.objects(ObjectOutcome.VANISHED) == 0
     assert rows_of(tmp_path)["x/"].outcome == "failed"
-    assert rows_of(tmp_path)["x/"].detail == "the source lists it, and answers 404 when it is read"
+    assert rows_of(tmp_path)["x/"].detail == "the source has it, and answers 404 when it is read"
+
+
+@dataclass
+class Late(Unreadable):
+    """Finds none of these keys at first, as a store does that another site still writes to."""
+
+    def copy(self, objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
+        found = super().copy(objects, overwrite=overwrite)
+        self.unreadable = frozenset()
+        return found
+
+
+def test_what_is_there_when_it_is_asked_for_again_is_copied(tmp_path: Path) -> None:
+    source, target = MemoryBucket({"x": b"1", "y": b"2"}), MemoryBucket()
+    engine = Late(source, target, unreadable=frozenset({"x"}))
+    totals = Transfer(source, target, engine).copy(ALL, manifest_in(tmp_path))
+    assert totals.objects(ObjectOutcome.COPIED) == 2
+    assert target.objects == source.objects
+
+
+def test_what_a_listing_still_has_and_head_does_not_is_unreadable(tmp_path: Path) -> None:
+    source, target = MemoryBucket({"x": b"1"}), MemoryBucket()
+    source.head = lambda key: None  # type: ignore[method-assign]
+    Transfer(source, target, Unreadable(source, target, unreadable=frozenset({"x"}))).copy(ALL, manifest_in(tmp_path))
+    assert rows_of(tmp_path)["x"].outcome == "failed"

@@ -412,8 +412,8 @@ class _Order:
 def _out_of_order(name: str, after: str | None) -> PermanentError:
     return PermanentError(
         f"LIST in {name}: expected keys in the order of their UTF-8 bytes, found a page out of order after {after!r}.",
-        next_step="copy each folder by itself, by `source_prefix` and `target_prefix`; a store that lists in this order "
-        "is needed for keys such as `a.b` beside a folder `a/`, since every comparison depends on it",
+        next_step="copy each folder by itself, by `source_prefix` and `target_prefix`; a copy of a key `a.b` together "
+        "with a folder `a/` needs a store that lists in this order",
     )
 
 

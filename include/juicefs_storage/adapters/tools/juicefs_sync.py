@@ -5,6 +5,7 @@ Facts from pkg/sync/sync.go of JuiceFS 1.4, held by tests/integration/test_sync_
   `--start` and does not keep to `--end`, in silence: it is used for a whole side only.
 - What exists on the target is compared by size; `--check-all` reads both sides and REPAIRS a difference;
   `--ignore-existing` is looked at first, and leaves whatever exists as it is.
+- Behind a `--start` that is no object SeaweedFS leaves out a folder of its name: the native engine copies it then.
 - An object that is gone from the source when it is copied counts as skipped.
 - Content type and user metadata are not kept, keys that end with `/` are left out without `--dirs`.
 """
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 from urllib.parse import quote, urlsplit
 
 from pydantic import SecretStr
@@ -61,7 +62,6 @@ class JuiceFSSync:
 
     Attributes:
         source: Read only.
-        target: Its prefix ends with `/`, or is empty, if and only if the source's does.
         concurrency: Objects at once.
         bandwidth_bytes_s: None: no limit.
         include: Globs; none: every key.
@@ -69,6 +69,7 @@ class JuiceFSSync:
         stall_s: How long nothing may happen.
     """
 
+    name: ClassVar[str] = "juicefs sync"
     source: S3Store
     target: S3Store
     concurrency: int = 20
@@ -90,12 +91,7 @@ class JuiceFSSync:
         """
         binary = find()
         source, target = _config(self.source), _config(self.target)
-        if _folder(self.source.prefix) != _folder(self.target.prefix):
-            raise PermanentError(
-                f"Prefixes {self.source.prefix!r} and {self.target.prefix!r}: `juicefs sync` takes two that end with "
-                "/, or two that do not.",
-                next_step="correct source_prefix and target_prefix, or set engine=native",
-            )
+        program.refuse_prefixes("juicefs sync", self.source.prefix, self.target.prefix)
         tokens = (self.source.session_token, self.target.session_token)
         urls, variables = sync_urls(source, target, self.source.prefix, self.target.prefix, tokens=tokens)
         plain_http = all(store.endpoint.startswith("http://") for store in (self.source, self.target))
@@ -243,10 +239,6 @@ def find() -> str:
 def _config(store: S3Store) -> StorageConfig:
     access_key, secret_key = SecretStr(store.access_key), SecretStr(store.secret_key)
     return StorageConfig("minio", f"{store.endpoint}/{store.bucket}", access_key, secret_key)
-
-
-def _folder(prefix: str) -> bool:
-    return not prefix or prefix.endswith("/")
 
 
 def _mbps(bytes_s: float) -> int:

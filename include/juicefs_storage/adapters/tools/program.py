@@ -16,6 +16,7 @@ from typing import IO
 from urllib.parse import quote
 
 from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.objects.model import misread
 
 _POLL_S = 0.5
 _END_S = 5
@@ -64,6 +65,24 @@ def refuse_globs(tool: str, globs: Sequence[str]) -> None:
             raise PermanentError(
                 f"Pattern {glob!r}: {tool} may read ?, [, ] and \\ in another way.",
                 next_step="use patterns of plain text and *, or set engine=native",
+            )
+
+
+def refuse_prefixes(tool: str, *prefixes: str) -> None:
+    """Refuse prefixes that a tool may read in another way than we do.
+
+    Args:
+        tool: For the message.
+        prefixes: Empty, or of a folder.
+
+    Raises:
+        PermanentError: One does not end with `/`, or has an empty part, `.` or `..` in it.
+    """
+    for prefix in filter(None, prefixes):
+        if not prefix.endswith("/") or misread(prefix[:-1]):
+            raise PermanentError(
+                f"Prefix {prefix!r}: {tool} takes one that ends with / and has no empty part, . or ..",
+                next_step="correct the prefix, or set engine=native",
             )
 
 

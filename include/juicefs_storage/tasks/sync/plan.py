@@ -83,15 +83,15 @@ def plan_partitions() -> list[dict[str, Any]]:
     params = SyncParams.model_validate(pull("check"))
     runtime = SyncRuntime(params)
     source, target = runtime.stores()
-    needed = None
+    from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+    needed, made_at = None, S3Bucket(source).now()
     if params.plan == "metadata":
         needed, segments = _list_needed(runtime, source)
         cut_by, requests = "the metadata", 0
     elif params.recut_from:
         segments, cut_by, requests = _recut(params.recut_from), f"the manifests of {params.recut_from}", 0
     else:
-        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
-
         survey = Survey(S3Bucket(source), key_filter(params.include, params.exclude), progress=log.info)
         segments, requests = survey.run(params.keys), survey.calls
         cut_by = "a listing of the source"
@@ -103,6 +103,7 @@ def plan_partitions() -> list[dict[str, Any]]:
         cut_by=cut_by,
         requests=requests,
         needed=needed,
+        made_at=made_at,
     )
     file = manifests_folder(run_id()) / "plan.json"
     file.write_text(plan.model_dump_json())

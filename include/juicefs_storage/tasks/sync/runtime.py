@@ -76,6 +76,7 @@ class SyncRuntime:
             engine,
             self.options,
             needed_blocks(plan, self, source),
+            plan.made_at if "copy" in plan.phases else None,
         )
 
     def tool(self, steering: Steering) -> MirrorTool | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import asdict
 from typing import Any
 
 from airflow.sdk import TriggerRule
@@ -15,7 +14,7 @@ from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.copy.reconcile import about
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.names import COPY_POOL
-from include.juicefs_storage.objects.model import Mirrored, ObjectOutcome
+from include.juicefs_storage.objects.model import ObjectOutcome
 from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.tasks.context import log, push, run_id
@@ -84,7 +83,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
     status = _status(plan, shard["partitions"], steering)
     folder = manifests_folder(run_id()) / plan.id / phase
     totals = Totals()
-    said: list[Mirrored] = []
+    said: list[str] = []
     with status.told(steering.look):
         for index in shard["partitions"]:
             partition = plan.partitions[index]
@@ -104,7 +103,7 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
         "span": [started, time.time()],
         "estimated_s": ended.estimated_s,
         "paused_s": ended.paused_s,
-        "said": [_sentence(word) for word in said],
+        "said": said,
         "peak_mib": _peak_mib(),
         "airflow_mib": before_mib,
     }
@@ -141,9 +140,3 @@ def _status(plan: SyncPlan, partitions: list[int], steering: Steering) -> Status
 def _peak_mib() -> int:
     """Return the most memory that this process held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-
-def _sentence(said: Mirrored) -> str:
-    """Say what a tool reports that it did."""
-    counts = {name: value for name, value in asdict(said).items() if name != "command" and value}
-    return f"`{said.command}` says: {', '.join(f'{name} {value:,}' for name, value in counts.items())}"
