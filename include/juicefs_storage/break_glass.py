@@ -190,7 +190,7 @@ class Glass:
         """Copy blocks that only the source has. Nothing is overwritten or deleted."""
         from include.juicefs_storage.adapters.s3.engine import NativeEngine
 
-        with closing(NativeEngine(source.store, target.store)) as engine:
+        with closing(NativeEngine(source.store, target.store, copy_damaged=True)) as engine:
             work = CatchUp(
                 self.metadata,
                 self.backup.setting,

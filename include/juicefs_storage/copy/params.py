@@ -41,6 +41,14 @@ class SyncParams(Params):
     target_prefix: str = param(
         "Target", "Target prefix", "Where the keys go: it takes the place of the source's prefix.", ""
     )
+    storage_class: str | None = param(
+        "Target",
+        "Storage class",
+        "Of new objects, such as STANDARD_IA. Empty: what the bucket gives them.",
+        None,
+        pattern="^[A-Z0-9_]{1,64}$",
+        examples=["STANDARD_IA"],
+    )
     plan: PlanBy = param(
         "What",
         "Plan by",

@@ -35,9 +35,9 @@ class ObjectOutcome(StrEnum):
     VANISHED = "vanished"  # the source lost it between the listing and the copy
     CHANGED = "changed"  # the source replaced it between the listing and the copy
     FAILED = "failed"
-    SKIPPED = "skipped"  # only with plan=metadata, as the two below: no file refers to this block; left alone
+    SKIPPED = "skipped"  # only with plan=metadata, as the one below: no file refers to this block; left alone
     LOST = "lost"  # a file refers to it, and neither side has it
-    DAMAGED = "damaged"  # a file refers to it, and what the source has cannot hold it; never copied
+    DAMAGED = "damaged"  # what the source has is not what was written there; never copied
 
 
 class Comparison(StrEnum):
@@ -83,12 +83,12 @@ class Copied(NamedTuple):
     """What an engine did with one object.
 
     Attributes:
-        outcome: COPIED, OVERWRITTEN, VANISHED, CHANGED or FAILED; SAME or DIFFERENT, by CONTENT, where the object
-            appeared on the target meanwhile.
+        outcome: COPIED, OVERWRITTEN, VANISHED, CHANGED, DAMAGED or FAILED; SAME or DIFFERENT, by CONTENT, where the
+            object appeared on the target meanwhile.
         target_etag: What the target's PUT answered.
         comparison: How the copy was checked end to end: ETAG, where the target's ETag is the source's, else CONTENT.
         checksum: xxh3-64 in hex, where the content was hashed; else empty.
-        detail: Why it failed, without secrets.
+        detail: Why it failed, or what is wrong with its content; without secrets.
     """
 
     outcome: ObjectOutcome
@@ -99,7 +99,7 @@ class Copied(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Two contents: SAME, DIFFERENT, MISSING (on the target), VANISHED (from the source) or FAILED."""
+    """Two contents: SAME, DAMAGED (on both sides), DIFFERENT, MISSING (target), VANISHED (source) or FAILED."""
 
     outcome: ObjectOutcome
     checksum: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ _COPY_PASSES = 5
 _BATCH_KEYS, _CALL_BYTES = 10_000, 512 * 2**20
 _EXAMPLES = 5
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class CatchUp:
@@ -40,6 +43,7 @@ class CatchUp:
         lost_before: Keys of blocks that no store has, which nobody waits for.
         remember: Remember in `compared` what the last pass compared, for a follower: one more pass over the slices.
         status: Told what happens. Its flow, which is the engine's, counts the blocks that are copied.
+        damaged: Keys of blocks that are copied as they are, although their content does not match their checksum.
         copied: Blocks copied so far.
         copied_bytes: Of these blocks.
         compared: The slices that were committed when the last pass began; None where they are not remembered.
@@ -56,6 +60,7 @@ class CatchUp:
     lost_before: Collection[str] = frozenset()
     remember: bool = False
     status: Status = field(default_factory=Status)
+    damaged: list[str] = field(default_factory=list)
     copied: int = 0
     copied_bytes: int = 0
     compared: SliceBatches | None = None
@@ -118,6 +123,9 @@ class CatchUp:
             rows.put(row, result.outcome, result.comparison)
             match result.outcome:
                 case ObjectOutcome.COPIED:
+                    if result.detail:
+                        log.warning("%s is damaged, and copied as it is: %s.", rows.keys[row], result.detail)
+                        self.damaged.append(rows.keys[row])
                     self.copied += 1
                     self.copied_bytes += rows.sizes[row]
                 # Copied by the follower meanwhile; deleted by a client meanwhile.

@@ -178,6 +178,7 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         # A task whose process died as it ended has left when it did so, and no result.
         if result := results.get(task):
             lines.append(text.format(**result, there=_blocks(result)))
+    lines += _damaged_lines(results)
     lines += _written_lines(results.get("write_setting", {}))
     lines += _pod_lines(results.get("prove_no_restarts", {}))
     for task, side in (("follow_writes", "old"), ("follow_writes_back", "new")):
@@ -187,6 +188,16 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for task in ("catch_up_late", "copy_back_late"):
         lines += _late_lines(results.get(task, {}))
     return [*lines, *_settle_lines(results.get("settle", {}))]
+
+
+def _damaged_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Name blocks that were damaged before, which no client reads on either store."""
+    keys = sorted({key for result in results.values() for key in result.get("damaged", ())})
+    if not keys:
+        return []
+    named = ", ".join(f"`{key}`" for key in keys[:3])
+    what = "their content does not match the checksum that JuiceFS wrote, and clients read them on neither store"
+    return [f"**{len(keys)} blocks were damaged before this run** and were copied as they are ({named}): {what}"]
 
 
 def _client_lines(task: str, result: Mapping[str, Any], side: str, written_at: str | None) -> list[str]:

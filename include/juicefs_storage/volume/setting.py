@@ -132,6 +132,11 @@ class Setting:
         return str(self._fields["Storage"]).lower()
 
     @property
+    def storage_class(self) -> str:
+        """The class that clients give to new blocks (`juicefs format --storage-class`); empty: the bucket's own."""
+        return str(self._fields.get("StorageClass") or "")
+
+    @property
     def bucket(self) -> str:
         """The URL of endpoint and bucket."""
         return str(self._fields["Bucket"])

@@ -26,6 +26,7 @@ class FakeEngine:
     source: FakeStore
     target: FakeStore
     outcomes: dict[str, ObjectOutcome] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
     then: Callable[[], object] = int
     calls: list[list[str]] = field(default_factory=list)
 
@@ -40,7 +41,7 @@ class FakeEngine:
         if outcome := self.outcomes.get(name):
             return Copied(outcome, detail="refused")
         self.target.objects[name] = self.source.objects[name]
-        return Copied(ObjectOutcome.COPIED, comparison=Comparison.ETAG)
+        return Copied(ObjectOutcome.COPIED, comparison=Comparison.ETAG, detail=self.damaged.get(name, ""))
 
     def compare(self, objects: Sequence[Listed]) -> list[Compared]:
         raise NotImplementedError
@@ -104,6 +105,14 @@ def test_an_upload_that_lands_during_a_pass_is_copied_by_the_next() -> None:
     assert work.run().missing == 0
     assert work.copied == 6
     assert key(50) in world.target.objects
+
+
+def test_a_block_that_was_damaged_before_is_copied_and_named() -> None:
+    world = World()
+    world.engine.damaged = {key(7): "its content has the CRC32C 1, JuiceFS wrote 2"}
+    work = world.catch_up()
+    assert work.run().missing == 0
+    assert work.damaged == [key(7)]
 
 
 def test_a_block_that_no_store_has_is_reported_as_missing() -> None:

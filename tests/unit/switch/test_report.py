@@ -84,6 +84,11 @@ def test_the_report_says_what_was_seen_of_a_client_that_is_not_proven(results: d
     assert words in line
 
 
+def test_blocks_that_were_damaged_before_are_named() -> None:
+    (line,) = proof_lines({"follow_writes": {"damaged": ["b", "a"]}, "decide": {"damaged": ["a"]}})
+    assert line.startswith("**2 blocks were damaged before this run** and were copied as they are (`a`, `b`)")
+
+
 def test_clients_that_were_accepted_after_the_plan_are_named_too() -> None:
     results = {"prove_clients": {"accepted": ["vm:s3gateway", "vm:/mnt"]}}
     assert accepted_in(["vm:s3gateway"], results) == ("vm:/mnt", "vm:s3gateway")

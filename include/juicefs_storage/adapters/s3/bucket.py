@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -181,8 +182,14 @@ class S3Bucket(Bucket):
 
     def _change(self, method: str, key: str, body: bytes = b"") -> None:
         with self._client() as client:
-            length = len(body) if method == "PUT" else None
-            answer = client.call(method, client.path(key), parts=[body] if body else None, length=length)
+            length, headers = None, client.new_headers if method == "PUT" else ()
+            if method == "PUT":
+                # A bucket with an object lock wants it.
+                digest = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+                length, headers = len(body), (*headers, ("content-md5", digest))
+            answer = client.call(
+                method, client.path(key), headers=headers, parts=[body] if body else None, length=length
+            )
             if answer.status not in (200, 204):
                 raise client.refused(f"{method} {key}", answer)
 

@@ -99,6 +99,8 @@ class S3Client:
             host.name, host.header = f"{store.bucket}.{host.name}", f"{store.bucket}.{host.header}"
         self.host = host
         self.signer = Signer(host.header, store.region, store.access_key, store.secret_key, store.session_token)
+        #: Of new objects.
+        self.new_headers: Headers = (("x-amz-storage-class", store.storage_class),) if store.storage_class else ()
         self.bucket_path = "/" if store.virtual_host else f"/{quote(store.bucket, safe='')}/"
         self._prefix = quote(store.prefix, safe="/~")
         self.idle: list[Connection] = []

@@ -42,6 +42,7 @@ class S3Store:
         verify: Whether a certificate is checked, or the file (or folder) of the authorities to trust.
         virtual_host: The bucket is part of the host's name instead of the path.
         origin: Where this was configured, for messages.
+        storage_class: Of new objects; empty: the bucket's own.
         side: Which store of a move this is, for messages; empty: there is no move.
         limits: Of each call.
     """
@@ -56,6 +57,7 @@ class S3Store:
     verify: bool | str = True
     virtual_host: bool = False
     origin: str = "the connection"
+    storage_class: str = ""
     side: str = ""
     limits: Limits = field(default_factory=Limits)
 
@@ -212,6 +214,11 @@ def _aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[AwsConne
             f"{found} keys that last, found role_arn {aws.role_arn}: a role's keys expire during a copy, and clients "
             "do not renew them.",
             next_step="remove role_arn from its extra, and give an access key that may use the bucket",
+        )
+    if given := aws.get_service_config("s3").get("extra_args") or aws.extra_config.get("extra_args"):
+        raise PermanentError(
+            f"{found} no extra_args, found {', '.join(sorted(given))}: such headers (encryption, ACL) are not sent.",
+            next_step="remove extra_args from its extra; set encryption and ACL as defaults of the bucket",
         )
     endpoint = endpoint or aws.get_service_endpoint_url("s3")
     for field_name, value in (

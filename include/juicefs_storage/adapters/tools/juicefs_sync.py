@@ -101,6 +101,7 @@ class JuiceFSSync:
             *([] if overwrite else ["--ignore-existing"]),
             *(["--check-all"] if overwrite and compare != "size" else []),
             *([f"--bwlimit={_mbps(self.bandwidth_bytes_s)}"] if self.bandwidth_bytes_s else []),
+            *([f"--storage-class={self.target.storage_class}"] if self.target.storage_class else []),
             *self._selection(keys),
             *urls,
         ]

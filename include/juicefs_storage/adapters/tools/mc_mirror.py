@@ -75,6 +75,7 @@ class McMirror:
             *("mc", "mirror", "--preserve", "--retry", "--skip-errors"),
             *(["--overwrite"] if overwrite else []),
             *([f"--limit-download={rate}", f"--limit-upload={rate}"] if self.bandwidth_bytes_s else []),
+            *([f"--storage-class={self.target.storage_class}"] if self.target.storage_class else []),
             *(f"--exclude={glob}" for glob in self.exclude),
             *sides,
         ]

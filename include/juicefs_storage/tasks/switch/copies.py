@@ -35,6 +35,8 @@ _POD_START_S = 900
 _COMPARED = "compared"
 #: After how many seconds without progress of the run a follower frees its worker slot: the next task may wait for it.
 _GIVE_WAY_S = 300
+#: Damaged blocks that are named in the evidence; the log names all of them.
+_EXAMPLES = 100
 #: Between two looks at the store that the clients left, in seconds, where the first has found something.
 _LATE_PAUSE_S = 60
 
@@ -77,7 +79,8 @@ def copy(
         difference = work.run()
     if work.compared:
         push(_COMPARED, work.compared.to_text())
-    return {"copied": work.copied, "copied_bytes": work.copied_bytes, "still_missing": difference.missing}
+    copied = {"copied": work.copied, "copied_bytes": work.copied_bytes, "still_missing": difference.missing}
+    return {**copied, "damaged": work.damaged[:_EXAMPLES]} if work.damaged else copied
 
 
 class _MovingTasks:

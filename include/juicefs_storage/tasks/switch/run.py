@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -160,7 +161,9 @@ class SwitchRun:
             for location in (source, target)
         )
         limits = Limits(connect_s=5, idle_s=10, tries=3, max_delay_s=1, total_s=60) if fail_fast else Limits()
-        return NativeEngine(from_store, to_store, flow=flow, limits=limits)
+        # As the clients write them. A block that was damaged before is as it was: nothing more is lost by the move.
+        to_store = replace(to_store, storage_class=self.before.storage_class)
+        return NativeEngine(from_store, to_store, flow=flow, limits=limits, copy_damaged=True)
 
     @cached_property
     def lease(self) -> VolumeLease:

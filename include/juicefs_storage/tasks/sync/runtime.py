@@ -55,7 +55,7 @@ class SyncRuntime:
         )
         for store in stores:
             mask(store.access_key, store.secret_key, store.session_token)
-        return stores
+        return stores[0], replace(stores[1], storage_class=params.storage_class or "")
 
     def transfer(self, plan: SyncPlan, steering: Steering) -> Transfer:
         """Build what a task copies and compares by.

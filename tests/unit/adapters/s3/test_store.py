@@ -88,6 +88,10 @@ def test_a_ca_file_that_is_not_there_is_named(connections: Connections) -> None:
         ({"login": "", "extra": {"endpoint_url": "http://h"}}, "login"),
         ({"password": "", "extra": {"endpoint_url": "http://h"}}, "(login|password)"),
         ({"conn_type": "http", "extra": {"endpoint_url": "http://h"}}, "type aws"),
+        (
+            {"extra": {"endpoint_url": "http://h", "service_config": {"s3": {"extra_args": {"SSECustomerKey": "k"}}}}},
+            "found SSECustomerKey: such headers",
+        ),
         ({"extra": {"endpoint_url": "http://h", "role_arn": "arn:aws:iam::1:role/r"}}, "found role_arn arn:aws"),
     ],
 )

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from include.juicefs_storage.adapters.s3.client import error_code
+from include.juicefs_storage.adapters.s3.client import ObjectError, error_code
 from include.juicefs_storage.objects.model import ObjectOutcome
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ _KEPT = frozenset(
 
 
 class EndedError(Exception):
-    """The object needs no copy any more: VANISHED or CHANGED."""
+    """The object is not copied: VANISHED, CHANGED or DAMAGED."""
 
-    def __init__(self, outcome: ObjectOutcome) -> None:
+    def __init__(self, outcome: ObjectOutcome, detail: str = "") -> None:
         super().__init__(outcome)
-        self.outcome = outcome
+        self.outcome, self.detail = outcome, detail
 
 
 @lru_cache(maxsize=256)
@@ -59,4 +59,6 @@ def not_read(source: S3Client, response: Response) -> Exception:
         return EndedError(ObjectOutcome.VANISHED)
     if response.status in (412, 416):
         return EndedError(ObjectOutcome.CHANGED)
+    if response.status == 400 and b"server side encryption" in response.body.lower():
+        return ObjectError("GET: it is encrypted with a key of its writer (SSE-C), which no connection holds")
     return source.refuse("GET", response)

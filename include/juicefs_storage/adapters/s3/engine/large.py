@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from include.juicefs_storage.adapters.s3.client import Tries, is_md5
+from include.juicefs_storage.adapters.s3.client import Tries, is_md5, stream
 from include.juicefs_storage.adapters.s3.engine.answers import (
-    CREATE_ONLY,
     REFUSAL_BYTES,
     EndedError,
     changed,
@@ -17,11 +16,13 @@ from include.juicefs_storage.adapters.s3.engine.answers import (
     not_read,
 )
 from include.juicefs_storage.adapters.s3.engine.proof import not_written, proven, xxh3
+from include.juicefs_storage.adapters.s3.engine.put import put_object
 from include.juicefs_storage.adapters.s3.wire.connection import Connection
 from include.juicefs_storage.adapters.s3.wire.drive import StoppedError
 from include.juicefs_storage.adapters.s3.wire.limits import held_back
 from include.juicefs_storage.adapters.s3.wire.message import CHUNKED, HttpError
 from include.juicefs_storage.objects.model import Comparison, Copied, Listed, ObjectOutcome
+from include.juicefs_storage.volume.checksum import Crc32c, checksum_problem, recorded_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.engine.worker import Worker
     from include.juicefs_storage.adapters.s3.signing import Headers
     from include.juicefs_storage.adapters.s3.wire.limits import Steps
-    from include.juicefs_storage.adapters.s3.wire.message import Head, Response
+    from include.juicefs_storage.adapters.s3.wire.message import Buffer, Head, Response
 
 _STOP_CHECK_S = 1.0
 
@@ -54,22 +55,49 @@ def send_large(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copi
     """
     _, size, etag = item
     hashes = [] if is_md5(etag) and not worker.shared.foreign_target else [hashlib.md5, xxh3]
-    conditions = CREATE_ONLY if create_only else ()
-    put, sums = yield from relay(worker, item, (), lambda head: ("", kept(head.headers) + conditions), size, hashes)
-    if create_only and put.status in (400, 501):
-        again = relay(worker, item, (), lambda head: ("", kept(head.headers)), size, hashes)
-        without, sums = yield from again
-        if without.status == 200:
-            worker.shared.create_only, put = False, without
+    sent: Sent
+
+    def send(more: Headers) -> Steps[Response]:
+        def request(head: Head) -> tuple[str, Headers]:
+            return "", kept(head.headers) + worker.target.new_headers + more
+
+        nonlocal sent
+        sent = yield from relay(worker, item, (), request, size, hashes)
+        return sent.answer
+
+    def digest(*, read: bool) -> Steps[str]:
+        if is_md5(etag) and not read:
+            return etag
+        found = yield from stream(worker.source, item[0], lambda _: hashlib.md5(usedforsecurity=False), size)
+        if found is None:
+            raise EndedError(ObjectOutcome.VANISHED)
+        return found.hexdigest()
+
+    put = yield from put_object(worker, send, digest, create_only=create_only)
     if put.status != 200:
         return (yield from not_written(worker, item, put))
     worker.target.granted += 1
     written = put.headers.get("etag", "").strip('"')
     if written == etag and is_md5(etag):
-        return Copied(ObjectOutcome.COPIED, written, Comparison.ETAG)
+        return Copied(ObjectOutcome.COPIED, written, Comparison.ETAG, detail=sent.damage)
     # From now on what is sent is hashed on the way, which saves reading the source a second time.
     worker.shared.foreign_target = True
-    return (yield from proven(worker, item, written, *sums))
+    copied = yield from proven(worker, item, written, *sent.sums)
+    return copied._replace(detail=copied.detail or sent.damage)
+
+
+class Sent(NamedTuple):
+    """What a target answered to what was sent.
+
+    Attributes:
+        answer: It may be a refusal.
+        sums: The digests of what was sent, in hex.
+        damage: How it differs from the checksum that JuiceFS left with it; empty where it does not.
+    """
+
+    answer: Response
+    sums: list[str]
+    damage: str = ""
 
 
 def relay(  # over 60 lines: every way out of an exchange of two connections closes both
@@ -79,7 +107,7 @@ def relay(  # over 60 lines: every way out of an exchange of two connections clo
     put_request: Callable[[Head], tuple[str, Headers]],
     size: int,
     hashes: Sequence[Callable[[], Hash]],
-) -> Steps[tuple[Response, list[str]]]:
+) -> Steps[Sent]:
     """Send a source object, or a part of it, as it comes in; from the start again where either side fails.
 
     Args:
@@ -90,15 +118,13 @@ def relay(  # over 60 lines: every way out of an exchange of two connections clo
         size: How many bytes there are to move.
         hashes: What to compute of them on the way.
 
-    Returns:
-        The target's answer, which may be a refusal, and the digests in hex.
-
     Raises:
         ObjectError, StoreDownError: A side kept failing.
-        EndedError: VANISHED, CHANGED.
+        EndedError: VANISHED, CHANGED; DAMAGED, before the last piece is sent.
     """
     key, source, target = item[0], worker.source, worker.target
     reading, writing, moved_before = Tries(source, size), Tries(target, size), worker.moving.bytes
+    damage = Damage(worker)
     while True:
         get = put = retry_after = None
         worker.moving.bytes = moved_before
@@ -111,8 +137,10 @@ def relay(  # over 60 lines: every way out of an exchange of two connections clo
             head = target.signer.head("PUT", target.path(key), query, headers, size)
             yield from put.send([head], len(head))
             sums = [make() for make in hashes]
-            if sums or type(get) is not Connection or type(put) is not Connection or answer.length == CHUNKED:
-                yield from _pump(worker, get, put, size, sums)
+            damage.begin({} if get_headers else answer.headers)
+            plain = type(get) is type(put) is Connection
+            if sums or damage.expected or not plain or answer.length == CHUNKED:
+                yield from _pump(worker, get, put, size, sums, damage)
             else:
                 yield from _splice(worker, get, put, size)
             if not put.cut_short:
@@ -124,7 +152,7 @@ def relay(  # over 60 lines: every way out of an exchange of two connections clo
             if not target.again(response):
                 target.answers += 1
                 response.tries = writing.made + 1
-                return response, [made.hexdigest() for made in sums]
+                return Sent(response, [made.hexdigest() for made in sums], damage.problem)
             problem, retry_after = f"status {response.status}", response.headers.get("retry-after")
         except ReadError as failed:
             tries, action = reading, "GET"
@@ -180,7 +208,47 @@ def _ask(
         return get, answer
 
 
-def _pump(worker: Worker, get: Connection, put: Connection, size: int, sums: Sequence[Hash]) -> Steps[None]:
+class Damage:
+    """Whether what is read from the source matches the checksum that JuiceFS left with it.
+
+    Attributes:
+        expected: Whether there is such a checksum.
+        problem: How the content differs, each time that it was read; empty where it does not.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._copies, self._headers, self._found = worker.shared.copy_damaged, dict[str, str](), Crc32c()
+        self.expected, self.problem = False, ""
+
+    def begin(self, headers: dict[str, str]) -> None:
+        """Begin to read an object with these headers."""
+        self._headers, self._found, self.expected = headers, Crc32c(), recorded_checksum(headers) is not None
+
+    def update(self, parts: Sequence[Buffer], left: int) -> None:
+        """Take the next pieces.
+
+        Args:
+            parts: The pieces.
+            left: How many bytes are still to come.
+
+        Raises:
+            ReadError: All of it was read, for the first time with this content, which may be the network's fault.
+            EndedError: DAMAGED, and such objects are not copied.
+        """
+        for part in parts:
+            self._found.update(part)
+        if left:
+            return
+        before, self.problem = self.problem, checksum_problem(self._headers, self._found)
+        if self.problem and self.problem != before:
+            raise ReadError(HttpError(self.problem))
+        if self.problem and not self._copies:
+            raise EndedError(ObjectOutcome.DAMAGED, self.problem)
+
+
+def _pump(
+    worker: Worker, get: Connection, put: Connection, size: int, sums: Sequence[Hash], damage: Damage
+) -> Steps[None]:
     """Move a body through this process."""
     left = size
     while True:
@@ -199,6 +267,8 @@ def _pump(worker: Worker, get: Connection, put: Connection, size: int, sums: Seq
         for made in sums:
             for part in parts:
                 made.update(part)
+        if damage.expected:
+            damage.update(parts, left)
         worker.moving.bytes += moved
         yield from held_back(worker.shared.flow, moved, get, put)
         yield from put.send(parts, moved)

@@ -51,7 +51,7 @@ def send_parts(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copi
     if create_only and (yield from target.request("HEAD", path)).status == 200:
         compared = yield from compare(worker, item)
         return Copied(compared.outcome, comparison=Comparison.CONTENT, checksum=compared.checksum)
-    begun = yield from target.request("POST", path, "uploads=", kept(found.headers), None, 0)
+    begun = yield from target.request("POST", path, "uploads=", kept(found.headers) + target.new_headers, None, 0)
     upload_id = _UPLOAD_ID.search(begun.body)
     if begun.status != 200 or upload_id is None:
         raise target.refuse("POST", begun)
@@ -101,7 +101,7 @@ def _upload_parts(worker: Worker, item: Listed, upload: str) -> Steps[tuple[list
             made[:] = [so_far.copy()]  # a part that is sent again is hashed again
             return made[0]
 
-        sent, sums = yield from relay(
+        sent, sums, _ = yield from relay(
             worker, item, headers, partial(_part, query), last + 1 - first, [hashlib.md5, whole]
         )
         if sent.status != 200:

@@ -59,6 +59,8 @@ class NativeEngine(Engine):
         limits: Of each request; None: the target's.
         put_limit_bytes: Larger objects go in parts.
         part_bytes: Of such a part.
+        copy_damaged: Copy an object all the same, and say so in `detail`, where its content does not match the checksum
+            that JuiceFS left with it; else it is DAMAGED and not copied.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class NativeEngine(Engine):
         limits: Limits | None = None,
         put_limit_bytes: int = PUT_LIMIT_BYTES,
         part_bytes: int = PART_BYTES,
+        copy_damaged: bool = False,
     ) -> None:
         self._stores, self._put_limit_bytes = (source, target), put_limit_bytes
         #: How many small and how many large objects are in flight at once. Their bounds may be set while it runs.
@@ -82,6 +85,7 @@ class NativeEngine(Engine):
             threading.Event(),
             part_bytes,
             server_copy=source.endpoint == target.endpoint,
+            copy_damaged=copy_damaged,
         )
         self._loop = Loop(self._shared.limits)
         self._workers = [Worker(self._shared, source, target, self.small)]
@@ -206,7 +210,7 @@ class NativeEngine(Engine):
             if copied.outcome is ObjectOutcome.FAILED:  # it was not stored as it was sent: once more, over our own
                 copied = yield from send(worker, item, create_only=False)
         except EndedError as ended:
-            return Copied(ended.outcome)
+            return Copied(ended.outcome, detail=ended.detail)
         return (
             copied._replace(outcome=ObjectOutcome.OVERWRITTEN)
             if overwrite and copied.outcome is ObjectOutcome.COPIED

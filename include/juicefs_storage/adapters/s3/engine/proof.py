@@ -8,8 +8,11 @@ from include.juicefs_storage.adapters.s3.client import stream
 from include.juicefs_storage.adapters.s3.engine.answers import EndedError
 from include.juicefs_storage.adapters.s3.wire.message import TooLongError
 from include.juicefs_storage.objects.model import Compared, Comparison, Copied, Listed, ObjectOutcome
+from include.juicefs_storage.volume.checksum import Crc32c, checksum_problem, recorded_checksum
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from include.juicefs_storage.adapters.s3.client import S3Client
     from include.juicefs_storage.adapters.s3.engine.worker import Worker
     from include.juicefs_storage.adapters.s3.wire.limits import Steps
@@ -88,24 +91,56 @@ def proven(worker: Worker, item: Listed, written: str, md5: str = "", content: s
 
 def compare(worker: Worker, item: Listed) -> Steps[Compared]:
     """Read both sides and compare xxh3-64."""
-    source = ""
+    source = None
     try:
-        source = (yield from _content(worker.source, item)) or ""
-        if not source:
+        source = yield from _read(worker.source, item)
+        if source is None:
             return Compared(ObjectOutcome.VANISHED)
-        target = yield from _content(worker.target, item)
+        target = yield from _read(worker.target, item)
     except TooLongError:  # longer than listed: nothing more needs to be read
-        return Compared(ObjectOutcome.DIFFERENT, source)
+        return Compared(ObjectOutcome.DIFFERENT, source.content.hexdigest() if source else "")
+    content, problem = source.content.hexdigest(), source.problem
     if target is None:
-        return Compared(ObjectOutcome.MISSING, source)
-    return Compared(ObjectOutcome.SAME if source == target else ObjectOutcome.DIFFERENT, source)
+        return Compared(ObjectOutcome.MISSING, content)
+    if content == target.content.hexdigest():
+        return Compared(ObjectOutcome.DAMAGED if problem else ObjectOutcome.SAME, content, problem)
+    problems = {"source": problem, "target": target.problem}
+    detail = "; ".join(f"on the {side} {problem}" for side, problem in problems.items() if problem)
+    return Compared(ObjectOutcome.DIFFERENT, content, detail)
 
 
-def _content(client: S3Client, item: Listed) -> Steps[str | None]:
-    """Hash one object: xxh3-64 in hex; None where there is none.
+class _Read:
+    """An object as it comes in.
+
+    Attributes:
+        content: xxh3-64 of it.
+    """
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.content, self._headers = xxh3(), headers
+        self._checksum = None if recorded_checksum(headers) is None else Crc32c()
+
+    def update(self, data: Buffer, /) -> None:
+        self.content.update(data)
+        if self._checksum is not None:
+            self._checksum.update(data)
+
+    @property
+    def problem(self) -> str:
+        """How it differs from the checksum that JuiceFS left with it."""
+        return checksum_problem(self._headers, self._checksum) if self._checksum is not None else ""
+
+
+def _read(client: S3Client, item: Listed) -> Steps[_Read | None]:
+    """Read one object; None where there is none.
 
     Raises:
         TooLongError: It is longer than it was listed.
     """
-    hashed = yield from stream(client, item[0], lambda _: xxh3(), item[1])
-    return None if hashed is None else hashed.hexdigest()
+    return stream(client, item[0], _Read, item[1])
+
+
+def _content(client: S3Client, item: Listed) -> Steps[str | None]:
+    """Hash one object: xxh3-64 in hex; None where there is none. See `_read`."""
+    found = yield from _read(client, item)
+    return None if found is None else found.content.hexdigest()

@@ -38,6 +38,7 @@ def copy_on_server(worker: Worker, item: Listed, *, overwrite: bool) -> Steps[Co
         headers += (("x-amz-copy-source-if-match", f'"{etag}"'),)
     if worker.shared.create_only and not overwrite:
         headers += CREATE_ONLY
+    headers += target.new_headers
     answer = yield from target.request("PUT", target.path(key), "", headers, None, 0, transfer_bytes=_TRANSFER_BYTES)
     code = error_code(answer)
     if answer.status == 404 and code == "NoSuchKey":

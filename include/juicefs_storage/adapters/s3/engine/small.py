@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from include.juicefs_storage.adapters.s3.client import is_md5
-from include.juicefs_storage.adapters.s3.engine.answers import CREATE_ONLY, EndedError, changed, kept, not_read
+from include.juicefs_storage.adapters.s3.engine.answers import EndedError, changed, kept, not_read
 from include.juicefs_storage.adapters.s3.engine.proof import not_written, proven, xxh3
+from include.juicefs_storage.adapters.s3.engine.put import put_object
 from include.juicefs_storage.adapters.s3.wire.message import TooLongError
 from include.juicefs_storage.objects.model import Comparison, Copied, Listed, ObjectOutcome
+from include.juicefs_storage.volume.checksum import Crc32c, checksum_problem, recorded_checksum
 
 if TYPE_CHECKING:
+    from include.juicefs_storage.adapters.s3.client import S3Client
+    from include.juicefs_storage.adapters.s3.engine.proof import Hash
     from include.juicefs_storage.adapters.s3.engine.worker import Worker
+    from include.juicefs_storage.adapters.s3.signing import Headers
     from include.juicefs_storage.adapters.s3.wire.limits import Steps
+    from include.juicefs_storage.adapters.s3.wire.message import Response
 
 
 def send_small(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copied]:
@@ -26,6 +33,38 @@ def send_small(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copi
     """
     key, size, etag = item
     source, target = worker.source, worker.target
+    got = yield from _get(source, item)
+    damage = _damage(got)
+    if damage:  # on the way, or where it is stored
+        got = yield from _get(source, item)
+        damage = _damage(got)
+    if damage and not worker.shared.copy_damaged:
+        raise EndedError(ObjectOutcome.DAMAGED, damage)
+    path, headers = target.path(key), kept(got.headers) + target.new_headers
+
+    def send(more: Headers) -> Steps[Response]:
+        return target.request("PUT", path, "", headers + more, got.parts, size)
+
+    md5 = partial(hashlib.md5, usedforsecurity=False)
+
+    def digest(*, read: bool) -> Steps[str]:  # noqa: ARG001 - it was read
+        yield from ()
+        return _hashed(got, md5())
+
+    put = yield from put_object(worker, send, digest, create_only=create_only)
+    if put.status != 200:
+        return (yield from not_written(worker, item, put))
+    target.granted += 1
+    written = put.headers.get("etag", "").strip('"')
+    if written == etag and is_md5(etag):
+        return Copied(ObjectOutcome.COPIED, written, Comparison.ETAG, detail=damage)
+    copied = yield from proven(worker, item, written, _hashed(got, md5()), _hashed(got, xxh3()))
+    return copied._replace(detail=copied.detail or damage)
+
+
+def _get(source: S3Client, item: Listed) -> Steps[Response]:
+    """Read an object as it was listed."""
+    key, size, etag = item
     try:
         got = yield from source.request("GET", source.path(key), limit_bytes=size)
     except TooLongError:
@@ -35,24 +74,20 @@ def send_small(worker: Worker, item: Listed, *, create_only: bool) -> Steps[Copi
     source.granted += 1
     if got.size != size or changed(got.headers, etag):
         raise EndedError(ObjectOutcome.CHANGED)
-    headers = kept(got.headers)
-    conditions = CREATE_ONLY if create_only else ()
-    path = target.path(key)
-    put = yield from target.request("PUT", path, "", headers + conditions, got.parts, size)
-    if create_only and put.status in (400, 501):
-        # Where the store refused the condition, stop sending it.
-        without = yield from target.request("PUT", path, "", headers, got.parts, size)
-        if without.status == 200:
-            worker.shared.create_only, put = False, without
-    if put.status != 200:
-        return (yield from not_written(worker, item, put))
-    target.granted += 1
-    written = put.headers.get("etag", "").strip('"')
-    if written == etag and is_md5(etag):
-        return Copied(ObjectOutcome.COPIED, written, Comparison.ETAG)
-    md5 = hashlib.md5(usedforsecurity=False)
-    content = xxh3()
+    return got
+
+
+def _damage(got: Response) -> str:
+    """Say how the content differs from the checksum that JuiceFS left with it; empty where it does not."""
+    if recorded_checksum(got.headers) is None:
+        return ""
+    found = Crc32c()
     for part in got.parts:
-        md5.update(part)
-        content.update(part)
-    return (yield from proven(worker, item, written, md5.hexdigest(), content.hexdigest()))
+        found.update(part)
+    return checksum_problem(got.headers, found)
+
+
+def _hashed(got: Response, made: Hash) -> str:
+    for part in got.parts:
+        made.update(part)
+    return made.hexdigest()

@@ -34,6 +34,8 @@ class Shared:
         create_only: The target takes the condition that an object must not exist yet.
         foreign_target: The target's ETags are not the MD5 of what was sent.
         server_copy: Both sides are one store, and it copies objects itself.
+        copy_damaged: Copy an object all the same whose content does not match the checksum that JuiceFS left with it.
+        wants_md5: The target takes no PUT without Content-MD5, as a bucket with an object lock does.
     """
 
     limits: Limits
@@ -43,6 +45,8 @@ class Shared:
     server_copy: bool
     create_only: bool = True
     foreign_target: bool = False
+    copy_damaged: bool = False
+    wants_md5: bool = False
 
 
 class Worker:
