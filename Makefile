@@ -13,7 +13,7 @@ CASE ?= copy
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup system fuse check lint unit project test test-parts test-runs test-soak fleet faults soak \
-	demo demo-down bench needed window lock docs
+	demo demo-down bench needed window chart lock docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ needed: setup ## which blocks a volume of a million slices needs, beside juicefs
 
 window: fuse setup ## measure how long clients take to follow a new setting
 	$(BIN)/python -m benchmarks.window
+
+chart: setup ## render deploy/values.yaml with helm; CHART names the chart's folder or archive (apache-airflow/airflow, 1.22.0)
+	AIRFLOW_CHART=$(CHART) $(BIN)/python -m pytest tests/project/test_helm.py
 
 docs: setup ## write the tables of params in docs/ from the models
 	$(BIN)/python -m tests.support.param_tables

@@ -262,6 +262,32 @@ def test_the_roles_grant_every_right_that_a_run_checks_and_nothing_else() -> Non
     assert set(roles()) == {row(right) for right in needed_rights("juicefs")}
 
 
+#: Asked for where they are granted, and not missed otherwise: docs/rights.md.
+OPTIONAL = {("ClusterRole", "secrets", "list"), ("ClusterRole", "deployments", "list")}
+VERBS = {"read": {"get"}, "list": {"list"}, "patch": {"patch"}, "create": {"create"}, "replace": {"update"}}
+
+
+def called_rights() -> set[tuple[str, str, str]]:
+    """Kind of role, resource and verb of every method of the Kubernetes client that the adapters name."""
+    source = "".join(path.read_text() for path in (ROOT / "include/juicefs_storage/adapters/kubernetes").glob("*.py"))
+    # An exec over WebSocket is a GET, and newer API servers ask for `create` as well.
+    found = {("Role", "pods/exec", verb) for verb in ("get", "create") if "connect_get_namespaced_pod_exec" in source}
+    method = rf"\.({'|'.join(VERBS)})_(namespaced_)?(?!stdout|stderr|self_)([a-z_]+?)(_for_all_namespaces)?\b"
+    for verb, namespaced, name, _ in re.findall(method, source):
+        kind, _, subresource = name.replace("pod_log", "pod/log").partition("/")
+        plural = (
+            kind.replace("_", "") + ("es" if kind.endswith("s") else "s") + (f"/{subresource}" if subresource else "")
+        )
+        found |= {("Role" if namespaced else "ClusterRole", plural, needed) for needed in VERBS[verb]}
+    return found
+
+
+def test_every_verb_that_is_granted_is_called_and_every_call_is_granted() -> None:
+    granted = {(kind, resource, verb) for kind, _, resource, verb in roles()}
+    # The volume's users are listed namespace by namespace, whichever these are.
+    assert called_rights() - OPTIONAL | {("ClusterRole", "pods", "list")} == granted
+
+
 def test_every_binding_binds_the_service_account_that_helm_uses() -> None:
     documents = list(yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text()))
     named = {(document["kind"], document["metadata"]["name"]) for document in documents}
@@ -269,9 +295,8 @@ def test_every_binding_binds_the_service_account_that_helm_uses() -> None:
     for binding in (document for document in documents if document["kind"].endswith("Binding")):
         assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in named
         assert binding["subjects"] == [{"kind": "ServiceAccount", **account}]
-    values = yaml.safe_load((ROOT / "deploy/values.yaml").read_text())
-    for component in (values["workers"], values["workers"]["kubernetes"], values["triggerer"]):
-        assert component["serviceAccount"] == {"create": False, "name": account["name"]}
+    # What gives it to the tasks' pods: tests/project/test_helm.py.
+    assert f'service_account_name="{account["name"]}"' in (ROOT / "deploy/values.yaml").read_text()
 
 
 def test_helm_values_carry_no_secret() -> None:

@@ -18,7 +18,7 @@ def test_the_image_has_the_version_of_the_project() -> None:
         path: set(IMAGE.findall((ROOT / path).read_text()))
         for path in ("docker-compose.yaml", "deploy/Dockerfile", "docs/deploy.md")
     }
-    tag = re.search(r"^    tag: (\S+)$", (ROOT / "deploy/values.yaml").read_text(), re.MULTILINE)
+    tag = re.search(r"^    tag: &tag (\S+)$", (ROOT / "deploy/values.yaml").read_text(), re.MULTILINE)
     assert tag
     assert named | {"deploy/values.yaml": {tag[1]}} == {key: {version} for key in [*named, "deploy/values.yaml"]}
 

@@ -17,8 +17,8 @@ _BY_PROCESS = re.compile(r"--by-process(=(true|t|1))?(\s|$)", re.IGNORECASE)
 
 def needed_rights(namespace: str) -> list[Right]:
     """Return every right that the DAG uses; deploy/rbac.yaml grants exactly these."""
-    rights = [Right(verb, "pods", namespace=namespace) for verb in ("get", "list")]
-    rights += [
+    rights = [
+        Right("list", "pods", namespace=namespace),
         # The handshake of an exec over WebSocket is a GET; newer API servers ask for `create` as well.
         Right("get", "pods", subresource="exec", namespace=namespace),
         Right("create", "pods", subresource="exec", namespace=namespace),
