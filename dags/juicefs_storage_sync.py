@@ -37,13 +37,14 @@ differences as files. A partition can be cleared alone: it does only what is mis
     default_args=TASK_DEFAULTS,
 )
 def juicefs_storage_sync() -> None:
-    """Check, cut into partitions, copy, verify, reconcile."""
-    checked = sync.check()
+    """Check, list, cut into partitions, copy, verify, reconcile."""
+    shares = sync.check()
+    listing = sync.list_source.expand(share=shares)
     planned = sync.plan_partitions()
     copied = sync.copy.expand(shard=planned)
     listed = sync.list_to_verify()
     verified = sync.verify.expand(shard=listed)
-    chain(checked, planned, copied, listed, verified, sync.reconcile(), sync.finalize())
+    chain(shares, listing, planned, copied, listed, verified, sync.reconcile(), sync.finalize())
 
 
 juicefs_storage_sync().params.update(form(SyncParams))

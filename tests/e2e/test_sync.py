@@ -1,7 +1,9 @@
-"""`juicefs_storage_sync` through a real scheduler: a partition's process is killed and runs again alone."""
+"""`juicefs_storage_sync` through a real scheduler: a planner and a partition are killed, and run again alone."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import psutil
 import pytest
 
 from include.juicefs_storage.adapters.manifests import ManifestReader
+from include.juicefs_storage.names import COPY_POOL
 from include.juicefs_storage.objects.model import ObjectOutcome
-from lab.airflow import Airflow
+from lab.airflow import POOL_SLOTS, Airflow
 from lab.environment import Lab
 from lab.keys import random_part
 from lab.process import Server, wait_for
@@ -55,16 +58,12 @@ def finish(airflow: Airflow, run_id: str) -> tuple[str, dict[str, Any]]:
     return state, report
 
 
-def kill_copy(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
-    """SIGKILL the process of one partition once it has copied something; only ever one of this lab's scheduler."""
-    path = f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/copy/{index}"
-    third = range(index * OBJECTS // 3 + 1, (index + 1) * OBJECTS // 3 - 1)
+def task_path(run_id: str, task_id: str, index: int) -> str:
+    return f"/dags/{DAG_ID}/dagRuns/{run_id}/taskInstances/{task_id}/{index}"
 
-    def at_work() -> bool:
-        there = {int(key.removeprefix(PREFIX)[:4]) for key in lab.new_store.objects(PREFIX)}
-        return bool(there & set(third)) and airflow.api("GET", path)["state"] == "running"
 
-    wait_for(f"copy {index} is at work", at_work, deadline_s=RUN_S, poll_s=0.2)
+def kill(lab: Lab, airflow: Airflow, path: str) -> None:
+    """SIGKILL the process of a task; only ever one of this lab's scheduler."""
     scheduler = Server.load(lab.state, "airflow-scheduler")
     assert scheduler
     process = psutil.Process(airflow.api("GET", path)["pid"])
@@ -72,19 +71,60 @@ def kill_copy(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
     process.kill()
 
 
+def kill_planner(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
+    """Kill a task that lists the source, which does not answer meanwhile."""
+    path, source = task_path(run_id, "list_source", index), lab.old_store.server()
+    assert source
+    try:
+        wait_for(
+            "the check has ended",
+            lambda: {t.state for t in airflow.task_states(DAG_ID, run_id) if t.task_id == "check"} == {"success"},
+            deadline_s=RUN_S,
+        )
+        os.kill(source.pid, signal.SIGSTOP)
+        slots(airflow, POOL_SLOTS)
+        wait_for("a planner is at work", lambda: airflow.api("GET", path)["state"] == "running", deadline_s=RUN_S)
+        kill(lab, airflow, path)
+    finally:
+        os.kill(source.pid, signal.SIGCONT)
+        slots(airflow, POOL_SLOTS)
+
+
+def slots(airflow: Airflow, count: int) -> None:
+    """Let so many tasks of copies run at once."""
+    airflow.api("PATCH", f"/pools/{COPY_POOL}", json={"slots": count}, params={"update_mask": "slots"})
+
+
+def kill_copy(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
+    """Kill the task of one partition once it has copied something."""
+    path = task_path(run_id, "copy", index)
+    third = range(index * OBJECTS // 3 + 1, (index + 1) * OBJECTS // 3 - 1)
+
+    def at_work() -> bool:
+        there = {int(key.removeprefix(PREFIX)[:4]) for key in lab.new_store.objects(PREFIX)}
+        return bool(there & set(third)) and airflow.api("GET", path)["state"] == "running"
+
+    wait_for(f"copy {index} is at work", at_work, deadline_s=RUN_S, poll_s=0.2)
+    kill(lab, airflow, path)
+
+
 def puts(requests: dict[tuple[str, str], int]) -> int:
     return sum(count for (kind, status), count in requests.items() if kind == "PUT" and status == "200")
 
 
-def test_a_killed_partition_runs_again_alone_and_nothing_is_copied_twice(lab: Lab, airflow: Airflow) -> None:
+def test_a_killed_planner_and_partition_run_again_alone_and_nothing_is_copied_twice(lab: Lab, airflow: Airflow) -> None:
     written, before = lab.old_store.mutating_requests(), puts(lab.new_store.requests())
-    run_id = start(lab, airflow, dry_run=False, bandwidth_mib_s=4)
+    slots(airflow, 0)
+    run_id = start(lab, airflow, dry_run=False, bandwidth_mib_s=4, planners=2)
+    kill_planner(lab, airflow, run_id, 1)
     kill_copy(lab, airflow, run_id, 1)
     state, report = finish(airflow, run_id)
 
     assert (state, report["outcome"], report["problems"]) == ("success", "proven", [])
-    tries = {t.map_index: t.try_number for t in airflow.task_states(DAG_ID, run_id) if t.task_id == "copy"}
-    assert tries == {0: 1, 1: 2, 2: 1}
+    tries = {(t.task_id, t.map_index): t.try_number for t in airflow.task_states(DAG_ID, run_id) if t.map_index >= 0}
+    again = {("list_source", 1), ("copy", 1)}
+    assert {task for task, number in tries.items() if number > 1} == again
+    assert report["partitions"] == 3
     copied, verified = report["phases"]
     assert sum(count for count, _ in copied["totals"].values()) == OBJECTS
     assert copied["totals"]["same/etag"][0] >= 1, "what the killed try had copied was found in place"

@@ -88,6 +88,37 @@ def test_a_run_is_cut_as_an_earlier_one_and_tasks_may_have_several_partitions(
     assert source.requests()["LIST", "200"] - lists == 5
 
 
+def test_a_source_listed_by_several_tasks_is_cut_as_by_one(
+    stores: tuple[Store, Store], start: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def parts(run: SyncRun) -> list[dict[str, Any]]:
+        run.run("plan_partitions")
+        plan: dict[str, Any] = json.loads((tmp_path / run.run_id / "plan.json").read_text())
+        return [{**partition, "where": ""} for partition in plan["partitions"]]
+
+    alone = start("alone", partitions=4)
+    assert alone.returned("check", alone.run("check")) == [], "no task more for a source that is small"
+    cut = parts(alone)
+
+    several = start("several", partitions=4, planners=3)
+    shares = several.returned("check", several.run("check"))
+    assert [share["label"] for share in shares] == ["1 of 3", "2 of 3", "3 of 3"]
+    listed = [several.run("list_source", share) for share in shares[:2]]
+    with pytest.raises(AirflowFailException, match="clear list_source 2 with Downstream"):
+        several.run("plan_partitions")
+    listed += [several.run("list_source", share) for share in (shares[2], shares[2])][:1]
+    assert sum(share["objects"] for share in listed) == len(KEYS)
+    assert parts(several) == cut
+
+    monkeypatch.setattr("include.juicefs_storage.tasks.sync.listing.ALONE_CALLS", 1)
+    monkeypatch.setattr("include.juicefs_storage.adapters.s3.listing._PAGE_KEYS", 7)
+    large = start("large", partitions=4)
+    shares = large.returned("check", large.run("check"))
+    assert len(shares) > 1, "what is left after some requests is shared out"
+    assert 0 < sum(large.run("list_source", share)["objects"] for share in shares) < len(KEYS)
+    assert parts(large) == cut
+
+
 @pytest.mark.parametrize("engine", ["juicefs", "native"])
 def test_every_engine_is_proven_in_the_same_way(engine: str, stores: tuple[Store, Store], start: Any) -> None:
     source, target = stores
@@ -115,7 +146,9 @@ def test_a_plan_that_was_made_again_is_not_mixed_with_the_earlier_one(stores: tu
     run = start("twice", dry_run=False, partitions=2)
     run.returned("check", run.run("check"))
     earlier = run.run("plan_partitions")
+    assert run.run("plan_partitions") == earlier, "the same listing gives the same plan"
     stores[0].client().put_object(Bucket=stores[0].bucket, Key=f"{PREFIX}new", Body=b"1")
+    run.returned("check", run.run("check"))
     run.run("plan_partitions")
     with pytest.raises(AirflowFailException, match="the plan was made again since"):
         run.run("copy", earlier[0])

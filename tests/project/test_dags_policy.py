@@ -171,10 +171,11 @@ def test_a_volume_in_mid_move_waits_behind_no_copy(dag_id: str, dags: dict[str, 
 
 
 def test_the_graph_of_the_copy(dags: dict[str, dict[str, Any]]) -> None:
-    tasks = ["check", "plan_partitions", "copy", "list_to_verify", "verify", "reconcile", "finalize"]
+    tasks = ["check", "list_source", "plan_partitions", "copy", "list_to_verify", "verify", "reconcile", "finalize"]
     copying = dags["juicefs_storage_sync"]
     assert copying["graph"] == {task: [following] for task, following in pairwise(tasks)} | {"finalize": []}
     assert copying["rules"] == {
+        "plan_partitions": "none_failed",  # a source that is small is listed by the check alone
         "list_to_verify": "none_failed",  # nothing is copied where the mode is verify
         "reconcile": "all_done",  # what never ran is in the report
         "finalize": "all_done",

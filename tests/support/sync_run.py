@@ -15,7 +15,7 @@ class SyncRun:
     """What a task sees of Airflow, for one run: params, XComs in memory, and the states of tasks that failed."""
 
     dag_id = "juicefs_storage_sync"
-    task_ids = ("check", "plan_partitions", "copy", "list_to_verify", "verify", "reconcile", "finalize")
+    task_ids = ("check", "list_source", "plan_partitions", "copy", "list_to_verify", "verify", "reconcile", "finalize")
 
     def __init__(self, run_id: str, params: dict[str, Any]) -> None:
         self.run_id, self.params = run_id, params
@@ -60,7 +60,8 @@ class SyncRun:
 
     def whole(self) -> dict[str, Any]:
         """Run every task of the DAG, in order; returns the report."""
-        self.returned("check", self.run("check"))
+        for share in self.returned("check", self.run("check")):
+            self.run("list_source", share)
         for phase, planner in (("copy", "plan_partitions"), ("verify", "list_to_verify")):
             shards = self.returned(planner, self.run(planner))
             results = [self.run(phase, shard) for shard in shards]

@@ -126,6 +126,15 @@ class SyncParams(Params):
         None,
         examples=["manual__2026-11-23T08:00:00+00:00"],
     )
+    planners: int | None = param(
+        "Advanced",
+        "Planners",
+        "Tasks that list the source for the plan. Empty: none up to four million objects, else two for each task that "
+        "may work at once.",
+        None,
+        ge=1,
+        le=256,
+    )
     concurrency: int | None = param(
         "Advanced",
         "Concurrency",
@@ -183,6 +192,8 @@ class SyncParams(Params):
         if self.plan == "metadata" and (self.engine != "native" or self.recut_from):
             raise ValueError("`plan`: metadata does not go with `recut_from`, nor with another engine than native, "
                              "which would copy what no file refers to")  # fmt: skip
+        if self.planners and (self.plan == "metadata" or self.recut_from):
+            raise ValueError("`planners`: neither plan=metadata nor `recut_from` lists the source for the plan")
         if self.source_conn_id == self.target_conn_id:
             refuse_overlap(self.source_place("one endpoint"), self.target_place("one endpoint"))
         return self

@@ -51,7 +51,7 @@ class SyncPlan(Record):
         cut_by: What the partitions were counted by.
         requests: LIST requests that this took.
         needed: Only with plan=metadata.
-        made_at: When that began, by the source's clock.
+        made_at: When the keys were cut, by the source's clock: before any task copied.
     """
 
     source: str

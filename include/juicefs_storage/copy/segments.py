@@ -20,9 +20,17 @@ class Segment(NamedTuple):
     bytes: int
 
 
+def most_segments(shares: int) -> int:
+    """Return how many segments a survey may hold which begins a listing, or lists one of so many shares of the rest."""
+    return MAX_SEGMENTS // (shares + 1)
+
+
 @dataclass
 class Ruler:
-    """Collects segments; joins neighbours so that at most `most` are held. Not thread-safe; callers hold a lock."""
+    """Collects segments; joins neighbours so that at most `most` are held, beside one of each track.
+
+    Not thread-safe; callers hold a lock.
+    """
 
     most: int = MAX_SEGMENTS
     stride: int = 1
@@ -54,7 +62,13 @@ class Ruler:
             return
         track.append(segment)
         self._held += 1
-        if self._held > self.most:
+        if self._spare() > self.most:
+            self._thin()
+
+    def shrink(self, most: int) -> None:
+        """Hold no more than so many from now on."""
+        self.most = most
+        if self._spare() > self.most:
             self._thin()
 
     def segments(self) -> list[Segment]:
@@ -64,8 +78,12 @@ class Ruler:
     def _fits(self, one: Segment, other: Segment) -> bool:
         return one.objects + other.objects <= self.stride and one.bytes + other.bytes <= self.stride_bytes
 
+    def _spare(self) -> int:
+        # What is in two tracks cannot be joined: other keys may lie between.
+        return self._held - len(self._tracks)
+
     def _thin(self) -> None:
-        while self._held > self.most // 2:
+        while self._spare() > self.most // 2:
             self.stride *= 2
             self.stride_bytes *= 2
             for track in self._tracks:

@@ -1,14 +1,14 @@
 """List a whole source with several listers at once, whatever its layout.
 
 An idle lister splits a busy lister's remaining range: a LIST of one key behind the middle shows whether anything is
-there. No layout has to be known beforehand.
+there. No layout has to be known beforehand. A source that is too much for one process is shared among several.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -19,6 +19,10 @@ from include.juicefs_storage.objects.merge import cut_page, filtered
 from include.juicefs_storage.objects.model import KeyRange, Page
 
 LISTERS = 16
+#: One survey lists alone for so many requests, of 1,000 keys each: what sharing out costs takes about as long.
+ALONE_CALLS = 4_000
+#: Of several surveys each is given so many ranges, some of them large and some small, whatever the layout is.
+_RANGES_EACH = 32
 #: A lister whose range has lasted so many pages has more left than looking for its middle costs.
 _PAGES_ALONE = 8
 _PROGRESS_S = 5
@@ -43,7 +47,7 @@ class _Range:
 
 @dataclass
 class Survey:
-    """Lists a range of a source completely, and keeps places to cut at.
+    """Lists ranges of a source, and keeps places to cut at.
 
     Memory is bounded by MAX_SEGMENTS and one page a lister.
 
@@ -51,8 +55,10 @@ class Survey:
         source: Only listed.
         keep: Which keys count; None: all.
         listers: How many LIST requests are in flight at most.
+        most_calls: It ends after so many LIST requests; None: when everything is listed.
         progress: Called with a line every five seconds.
         ruler: Keeps the places.
+        left: What was not listed, in order, where it ended before.
         calls: LIST requests so far.
         objects: Objects found so far.
         bytes: Of these objects.
@@ -61,8 +67,10 @@ class Survey:
     source: Bucket
     keep: Callable[[str], object] | None = None
     listers: int = LISTERS
+    most_calls: int | None = None
     progress: Callable[[str], None] = lambda _: None
     ruler: Ruler = field(default_factory=Ruler)
+    left: list[KeyRange] = field(default_factory=list)
     calls: int = 0
     objects: int = 0
     bytes: int = 0
@@ -72,18 +80,25 @@ class Survey:
     _error: BaseException | None = None
     _reported_at: float = field(default_factory=time.monotonic)
 
-    def run(self, keys: KeyRange) -> list[Segment]:
-        """List a range, and return its segments in order.
+    def run(self, *ranges: KeyRange) -> list[Segment]:
+        """List ranges that do not overlap, and return their segments in order.
 
         Raises:
             PermanentError: The store refuses the listing.
             TransientError: The store does not answer.
         """
-        self._todo = [_Range(keys.after, keys.until, self.ruler.track())]
+        self._todo = [_Range(keys.after, keys.until, self.ruler.track()) for keys in ranges]
         with ThreadPoolExecutor(self.listers) as pool:
             for done in [pool.submit(self._work) for _ in range(self.listers)]:
                 done.result()
+        rest = sorted((*self._busy, *self._todo), key=lambda each: each.at or "")
+        self.left = [
+            KeyRange(each.at, each.until) for each in rest if each.until is None or (each.at or "") < each.until
+        ]
         return self.ruler.segments()
+
+    def _ends(self) -> bool:
+        return self._error is not None or (self.most_calls is not None and self.calls >= self.most_calls)
 
     def _work(self) -> None:
         try:
@@ -96,11 +111,11 @@ class Survey:
             raise
 
     def _next(self) -> _Range | None:
-        """Take a range that waits, else half of a busy lister's; None when all is listed."""
+        """Take a range that waits, else half of a busy lister's; None when all is listed, or enough."""
         while True:
             with self._changed:
-                while not self._todo:
-                    if self._error or not self._busy:
+                while not self._todo or self._ends():
+                    if self._ends() or not self._busy:
                         self._changed.notify_all()
                         return None
                     ready = [busy for busy in self._busy if not busy.split and busy.pages >= _PAGES_ALONE]
@@ -150,6 +165,8 @@ class Survey:
                 given.at = page.keys[-1]
                 given.pages += 1
                 self._changed.notify_all()
+                if self._ends() and not beyond:
+                    return  # what this range has left is left
             if beyond:
                 break
         with self._changed:
@@ -166,3 +183,37 @@ class Survey:
             self._reported_at = time.monotonic()
             listed = f"{self.objects:,} objects, {self.bytes / 2**30:,.1f} GiB"
             self.progress(f"listed {listed}, with {self.calls:,} requests")
+
+
+def share_out(source: Bucket, ranges: Sequence[KeyRange], shares: int) -> list[list[KeyRange]]:
+    """Cut ranges into many more than there are shares, and deal them out one by one.
+
+    A half is half of the names that keys may have, not of the keys that there are. So a share is made of ranges that
+    lie far apart: each share has its part of where the keys are dense.
+
+    Args:
+        source: Only listed: LISTs of one key, 16 at once.
+        ranges: In order, without overlap.
+        shares: How many at most; fewer where there are too few keys.
+
+    Raises:
+        PermanentError: The store refuses the listing.
+        TransientError: The store does not answer.
+    """
+
+    def halves(keys: KeyRange) -> tuple[KeyRange, ...]:
+        first = source.first_after(keys.after or "")
+        if first is None or (keys.until is not None and first >= keys.until):
+            return (keys,)
+        middle, until = find_cut(source.first_after, first, keys.until)
+        return (keys,) if middle is None else (KeyRange(keys.after, middle), KeyRange(middle, until))
+
+    found, before = list(ranges), 0
+    with ThreadPoolExecutor(LISTERS) as pool:
+        while before < len(found) < shares * _RANGES_EACH and shares > 1:
+            before, found = len(found), [half for pair in pool.map(halves, found) for half in pair]
+    dealt: list[list[KeyRange]] = [[] for _ in range(min(shares, len(found)))]
+    for place, keys in enumerate(found):
+        # Each round begins with another share: halves of halves come in a rhythm, which no share may fall in with.
+        dealt[(place + place // len(dealt)) % len(dealt)].append(keys)
+    return dealt

@@ -72,6 +72,8 @@ def test_a_refusal_of_params_together_says_what_it_expects_and_repeats_no_params
         {"meta_conn_id": "m"},
         {"plan": "metadata", "meta_conn_id": "m", "engine": "juicefs"},
         {"plan": "metadata", "meta_conn_id": "m", "recut_from": "run"},
+        {"plan": "metadata", "meta_conn_id": "m", "planners": 4},
+        {"recut_from": "run", "planners": 4},
     ],
 )
 def test_params_that_do_not_go_together(params: dict[str, object]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.juicefs_storage.copy.partitions import cut_partitions
-from include.juicefs_storage.copy.survey import Survey
+from include.juicefs_storage.copy.partitions import Partition, cut_partitions
+from include.juicefs_storage.copy.segments import Ruler
+from include.juicefs_storage.copy.survey import Survey, share_out
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.objects.model import KeyRange, Page
 from tests.support.copy_fakes import ListingBucket, assert_covered
@@ -99,3 +101,61 @@ def test_a_store_that_fails_ends_the_survey() -> None:
 
     with pytest.raises(TransientError, match="down"):
         Survey(Failing(LAYOUTS["juicefs"]), listers=4).run(KeyRange())
+
+
+def planned_by_several(sizes: dict[str, int], alone: int, shares: int, page_keys: int = 100) -> list[Partition]:
+    """Partitions of what one survey listed up to so many requests, and others of the rest."""
+    side = ListingBucket(sizes, page_keys)
+    first = Survey(side, listers=4, most_calls=alone)
+    first.run(KeyRange())
+    surveys = [first]
+    for ranges in share_out(side, first.left, shares) if first.left else ():
+        surveys.append(Survey(side, listers=4, ruler=Ruler(1000)))
+        surveys[-1].run(*ranges)
+    first.ruler.shrink(1000)
+    assert sum(survey.objects for survey in surveys) == len(sizes)
+    return cut_partitions(sorted(each for survey in surveys for each in survey.ruler.segments()), KeyRange(), 16)
+
+
+@pytest.mark.parametrize("alone", [0, 30])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_what_one_survey_leaves_is_listed_by_others_once(layout: str, alone: int) -> None:
+    sizes = LAYOUTS[layout]
+    partitions = planned_by_several(sizes, alone, 5)
+    assert_covered(partitions, sizes)
+    if len(sizes) > 16:
+        assert max(partition.objects for partition in partitions) <= 1.1 * len(sizes) / 16 + 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=6).filter(lambda key: key.isprintable()), st.integers(0, 10**9)),
+    st.integers(0, 6),
+    st.integers(1, 5),
+)
+def test_no_key_is_lost_between_surveys(sizes: dict[str, int], alone: int, shares: int) -> None:
+    assert_covered(planned_by_several(sizes, alone, shares, page_keys=2), sizes)
+
+
+SKEWED = {f"data/{n % (n % 50 + 1):02}/{n}": 1 for n in range(20_000)}
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "skewed"])
+def test_shares_are_of_about_the_same_work(layout: str) -> None:
+    sizes = {**LAYOUTS, "skewed": SKEWED}[layout]
+    shares = share_out(ListingBucket(sizes), [KeyRange()], 4)
+    ordered = sorted(sizes)
+    counts = [
+        sum(_place(ordered, keys.until, len(sizes)) - _place(ordered, keys.after, 0) for keys in share)
+        for share in shares
+    ]
+    assert sum(counts) == len(sizes)
+    assert max(counts) <= 1.5 * len(sizes) / 4 + 2
+
+
+def _place(ordered: list[str], key: str | None, without: int) -> int:
+    return without if key is None else bisect_right(ordered, key)
+
+
+def test_one_share_is_not_cut() -> None:
+    assert share_out(ListingBucket(SKEWED), [KeyRange("data/1"), KeyRange()], 1) == [[KeyRange("data/1"), KeyRange()]]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from airflow.sdk import get_current_context
+from airflow.sdk import TriggerRule, get_current_context
 
 from include.juicefs_storage.copy.nearby import refuse_empty
 from include.juicefs_storage.copy.pace import Pace
@@ -16,13 +16,13 @@ from include.juicefs_storage.copy.partitions import amount, cut_partitions, task
 from include.juicefs_storage.copy.plan import NeededPlan, SyncPlan
 from include.juicefs_storage.copy.scope import below_prefix, shard_at
 from include.juicefs_storage.copy.segments import MAX_SEGMENTS, Ruler, Segment
-from include.juicefs_storage.copy.survey import Survey
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.names import PACE
 from include.juicefs_storage.objects.merge import key_filter
 from include.juicefs_storage.tasks.context import log, pull, push, run_id
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.sync.folder import earlier_plan, manifests_folder
+from include.juicefs_storage.tasks.sync.listing import begin_listing, read_listing
 from include.juicefs_storage.tasks.sync.runtime import RETRIES, SyncRuntime
 from include.juicefs_storage.tasks.sync.steering import read_pace
 from include.juicefs_storage.volume.layout import ObjectSizes
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.store import S3Store
 
 
-@runbook_task
-def check() -> dict[str, Any]:
+@runbook_task(kind="short_circuit", ignore_downstream_trigger_rules=False, **RETRIES)
+def check() -> list[dict[str, Any]]:
     """Validate the params; both buckets can be listed; the engine and a place for the manifests are there.
 
-    With plan=metadata: the metadata is that of the volume at the source.
+    With plan=metadata: the metadata is that of the volume at the source. Else the source is listed for the plan, up to
+    four million objects; of a larger one the rest is shared out, and where there is no rest `list_source` is skipped.
     **Changes** nothing on the source; writes and removes one file in the folder of the manifests and, where a target
     may be the source by another name, one object on the target.
     **Safe to clear**: yes, with Downstream.
@@ -68,19 +69,21 @@ def check() -> dict[str, Any]:
         earlier_plan(params.recut_from)
     if Pace.of_text(read_pace()).paused and not params.dry_run:
         log.warning("Variable %s pauses every copy: this one will be planned, and then wait.", PACE)
-    return params.model_dump(mode="json")
+    push("params", params.model_dump(mode="json"))
+    return [] if params.plan == "metadata" or params.recut_from else begin_listing(params, source)
 
 
-@runbook_task(**RETRIES)
+@runbook_task(trigger_rule=TriggerRule.NONE_FAILED, **RETRIES)
 def plan_partitions() -> list[dict[str, Any]]:
     """Count the source's objects and bytes, and cut its keys into partitions of about the same work.
 
-    With plan=metadata: the blocks that files refer to, which are written down beside the manifests for all tasks.
+    Joins what `check` and `list_source` listed. With plan=metadata: the blocks that files refer to, which are written
+    down beside the manifests for all tasks.
     The plan is in XCom `markdown` and, with every range, in `plan.json` beside the manifests.
-    **Changes** nothing on either store. **Safe to clear**: yes, with Downstream: a source that is the same gives the
-    same plan.
+    **Changes** nothing on either store. **Safe to clear**: yes, with Downstream: the same listing gives the same plan.
+    To list the source again, clear `check`.
     """
-    params = SyncParams.model_validate(pull("check"))
+    params = SyncParams.model_validate(pull("check", "params"))
     runtime = SyncRuntime(params)
     source, target = runtime.stores()
     from include.juicefs_storage.adapters.s3.bucket import S3Bucket
@@ -92,8 +95,7 @@ def plan_partitions() -> list[dict[str, Any]]:
     elif params.recut_from:
         segments, cut_by, requests = _recut(params.recut_from), f"the manifests of {params.recut_from}", 0
     else:
-        survey = Survey(S3Bucket(source), key_filter(params.include, params.exclude), progress=log.info)
-        segments, requests = survey.run(params.keys), survey.calls
+        segments, requests = read_listing()
         cut_by = "a listing of the source"
     plan = SyncPlan(
         source=source.name,
