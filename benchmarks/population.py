@@ -66,6 +66,7 @@ class Population:
         layout: JuiceFS' keys (`vol/chunks/0/12/12345_0_4096`) or one flat prefix.
         skip_every: Every n-th object is left out; 0: none is.
         differ_every: Every n-th object has other content of the same size; 0: none has.
+        page_keys: Keys in a page of its listing.
     """
 
     count: int
@@ -73,6 +74,7 @@ class Population:
     layout: Layout = "juicefs"
     skip_every: int = 0
     differ_every: int = 0
+    page_keys: int = 1000
 
     def objects(self) -> Iterator[tuple[str, int, bytes]]:
         """Key, size and tail of each."""

@@ -37,7 +37,8 @@ class Stored:
 class Bucket:
     """Objects by key, and their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, page_keys: int = 1000) -> None:
+        self.page_keys = page_keys
         self.objects: dict[str, Stored] = {}
         self.requests: Counter[str] = Counter()
         self._keys: list[str] = []
@@ -61,7 +62,7 @@ class Bucket:
     def page(self, query: str) -> str:
         """The answer to ListObjectsV2."""
         objects = self.objects
-        return list_page(self.keys, query, lambda key, encoded: objects[key].entry(encoded=encoded))
+        return list_page(self.keys, query, lambda key, encoded: objects[key].entry(encoded=encoded), self.page_keys)
 
     @property
     def keys(self) -> list[str]:

@@ -443,8 +443,9 @@ class StubStore:
         """populate/BUCKET: the bucket holds exactly this from now on; state/BUCKET: what is in it."""
         verb, _, name = path.partition("/")
         if verb == "populate":
-            bucket = self.buckets[name] = Bucket()
-            for key, size, tail in Population(**json.loads(unquote_to_bytes(query))).objects():
+            population = Population(**json.loads(unquote_to_bytes(query)))
+            bucket = self.buckets[name] = Bucket(population.page_keys)
+            for key, size, tail in population.objects():
                 stored = Stored(key, size, etag(size, tail), tail)
                 stored.entry(encoded=True)
                 bucket.put(stored)

@@ -29,18 +29,19 @@ def contents(key: str, size: int, etag: str, modified: str, *, encoded: bool) ->
     )
 
 
-def list_page(keys: Sequence[str], query: str, entry: Callable[[str, bool], str]) -> str:
+def list_page(keys: Sequence[str], query: str, entry: Callable[[str, bool], str], most: int = _PAGE_KEYS) -> str:
     """Return the answer to ListObjectsV2; its continuation token is the last key.
 
     Args:
         keys: All keys of the bucket, sorted.
         query: The request's query string.
         entry: Returns an object's part by its key, and by whether keys are URL-encoded.
+        most: Keys that a page may have, whatever is asked for.
     """
     given = {name: values[0] for name, values in parse_qs(query, keep_blank_values=True).items()}
     prefix, delimiter = given.get("prefix", ""), given.get("delimiter", "")
     after = given.get("continuation-token") or given.get("start-after", "")
-    limit = min(_PAGE_KEYS, int(given.get("max-keys") or _PAGE_KEYS))
+    limit = min(most, int(given.get("max-keys") or most))
     encoded = given.get("encoding-type") == "url"
     at = max(bisect.bisect_right(keys, after), bisect.bisect_left(keys, prefix))
     stop = _end_of(keys, prefix)

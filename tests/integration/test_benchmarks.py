@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.peers import Command, Native, Task, Work
+from benchmarks.plan import Volume, plan
 from benchmarks.population import KIB, MIB, Population, content
 from benchmarks.stores import StubStores, expected_digest, stub_stores
 from benchmarks.sync import Case, race
@@ -126,3 +127,9 @@ def test_what_a_volume_needs_is_what_fsck_uses() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert len([line for line in done.stdout.splitlines() if line.startswith("| ")]) == 8
+
+
+def test_a_plan_by_several_processes_counts_every_object_once() -> None:
+    cost = plan(Volume(100_000), 100_000, processes=2, shares=3, alone=40)
+    assert sum(cost.counts) == 100_000
+    assert 40 < cost.requests < 300
