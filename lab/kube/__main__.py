@@ -20,6 +20,7 @@ from lab.kube.faults import Faults
 from lab.kube.pods import Kubelet, Publishing
 from lab.kube.store import PODS, Obj, Store
 from lab.kube.tls import server_context, write_kubeconfig, write_private
+from lab.kube.upgrade import SmoothUpgrade
 from lab.kube.workloads import Workloads
 
 _READY_S = 60.0
@@ -30,12 +31,18 @@ async def serve(state: Path, config: dict[str, object]) -> None:
     store, faults = Store(), Faults()
     kubelet = Kubelet(store, faults, state, Path(str(config["juicefs"])))
     volume = config["volume"]
-    csi = Csi(store, kubelet, volume if isinstance(volume, dict) else None, int(str(config["heartbeat_s"])))
+    csi = Csi(
+        store,
+        kubelet,
+        volume if isinstance(volume, dict) else None,
+        int(str(config["heartbeat_s"])),
+        keeps_fuse=bool(config["keeps_fuse"]),
+    )
     kubelet.publishing = Publishing(csi.publish, csi.unpublish, csi.serving)
     token = secrets.token_urlsafe(24)
     audit = state / "audit.jsonl"
     write_private(audit, b"")
-    api = Api(store, kubelet, faults, token, audit)
+    api = Api(store, kubelet, faults, token, audit, SmoothUpgrade(csi).serve)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from lab.kube.bodies import json_body, review_spec
 from lab.kube.discovery import discovery
-from lab.kube.exec import serve_exec
+from lab.kube.exec import serve_exec, serve_program
 from lab.kube.faults import Faults
 from lab.kube.patch import apply_patch
 from lab.kube.pods import Kubelet
@@ -30,6 +30,7 @@ from lab.kube.store import (
     conflict,
 )
 from lab.kube.table import pod_table
+from lab.kube.upgrade import PROGRAM, Program
 
 _BOOKMARK_S = 30.0
 
@@ -53,8 +54,10 @@ class _DropError(Exception):
 class Api:
     """The request handler of the server."""
 
-    def __init__(self, store: Store, kubelet: Kubelet, faults: Faults, token: str, audit: Path) -> None:
-        self.store, self.kubelet, self.faults = store, kubelet, faults
+    def __init__(
+        self, store: Store, kubelet: Kubelet, faults: Faults, token: str, audit: Path, csi_program: Program
+    ) -> None:
+        self.store, self.kubelet, self.faults, self._csi_program = store, kubelet, faults, csi_program
         self._token, self._audit = token, audit
         self._by_path = {(r.group, r.version, r.plural): r for r in RESOURCES}
         self._watchers: set[asyncio.Queue[Change | None]] = set()
@@ -349,6 +352,9 @@ class Api:
         def delete_pod() -> None:
             self.store.remove(PODS, pod)
 
+        command = request.query.getall("command", [])
+        if pod["metadata"].get("labels", {}).get("app") == "juicefs-csi-node" and command[:1] == [PROGRAM]:
+            return await serve_program(request, self._csi_program(pod, command))
         return await serve_exec(request, running, self.faults.exec(), delete_pod)
 
     async def _log(self, request: web.Request, asked: Asked) -> web.StreamResponse:

@@ -79,6 +79,7 @@ class KubeServer:
         juicefs: Path,
         heartbeat_s: int = 12,
         rollout_delay_s: float = 0.5,
+        keeps_fuse: bool = False,
     ) -> "KubeServer":
         """Start a server, detached from this process; return when its initial pods are Ready.
 
@@ -88,6 +89,7 @@ class KubeServer:
             juicefs: The client's binary.
             heartbeat_s: Of the mounts.
             rollout_delay_s: How long a controller takes to see a new template.
+            keeps_fuse: Whether csi-node keeps the FUSE descriptors of mount pods, which a smooth upgrade takes.
 
         Raises:
             KubeError: The pods were not Ready in time; nothing is left running.
@@ -100,6 +102,7 @@ class KubeServer:
             "juicefs": str(juicefs.resolve()),
             "heartbeat_s": heartbeat_s,
             "rollout_delay_s": rollout_delay_s,
+            "keeps_fuse": keeps_fuse,
         }
         log = state / "server.log"
         with log.open("ab") as out:

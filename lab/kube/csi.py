@@ -3,10 +3,14 @@
 import asyncio
 import base64
 import contextlib
+import os
 import uuid
 from pathlib import Path
 
+from lab.kube.fuse import FuseDescriptors
 from lab.kube.mount_pods import (
+    FUSE_VOLUME,
+    UPGRADE_LABEL,
     Setting,
     is_mount_pod,
     jfs_dir,
@@ -51,10 +55,24 @@ _PROBE_S = 3.0
 
 
 class Csi:
-    """The driver. `volume` holds the Secret's values (name, metaurl, storage, …), or None for no volume at all."""
+    """The driver.
 
-    def __init__(self, store: Store, kubelet: Kubelet, volume: dict[str, str] | None, heartbeat_s: int) -> None:
+    Attributes:
+        volume: The Secret's values (name, metaurl, storage, …), or None for no volume at all.
+        fuse: The FUSE descriptors that csi-node keeps; None where its mount pods keep their own, as before driver 0.25.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        kubelet: Kubelet,
+        volume: dict[str, str] | None,
+        heartbeat_s: int,
+        *,
+        keeps_fuse: bool = False,
+    ) -> None:
         self.store, self.kubelet, self.volume, self.heartbeat_s = store, kubelet, volume, heartbeat_s
+        self.fuse = FuseDescriptors(kubelet.state / "fuse") if keeps_fuse else None
         self._tasks: set[asyncio.Task[None]] = set()
         store.listeners.append(self._on_change)
 
@@ -121,14 +139,18 @@ class Csi:
                 claim_name = volume["persistentVolumeClaim"]["claimName"]
                 bound = await self._bound_volume(meta["namespace"], claim_name)
                 folders[volume["name"]] = await self._publish_volume(pod, bound)
+            if self.fuse and volume["name"] == FUSE_VOLUME:
+                folders[FUSE_VOLUME] = self.fuse.folder(meta["labels"][UPGRADE_LABEL])
+                # The driver does it: a client that hands its descriptor over looks at no mount point, which may hang.
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self.mount_path(pod))  # noqa: PTH102  pathlib looks at what is there
         return folders
 
     async def unpublish(self, pod: Obj) -> None:
         """Take back what a pod used: its mount pods go with their last user, a mount pod's own mount with itself."""
         if is_mount_pod(pod):
             if not self._successor(pod):
-                await self._unmount(pod)
-                self._make_again(pod)
+                await self._replace(pod)
             return
         for mount_pod in self.store.list(PODS, NAMESPACE):
             keys = [k for k, target in users(mount_pod).items() if f"/pods/{pod['metadata']['uid']}/" in target]
@@ -155,8 +177,7 @@ class Csi:
     async def _replace_completed(self, pod: Obj) -> None:
         await asyncio.sleep(_COMPLETED_S)
         if not self._successor(pod):
-            await self._unmount(pod)
-            self._make_again(pod)
+            await self._replace(pod, completed=True)
         newest = self.store.find(PODS, NAMESPACE, pod["metadata"]["name"])
         if newest and "deletionTimestamp" not in newest["metadata"]:
             self.store.mark_deleted(newest, newest["spec"]["terminationGracePeriodSeconds"])
@@ -174,21 +195,48 @@ class Csi:
             is_mount_pod(o) and mount_path(o) == path for o in others if "deletionTimestamp" not in o["metadata"]
         )
 
-    def _make_again(self, pod: Obj) -> None:
-        """Make a mount pod that still has users again: a new name, the old path, the command by the Secret as it is."""
+    async def _replace(self, pod: Obj, *, completed: bool = False) -> None:
+        """Put another mount pod in the place of one that ended: its mount goes on where csi-node keeps it.
+
+        Args:
+            pod: The one that ended.
+            completed: It handed its open files over, as the last act of a smooth upgrade.
+        """
+        key = pod["metadata"]["labels"].get(UPGRADE_LABEL, "")
+        goes_on = bool(self.fuse and self.fuse.keeps(key))
+        if self.fuse and not completed:
+            self.fuse.forget_state(key)
+        if not goes_on:
+            await self._unmount(pod)
+        if not self._make_again(pod, self.fuse.environment(key) if self.fuse and completed else {}) and goes_on:
+            if self.fuse:
+                self.fuse.stop(key)
+            await self._unmount(pod)
+
+    def _make_again(self, pod: Obj, more: dict[str, str]) -> bool:
+        """Make a mount pod that still has users again: a new name, the old path, the command by the Secret as it is.
+
+        Args:
+            pod: The one that ended.
+            more: Variables of the new one.
+
+        Returns:
+            False where it has no users.
+        """
         meta = (self.store.find(PODS, NAMESPACE, pod["metadata"]["name"]) or pod)["metadata"]
         alive = {p["metadata"]["uid"] for p in self.store.list(PODS) if "deletionTimestamp" not in p["metadata"]}
         left = {k: t for k, t in users({"metadata": meta}).items() if t.split("/")[5] in alive}
         unique_id = meta["labels"]["volume-id"]
         volume = next((v for v in self.store.list(VOLUMES) if _handle(v) == unique_id), None)
         if not left or not volume:
-            return
+            return False
         setting = self._setting(volume)
         self._write_secret(setting)
-        node = pod["spec"]["nodeName"]
-        new = setting.mount_pod(node, pod_name(node, unique_id), mount_path(pod))
+        node, key = pod["spec"]["nodeName"], meta["labels"].get(UPGRADE_LABEL, "")
+        new = setting.mount_pod(node, pod_name(node, unique_id), mount_path(pod), key, more)
         new["metadata"]["annotations"] |= left
         self.store.create(PODS, new | {"metadata": new["metadata"] | {"namespace": NAMESPACE}})
+        return True
 
     async def serving(self, pod: Obj) -> bool:
         """Return whether a pod is ready: a mount pod when its mount answers, any other at once."""
@@ -266,9 +314,9 @@ class Csi:
         """Return the setting by the PersistentVolume's Secret; where that is gone, as the volume's own remembers it."""
         ref = volume["spec"]["csi"]["nodePublishSecretRef"]
         if secret := self.store.find(SECRETS, ref["namespace"], ref["name"]):
-            return Setting.of(volume, _decoded(secret))
+            return Setting.of(volume, _decoded(secret), keeps_fuse=self.fuse is not None)
         own = self.store.get(SECRETS, NAMESPACE, f"juicefs-{_handle(volume)}-secret")
-        return Setting.remembered(volume, _decoded(own))
+        return Setting.remembered(volume, _decoded(own), keeps_fuse=self.fuse is not None)
 
     def _write_secret(self, setting: Setting) -> None:
         """Write the volume's own Secret. Its owner is the PersistentVolume, which does not control it."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from aiohttp import WSMsgType, web
@@ -13,6 +13,7 @@ from lab.kube.pods import PATH, Running, enter
 from lab.kube.store import ApiError, Obj
 
 _STDIN, _STDOUT, _STDERR, _STATUS, _CLOSE = 0, 1, 2, 3, 255
+_PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _DRAIN_S = 2.0
 
 
@@ -26,7 +27,7 @@ async def serve_exec(
         raise ApiError(400, "you must specify at least 1 command for the container")
     if query.get("tty") in ("true", "1"):
         raise ApiError(400, "a terminal (tty) is not served; run the command without one")
-    socket = web.WebSocketResponse(protocols=("v5.channel.k8s.io", "v4.channel.k8s.io"), max_msg_size=0)
+    socket = web.WebSocketResponse(protocols=_PROTOCOLS, max_msg_size=0)
     if not socket.can_prepare(request).ok:
         raise ApiError(400, "unable to upgrade: a WebSocket with v5.channel.k8s.io or v4.channel.k8s.io is served")
     await socket.prepare(request)
@@ -54,6 +55,17 @@ async def serve_exec(
         task.cancel()
     await asyncio.gather(*outputs, reader, return_exceptions=True)
     await _finish(socket, _exit_status(128 - code if code < 0 else code))
+    return socket
+
+
+async def serve_program(request: web.Request, lines: AsyncIterator[str]) -> web.WebSocketResponse:
+    """Carry what a program prints that is no process here; it goes on when the client has gone away."""
+    socket = web.WebSocketResponse(protocols=_PROTOCOLS, max_msg_size=0)
+    await socket.prepare(request)
+    async for line in lines:
+        with contextlib.suppress(ConnectionError):
+            await socket.send_bytes(bytes([_STDOUT]) + f"{line}\n".encode())
+    await _finish(socket, _exit_status(0))
     return socket
 
 

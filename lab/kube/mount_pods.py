@@ -6,14 +6,19 @@ import re
 import secrets
 import shlex
 import string
+import uuid
 from dataclasses import dataclass
 from functools import cached_property
 
+from lab.kube.fuse import ADDRESS_IN_POD, FOLDER_IN_POD
 from lab.kube.store import SECRETS, Obj, not_found
 
 LABEL = "juicefs-mount"
 FINALIZER = "juicefs.com/finalizer"
 _CLI = "/usr/local/bin/juicefs"
+#: The volume through which a client hands its FUSE descriptor to the driver, and its open files to the next client.
+FUSE_VOLUME = "jfs-fuse-fd"
+HASH_LABEL, UPGRADE_LABEL = "juicefs-hash", "juicefs-upgrade-uuid"
 _IMAGE = "juicedata/mount:ce-v1.4.2"
 #: In the driver's order; `secret-key` comes from the environment.
 _FORMAT_KEYS = (
@@ -31,23 +36,25 @@ class Setting:
         volume: The PersistentVolume.
         values: The Secret's values, decoded.
         format_command: Of the Secret, or what the volume's own Secret remembers of one that is gone.
+        keeps_fuse: Whether csi-node keeps the FUSE descriptors of its mount pods.
     """
 
     volume: Obj
     values: dict[str, str]
     format_command: str
+    keeps_fuse: bool = False
 
     @classmethod
-    def of(cls, volume: Obj, values: dict[str, str]) -> "Setting":
+    def of(cls, volume: Obj, values: dict[str, str], *, keeps_fuse: bool = False) -> "Setting":
         """Return the setting by a Secret's values; ApiError 404 where they lack the volume's name or metaurl."""
-        return cls(volume, values, _format_command(values))
+        return cls(volume, values, _format_command(values), keeps_fuse)
 
     @classmethod
-    def remembered(cls, volume: Obj, values: dict[str, str]) -> "Setting":
+    def remembered(cls, volume: Obj, values: dict[str, str], *, keeps_fuse: bool = False) -> "Setting":
         """Return the setting that the volume's own Secret remembers."""
         kept = json.loads(values["jfsSettings"])
         own = {"name": kept["name"], "metaurl": kept["metaurl"], "secret-key": kept.get("secret-key", "")}
-        return cls(volume, own | {"envs": json.dumps(kept["envs_map"])}, kept["FormatCmd"])
+        return cls(volume, own | {"envs": json.dumps(kept["envs_map"])}, kept["FormatCmd"], keeps_fuse)
 
     @property
     def unique_id(self) -> str:
@@ -88,45 +95,61 @@ class Setting:
             plain["secretkey"] = self.values["secret-key"]
         return plain | self.envs
 
-    def mount_pod(self, node: str, name: str, mount_path: str) -> Obj:
+    def mount_pod(
+        self, node: str, name: str, mount_path: str, upgrade_uuid: str = "", more: dict[str, str] | None = None
+    ) -> Obj:
         """Return a mount pod without users.
 
         Args:
             node: Where it runs.
             name: As `pod_name` gives it.
             mount_path: In the pod; one that is made again keeps the path of the one before.
+            upgrade_uuid: What names the mount; one that is made again keeps it.
+            more: Variables beside those of every mount pod.
         """
-        labels = {"app.kubernetes.io/name": LABEL, "volume-id": self.unique_id, "juicefs-hash": self.digest}
+        labels = {"app.kubernetes.io/name": LABEL, "volume-id": self.unique_id, HASH_LABEL: self.digest}
         metadata = {
             "name": name,
-            "labels": labels | {"juicefs-upgrade-uuid": self.digest},
+            "labels": labels | {UPGRADE_LABEL: upgrade_uuid or uuid.uuid4().hex},
             "annotations": {"juicefs-uniqueid": self.unique_id},
             "finalizers": [FINALIZER],
         }
-        return {"metadata": metadata, "spec": self._spec(node, mount_path)}
+        return {"metadata": metadata, "spec": self._spec(node, mount_path, more or {})}
 
-    def _spec(self, node: str, mount_path: str) -> Obj:
+    def _spec(self, node: str, mount_path: str, more: dict[str, str]) -> Obj:
         joined = ",".join([*self.options, "cache-dir=/var/jfsCache"])
         mount = f"exec /bin/mount.juicefs ${{metaurl}} {mount_path} -o {shlex.quote(joined)}"
         keys = ["metaurl", *(["secretkey"] if self.values.get("secret-key") else []), *self.envs]
         refs = [{"name": k, "valueFrom": {"secretKeyRef": {"name": self.secret_name, "key": k}}} for k in keys]
         hook = ["sh", "-c", f"umount {mount_path} -l; rmdir {mount_path}; exit 0"]
-        container = {
+        plain = [{"name": name, "value": value} for name, value in ({"JFS_FOREGROUND": "1"} | more).items()]
+        container: Obj = {
             "name": "jfs-mount",
             "image": _IMAGE,
             # A line each, as the driver joins them: a format that fails does not keep the mount from starting.
             "command": ["sh", "-c", f"{self.format_command}\n{mount}"],
-            "env": [{"name": "JFS_INSIDE_CONTAINER", "value": "1"}, *refs, {"name": "JFS_FOREGROUND", "value": "1"}],
+            "env": [
+                {"name": "JFS_INSIDE_CONTAINER", "value": "1"},
+                *refs,
+                {"name": "JFS_FOREGROUND", "value": "1"},
+                *plain,
+            ],
             "securityContext": {"privileged": True, "runAsUser": 0},
             "volumeMounts": [{"name": "jfs-dir", "mountPath": "/jfs", "mountPropagation": "Bidirectional"}],
-            "lifecycle": {"preStop": {"exec": {"command": hook}}},
         }
+        volumes = [jfs_dir()]
+        if self.keeps_fuse:
+            container["env"].append({"name": "JFS_SUPER_COMM", "value": ADDRESS_IN_POD})
+            container["volumeMounts"].append({"name": FUSE_VOLUME, "mountPath": FOLDER_IN_POD})
+            volumes.append({"name": FUSE_VOLUME, "hostPath": {"path": "/var/run/juicefs-csi"}})
+        else:
+            container["lifecycle"] = {"preStop": {"exec": {"command": hook}}}
         return {
             "nodeName": node,
             "hostname": self.unique_id,
             "hostNetwork": True,
             "containers": [container],
-            "volumes": [jfs_dir()],
+            "volumes": volumes,
             "restartPolicy": "OnFailure",
             "terminationGracePeriodSeconds": 10,
         }

@@ -36,10 +36,10 @@ def lab_required() -> Iterator[None]:
         lacking(str(error))
 
 
-def up(state: Path, *, airflow: bool, heartbeat_s: int = 3) -> Iterator[Lab]:
+def up(state: Path, *, airflow: bool, heartbeat_s: int = 3, keeps_fuse: bool = False) -> Iterator[Lab]:
     """Run a lab for as long as a fixture lives."""
     with lab_required():
-        lab = Lab.up(state, airflow=airflow, heartbeat_s=heartbeat_s)
+        lab = Lab.up(state, airflow=airflow, heartbeat_s=heartbeat_s, keeps_fuse=keeps_fuse)
     try:
         yield lab
     finally:
