@@ -36,4 +36,5 @@ def refusals(findings: list[Finding]) -> list[str]:
 
 
 def warnings(findings: list[Finding]) -> list[str]:
-    return of_level("warning", findings)
+    """Without the door: in a lab the old store takes the old key, of which every plan warns."""
+    return of_level("warning", [finding for finding in findings if finding.check != "door"])

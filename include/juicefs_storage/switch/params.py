@@ -56,6 +56,13 @@ class MoveParams(Params):
         "Safety", "Catch up", "Copy what clients write to the old store until they have moved.", True
     )
     restart_csi: bool = param("Safety", "Restart CSI", "Restart the CSI controller and node components.", True)
+    require_closed_door: bool = param(
+        "Safety",
+        "Require a closed door",
+        "Refuse the run where a restart of a pod that was made with the old values could bring them back, or the old "
+        "store still takes the old key. Off: with a warning. See [finish](finish.md#why-a-green-run-is-not-the-end).",
+        False,
+    )
 
 
 class SwitchParams(MoveParams):

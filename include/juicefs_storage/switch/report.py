@@ -50,6 +50,8 @@ class Report(Record):
         missing: What the run did not prove, one line each.
         approval: Who approved or rejected the plan.
         accepted: The clients that are no mount pods and were accepted as not proven.
+        carriers: What carries other values than the setting at the end of the run, one line each.
+        door: What that means.
     """
 
     outcome: RunOutcome
@@ -71,6 +73,8 @@ class Report(Record):
     took_s: dict[str, float]
     proofs: tuple[str, ...]
     results: dict[str, dict[str, Any]]
+    carriers: tuple[str, ...] = ()
+    door: tuple[str, ...] = ()
 
     def to_note(self) -> str:
         """Say how the run ended, in a line. The plugin puts the task that failed first before it."""
@@ -113,7 +117,8 @@ class Report(Record):
             lines += [f"To undo it, at any time: `juicefs_storage_revert` with `backup_id` = `{self.backup_id}`.", ""]
         lines += ["### Proofs", *bullets(list(self.proofs)), ""]
         if self.outcome in {"switched", "reverted"}:
-            lines += ["### To close the door", *bullets(list(self._open_doors())), ""]
+            lines += ["### To close the door", *bullets([*self.door, *self._open_doors()]), ""]
+            lines += ["### What still carries other values", *bullets(list(self.carriers)), ""]
         lines += ["### Findings", *findings_markdown(self.findings), ""]
         lines += ["### Steps", "| task | state | seconds |", "|---|---|---|"]
         lines += [

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.ports import Cluster, ExecResult, PersistentVolume, Pod, SecretObject
+from include.juicefs_storage.volume.format_command import MOUNT_COMMAND, find_format
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
@@ -26,10 +27,6 @@ VOLUME_ID_LABEL, UUID_ANNOTATION = "volume-id", "juicefs-uuid"
 _DRIVER_COPY = re.compile(r"juicefs-(.+)-secret")
 _PARALLEL_PODS = 8
 _MOUNT_PATH = re.compile(r"(?<=\s)(/jfs/[^\s'\"]+)")
-#: Where the driver's command for a mount pod turns from `format` to the mount itself.
-_MOUNT_COMMAND = re.compile(r"mount\.juicefs\s|juicefs\s+mount\s")
-# The driver quotes a value with `&` in it as $'…'.
-_FORMAT_BUCKET = re.compile(r"--bucket[= ](?:\$?'|\")?([^\s'\"]+)")
 _OVERRIDE = re.compile(r"(?:^|--|[\s,'\"])(?P<option>(?:bucket|storage)[= ][^\s,'\"]+)")
 # Fixed text; values arrive as positional arguments. /bin/sh of the mount image is enough.
 # A mount with the option prefix-internal has them as `.jfs.config` and `.jfs.stats`.
@@ -161,7 +158,7 @@ def storage_overrides(options: str) -> tuple[str, ...]:
 
 def mount_options(pod: Pod) -> str:
     """Return the mount command without the `format` before it, which names the bucket as well."""
-    return " ".join(_MOUNT_COMMAND.split(command, maxsplit=1)[-1] for command in pod.commands)
+    return " ".join(MOUNT_COMMAND.split(command, maxsplit=1)[-1] for command in pod.commands)
 
 
 def stale_mount_pods(cluster: Cluster, known: Sequence[MountPod], target: StorageConfig) -> list[Pod]:
@@ -187,9 +184,9 @@ def stale_mount_pods(cluster: Cluster, known: Sequence[MountPod], target: Storag
 
 
 def _format_bucket(pod: Pod) -> str | None:
-    """Return the bucket that a mount pod's `format` writes into the setting as it starts."""
-    commands = (_MOUNT_COMMAND.split(command, maxsplit=1)[0] for command in pod.commands)
-    return next((found[1] for command in commands if (found := _FORMAT_BUCKET.search(command))), None)
+    """Return the bucket that a mount pod's `format` writes into the setting as it starts; None where it writes none."""
+    found = find_format(pod.commands)
+    return found.bucket if found and found.updates and found.bucket else None
 
 
 def mount_pods_naming(cluster: Cluster, bucket: str) -> list[str]:

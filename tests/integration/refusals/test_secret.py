@@ -12,8 +12,15 @@ import pytest
 from kubernetes import client
 
 from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+from include.juicefs_storage.switch.findings import Finding
 from lab.environment import Lab
 from tests.support.refusals import APPS, NS, SECRET, Look, refusals, warnings
+
+
+def found_all(findings: list[Finding]) -> str:
+    """Which Secrets hold the volume's values, as the check says where all is well."""
+    (found,) = (finding.message for finding in findings if (finding.check, finding.level) == ("secrets", "ok"))
+    return found
 
 
 @contextlib.contextmanager
@@ -185,8 +192,8 @@ def test_another_secret_of_the_volume_in_the_namespace_is_patched(lab: Lab, core
     with another_secret(core, NS, metaurl=other_password):
         findings = look("check_secrets")
         assert (refusals(findings), warnings(findings)) == ([], [])
-        assert f"{NS}/another" in findings[-1].message
-    assert f"{NS}/another" not in look("check_secrets")[-1].message
+        assert f"{NS}/another" in found_all(findings)
+    assert f"{NS}/another" not in found_all(look("check_secrets"))
 
 
 @pytest.mark.parametrize("changes", [{"name": "another"}, {"metaurl": "{url}?table_prefix=stag"}])
@@ -269,3 +276,17 @@ def test_a_secret_that_says_something_else_than_the_setting_is_a_warning(core: c
     finally:
         core.patch_namespaced_secret(SECRET, NS, {"data": {"bucket": before}})
     assert "http://elsewhere/b" in warned
+
+
+def test_a_door_that_is_ajar_is_a_warning_and_refused_where_that_is_asked_for(look: Look) -> None:
+    """Other keys on the new store: a restart writes nothing back, but the old store still takes the old key."""
+
+    def door(**params: object) -> Finding:
+        (found,) = (finding for finding in look("check_secrets", **params) if finding.check == "door")
+        return found
+
+    warned, refused = door(), door(require_closed_door=True)
+    assert (warned.level, refused.level) == ("warning", "refusal")
+    assert warned.message == refused.message
+    assert "takes the old key" in warned.message
+    assert "writes nothing back" in warned.message

@@ -9,6 +9,7 @@ from include.juicefs_storage.switch.checks.clients import (
 )
 from include.juicefs_storage.switch.checks.cluster import check_csi, check_rights, needed_rights
 from include.juicefs_storage.switch.checks.consistency import check_consistency
+from include.juicefs_storage.switch.checks.door import check_door, check_old_key
 from include.juicefs_storage.switch.checks.proofs import check_canaries, check_metadata, check_room
 from include.juicefs_storage.switch.checks.secret import check_secrets
 from include.juicefs_storage.switch.checks.target import (
@@ -26,10 +27,12 @@ __all__ = [
     "check_canaries",
     "check_consistency",
     "check_csi",
+    "check_door",
     "check_expired_sessions",
     "check_fence",
     "check_late_commits",
     "check_metadata",
+    "check_old_key",
     "check_reach",
     "check_readable",
     "check_rights",

@@ -34,6 +34,7 @@ from include.juicefs_storage.tasks.context import pull, push, run_id, task_state
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import IDENTITY, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
+from include.juicefs_storage.tasks.switch.door import planned_door
 from include.juicefs_storage.tasks.switch.run import volume_lease
 from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
@@ -165,12 +166,17 @@ def _canaries(runtime: Runtime, pods: VolumePods, mounts: Sequence[MountPod]) ->
 def check_secrets(runtime: Runtime) -> list[Finding]:
     """Check that every Secret with the volume's values is known, and nothing puts old ones back or restarts pods.
 
-    Reads the namespace's Secrets and workloads, and the PersistentVolumes.
+    Reads the namespace's Secrets, pods and workloads, and the PersistentVolumes. juicefs opens the old store with the
+    keys that a pod would have that restarts after the switch.
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     setting = runtime.setting()
     secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
-    return checks.check_secrets(runtime.cluster, setting, secrets, runtime.volume_pods(setting).mounts())
+    return checks.gather(
+        "secrets",
+        lambda: checks.check_secrets(runtime.cluster, setting, secrets, runtime.volume_pods(setting).mounts()),
+        lambda: planned_door(runtime, setting),
+    )
 
 
 @check_task

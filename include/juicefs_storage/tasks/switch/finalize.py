@@ -29,6 +29,7 @@ from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.check import CHECKS, all_findings
+from include.juicefs_storage.tasks.switch.door import door_now
 from include.juicefs_storage.tasks.switch.judgement import (
     DIAGNOSTICS,
     HELD_BECAUSE,
@@ -72,10 +73,12 @@ def finalize() -> dict[str, Any]:
         observed = Observed(unreadable=unreadable)
         progress = progress_without_backup(states, may_have_changed=bool(unreadable and evidence))
     outcome, missing = judge(observed, progress)
+    carriers, door = door_now(run) if run and outcome in {"switched", "reverted"} else ([], [])
     lines = [*made_again, *(_fence(run, outcome) if run else [])]
     if run and (how := _MARKS.get(outcome)) and (unrecorded := run.record.mark(how)):
         lines.append(f"how this run ended is not recorded beside its backup: {unrecorded}")
     report = _report(run, outcome, missing, states, evidence, progress, lines)
+    report = report.model_copy(update={"carriers": tuple(carriers), "door": tuple(door)})
     push("report", report.model_dump(mode="json"))
     push("markdown", report.to_markdown())
     push("note", report.to_note())
