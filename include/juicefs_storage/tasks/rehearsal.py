@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import Asset, TriggerRule, get_current_context
+from airflow.sdk.observability import stats
 
 from include.juicefs_storage import names
 from include.juicefs_storage.adapters.connections import missing_connections_explained
@@ -14,6 +15,8 @@ from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.checks import ok, refusal
 from include.juicefs_storage.switch.findings import Finding
+from include.juicefs_storage.switch.moved_back import CHECK as SETTING
+from include.juicefs_storage.switch.moved_back import check_setting
 from include.juicefs_storage.switch.params import RehearsalParams, resolve_switch_params
 from include.juicefs_storage.switch.readiness import Readiness, judge, rehearse_restore
 from include.juicefs_storage.switch.way_back import WayBack
@@ -86,6 +89,10 @@ def rehearse_volume(volume: str, registry: dict[str, dict[str, Any]], earlier: S
     else:
         for name, check in CHECK_FUNCTIONS.items():
             findings += _attempt(name, lambda check=check: check(runtime))
+        moved = _attempt(SETTING, lambda: check_setting(runtime.vault, runtime.setting()))
+        # One line for whoever has metrics: 1 while something has written the setting since the last run.
+        stats.gauge(f"juicefs_storage.setting_moved.{volume}", int(any(row.level == "refusal" for row in moved)))
+        findings += moved
         kept: list[Backup | None] = []
         findings += _attempt("backup", lambda: _restored(runtime, kept))
         backup = kept[0] if kept else None
@@ -147,7 +154,10 @@ def finalize(volumes: list[str] | None, rehearsed: Sequence[dict[str, Any] | Non
     rest = [row.to_markdown() for row in sorted(found.values(), key=lambda row: (row.ready, row.volume))]
     push("markdown", "\n\n".join([head, *(f"### `{name}`: **not rehearsed**" for name in unknown), *rest]))
     report = {"ready": sorted(name for name, row in found.items() if row.ready), "blocked": blocked}
-    push("report", report)
+    moved = sorted(name for name in found if any(line.startswith(SETTING) for line in found[name].blockers))
+    # The first words of a notification.
+    alarm = {"outcome": f"the setting of {', '.join(moved)} moved since the last switch"} if moved else {}
+    push("report", report | alarm)
     push("note", f"{len(report['ready'])} of {len(volumes)} volumes ready to be switched.")
     if blocked:
         raise PermanentError("Not ready:\n" + "\n".join(f"- {line}" for line in blocked), state="nothing was changed")
