@@ -11,7 +11,7 @@ from typing import Any
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.markdown import one_line
-from include.juicefs_storage.names import FLEET, REHEARSAL, REVERT, SWITCH, task_url
+from include.juicefs_storage.names import FINISH, FLEET, REHEARSAL, REVERT, SWITCH, task_url
 
 #: The XCom of a task that failed: `problem`, `state`, `next_step`.
 ERROR = "error"
@@ -102,6 +102,8 @@ def unreported_end(
         return f"{ended} Runs of volumes that were started continue. Clear the tasks that did not end, with Downstream."
     if dag_id == REHEARSAL:
         return f"{ended} Nothing was changed. Trigger it again."
+    if dag_id == FINISH:
+        return f"{ended} Mount pods that were replaced stay as they are. It may still hold {_LEASE}. Trigger it again."
     return f"{ended} What was copied stays. Clear the tasks that did not end, with Downstream."
 
 

@@ -8,11 +8,14 @@ from urllib.parse import quote
 DAG_PREFIX = "juicefs_storage_"
 SWITCH, REVERT = f"{DAG_PREFIX}switch", f"{DAG_PREFIX}revert"
 SYNC, FLEET, REHEARSAL = f"{DAG_PREFIX}sync", f"{DAG_PREFIX}fleet", f"{DAG_PREFIX}rehearsal"
+FINISH = f"{DAG_PREFIX}finish"
 #: How many runs of the switch Airflow runs side by side. No wave of a fleet is larger; further dry runs are queued.
 SIDE_BY_SIDE = 8
 
 #: The connection that says where backups are: password = key (base64 of 32 bytes), extra.path = folder.
 BACKUP_CONN_ID = "juicefs_backup"
+#: The connection that certificates are signed with: password = private key (base64 of 32 bytes).
+CERTIFICATE_CONN_ID = "juicefs_certificate"
 #: The pool of bulk copies; made by the lab and by deploy/init.sh. The tasks of the runbook take no slot of it: a volume
 #: in mid-move never waits behind a copy.
 COPY_POOL = "juicefs_storage"

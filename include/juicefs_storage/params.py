@@ -18,7 +18,20 @@ from include.juicefs_storage.errors import PermanentError
 BUCKET_NAME = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
 #: The sections of the forms, in the order in which they are shown.
-SECTIONS = ("Backup", "Volume", "Volumes", "Source", "Target", "New storage", "What", "Waves", "Safety", "Advanced")
+SECTIONS = (
+    "Backup",
+    "Volume",
+    "Volumes",
+    "Source",
+    "Target",
+    "New storage",
+    "What",
+    "Waves",
+    "Refresh",
+    "Certify",
+    "Safety",
+    "Advanced",
+)
 
 _JSON_TYPES: Mapping[Any, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
 _KEYS_IN_URL = re.compile(r"//[^/\s\"]*@")

@@ -275,3 +275,21 @@ def test_the_graph_of_the_fleet(dags: dict[str, dict[str, Any]]) -> None:
         "restart_csi": "all_done",  # for those that were moved, whatever became of others
         "finalize": "all_done",
     }
+
+
+def test_the_graph_of_finishing(dags: dict[str, dict[str, Any]]) -> None:
+    finishing = dags["juicefs_storage_finish"]
+    assert finishing["graph"] == {
+        "resolve_params": ["plan"],
+        "plan": ["choose_path"],
+        "choose_path": ["approve", "certify", "finalize", "refresh_mount_pods"],
+        "approve": ["refresh_mount_pods"],
+        "refresh_mount_pods": ["certify"],
+        "certify": ["finalize"],
+        "finalize": [],
+    }
+    assert finishing["rules"] == {
+        "refresh_mount_pods": "none_failed_min_one_success",  # approved, or no approval required
+        "certify": "none_failed_min_one_success",
+        "finalize": "all_done",
+    }

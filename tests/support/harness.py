@@ -26,7 +26,7 @@ from tests.support.worker import Fault, Job, find_dag, work
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.vault import FileVault
 
-DAG_ID, REVERT_ID = "juicefs_storage_switch", "juicefs_storage_revert"
+DAG_ID, REVERT_ID, FINISH_ID = "juicefs_storage_switch", "juicefs_storage_revert", "juicefs_storage_finish"
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tests.support.preload"])
 _TASK_S, _ROLLOUT_POLL_S = 240.0, 0.3
@@ -111,7 +111,7 @@ class Run:
                     beside.pop(0).result()
                 progress = False
                 for task in find_dag(self.dag_id).topological_sort():
-                    for other in map(find_dag(self.dag_id).get_task, _BESIDE):
+                    for other in (find_dag(self.dag_id).task_dict[name] for name in self._beside()):
                         if other.task_id not in self.states and self._may_start(other):
                             self.states[other.task_id] = "running"
                             beside.append(pool.submit(self._step, other))
@@ -121,6 +121,9 @@ class Run:
                         progress = True
                     self._show_states()
         return str((self.xcom("finalize", "report") or {}).get("outcome"))
+
+    def _beside(self) -> list[str]:
+        return [name for name in _BESIDE if name in find_dag(self.dag_id).task_dict]
 
     def clear(self, *task_ids: str, downstream: bool = False, only_failed: bool = False) -> None:
         """Clear tasks as the UI does; run `go` afterwards."""

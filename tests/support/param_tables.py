@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from include.juicefs_storage.copy.params import SyncParams
+from include.juicefs_storage.finish.params import FinishParams
 from include.juicefs_storage.fleet.params import FleetParams
 from include.juicefs_storage.markdown import table
 from include.juicefs_storage.params import Params, describe
@@ -19,6 +20,7 @@ MODELS: dict[str, type[Params]] = {
     "fleet": FleetParams,
     "revert": RevertForm,
     "rehearsal": RehearsalParams,
+    "finish": FinishParams,
 }
 BEGIN, END = "<!-- params: `make docs` writes this table -->\n", "<!-- end of params -->"
 BETWEEN_MARKS = re.compile(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", re.DOTALL)

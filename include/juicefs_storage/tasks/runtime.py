@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.names import BACKUP_CONN_ID
 from include.juicefs_storage.ports import WriteFence
 from include.juicefs_storage.switch.backup import Backup, read_backup
-from include.juicefs_storage.switch.params import RevertParams, SwitchParams
+from include.juicefs_storage.switch.params import RevertParams, Runner, SwitchParams
 from include.juicefs_storage.tasks.context import mask, mask_keys, metadata_is_away, pull
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
@@ -27,10 +27,127 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Runtime:
+class VolumeParams(Protocol):
+    """The params that say where a volume is. A run of whichever DAG has them."""
+
+    @property
+    def kubernetes_conn_id(self) -> str:
+        """The cluster of the CSI driver."""
+
+    @property
+    def namespace(self) -> str:
+        """Where the CSI driver and its Secret are."""
+
+    @property
+    def secret_name(self) -> str:
+        """The volume's Secret."""
+
+    @property
+    def meta_conn_id(self) -> str | None:
+        """The metadata; None: by the Secret's metaurl."""
+
+    @property
+    def juicefs_runner(self) -> Runner:
+        """Where juicefs runs."""
+
+
+class VolumeRuntime:
+    """What reaches a volume as it is, made when first used. Every secret value is registered with Airflow's masker."""
+
+    def __init__(self, params: VolumeParams) -> None:
+        self._where = params
+
+    @cached_property
+    def cluster(self) -> KubernetesCluster:
+        """The cluster of the CSI driver."""
+        from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+
+        return KubernetesCluster.from_connection(self._where.kubernetes_conn_id, self._where.namespace)
+
+    @cached_property
+    def metaurl(self) -> Metaurl:
+        """The metadata URL as the CSI driver knows it."""
+        from include.juicefs_storage.volume.secret import metaurl_of, metaurl_secrets
+
+        secret = self.cluster.secret(self._where.secret_name)
+        mask(*metaurl_secrets(secret))
+        return metaurl_of(secret)
+
+    @cached_property
+    def client_environment(self) -> dict[str, str]:
+        """The variables of the volume's clients that say how a store is addressed; none where they cannot be read."""
+        from include.juicefs_storage.volume.secret import addressing
+
+        try:
+            return addressing(self.cluster.secret(self._where.secret_name))
+        except StorageSwitchError as error:
+            log.warning("The clients' environment is not known: %s", error.problem)
+            return {}
+
+    @cached_property
+    def metadata(self) -> MySqlMetadata:
+        """The metadata database."""
+        from include.juicefs_storage.adapters.mysql import MySqlMetadata
+
+        if self._where.meta_conn_id:
+            prefix = self.metaurl.table_prefix
+            return MySqlMetadata.from_connection(self._where.meta_conn_id, metadata_is_away, table_prefix=prefix)
+        return MySqlMetadata.from_metaurl(self.metaurl, metadata_is_away)
+
+    @cached_property
+    def juicefs(self) -> JuiceFSCommand:
+        """The juicefs command line, where `juicefs_runner` says."""
+        from include.juicefs_storage.adapters.juicefs_command import in_controller_pod, on_worker
+
+        if self._where.juicefs_runner == "worker":
+            return on_worker(self.metaurl, self.client_environment)
+        return in_controller_pod(self.cluster, self.metaurl, self.client_environment)
+
+    @cached_property
+    def vault(self) -> FileVault:
+        """The backups."""
+        return open_vault()
+
+    def setting(self) -> Setting:
+        """Read the setting as it is now."""
+        return self.metadata.read_setting()
+
+    def volume_pods(self, setting: Setting) -> VolumePods:
+        """Return the volume's mount pods."""
+        from include.juicefs_storage.volume.mount_pods import VolumePods
+
+        return VolumePods(self.cluster, setting, self._where.secret_name)
+
+    def source(self, setting: Setting) -> StorageConfig:
+        """Return what the clients use by a setting."""
+        config = setting.config
+        mask_keys(config)
+        return config
+
+    def store_of(self, config: StorageConfig, conn_id: str | None = None) -> S3Bucket:
+        """Return the bucket of a storage, as Airflow reaches it.
+
+        Args:
+            config: The storage.
+            conn_id: By this connection; None: by the storage's own endpoint and keys.
+        """
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+        if conn_id:
+            return S3Bucket.from_connection(conn_id, config.endpoint_and_bucket[1])
+        return self._by_setting(config)
+
+    def _by_setting(self, config: StorageConfig) -> S3Bucket:
+        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+
+        return S3Bucket.from_storage(config, environment=self.client_environment)
+
+
+class Runtime(VolumeRuntime):
     """The adapters of one run, made when first used. Every secret value is registered with Airflow's masker."""
 
     def __init__(self, params: SwitchParams) -> None:
+        super().__init__(params)
         self.params = params
 
     @classmethod
@@ -49,67 +166,6 @@ class Runtime:
         return cls((RevertParams if "backup_id" in params else SwitchParams).model_validate(params))
 
     @cached_property
-    def cluster(self) -> KubernetesCluster:
-        """The cluster of the CSI driver."""
-        from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
-
-        return KubernetesCluster.from_connection(self.params.kubernetes_conn_id, self.params.namespace)
-
-    @cached_property
-    def metaurl(self) -> Metaurl:
-        """The metadata URL as the CSI driver knows it."""
-        from include.juicefs_storage.volume.secret import metaurl_of, metaurl_secrets
-
-        secret = self.cluster.secret(self.params.secret_name)
-        mask(*metaurl_secrets(secret))
-        return metaurl_of(secret)
-
-    @cached_property
-    def client_environment(self) -> dict[str, str]:
-        """The variables of the volume's clients that say how a store is addressed; none where they cannot be read."""
-        from include.juicefs_storage.volume.secret import addressing
-
-        try:
-            return addressing(self.cluster.secret(self.params.secret_name))
-        except StorageSwitchError as error:
-            log.warning("The clients' environment is not known: %s", error.problem)
-            return {}
-
-    @cached_property
-    def metadata(self) -> MySqlMetadata:
-        """The metadata database."""
-        from include.juicefs_storage.adapters.mysql import MySqlMetadata
-
-        if self.params.meta_conn_id:
-            prefix = self.metaurl.table_prefix
-            return MySqlMetadata.from_connection(self.params.meta_conn_id, metadata_is_away, table_prefix=prefix)
-        return MySqlMetadata.from_metaurl(self.metaurl, metadata_is_away)
-
-    @cached_property
-    def juicefs(self) -> JuiceFSCommand:
-        """The juicefs command line, where `juicefs_runner` says."""
-        from include.juicefs_storage.adapters.juicefs_command import in_controller_pod, on_worker
-
-        if self.params.juicefs_runner == "worker":
-            return on_worker(self.metaurl, self.client_environment)
-        return in_controller_pod(self.cluster, self.metaurl, self.client_environment)
-
-    @cached_property
-    def vault(self) -> FileVault:
-        """The backups."""
-        return open_vault()
-
-    def setting(self) -> Setting:
-        """Read the setting as it is now."""
-        return self.metadata.read_setting()
-
-    def volume_pods(self, setting: Setting) -> VolumePods:
-        """Return the volume's mount pods."""
-        from include.juicefs_storage.volume.mount_pods import VolumePods
-
-        return VolumePods(self.cluster, setting, self.params.secret_name)
-
-    @cached_property
     def recorded(self) -> Backup | None:
         """The backup that this run goes back to; None in a switch."""
         if not isinstance(self.params, RevertParams):
@@ -125,12 +181,6 @@ class Runtime:
             return self.source(self.recorded.setting)
         storage = params.target_storage or setting.storage
         config = connection_storage(params.target_conn_id, storage, params.target_bucket, params.target_endpoint)
-        mask_keys(config)
-        return config
-
-    def source(self, setting: Setting) -> StorageConfig:
-        """Return what the clients use by a setting."""
-        config = setting.config
         mask_keys(config)
         return config
 
@@ -156,11 +206,6 @@ class Runtime:
             bucket = config.endpoint_and_bucket[1]
             return S3Bucket.from_connection(self.params.source_conn_id, bucket).on_side("old store")
         return self._by_setting(config).on_side("old store")
-
-    def _by_setting(self, config: StorageConfig) -> S3Bucket:
-        from include.juicefs_storage.adapters.s3.bucket import S3Bucket
-
-        return S3Bucket.from_storage(config, environment=self.client_environment)
 
     def clients_store(self, config: StorageConfig) -> S3Bucket:
         """Return the new bucket, as Airflow reaches it, with the keys of a storage."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from include.juicefs_storage.copy.params import SyncParams
+from include.juicefs_storage.finish.params import FinishParams
 from include.juicefs_storage.fleet.params import FleetParams
 from include.juicefs_storage.params import Params
 from include.juicefs_storage.switch.params import RehearsalParams, RevertForm, SwitchParams
 from include.juicefs_storage.tasks.form import form
 
-MODELS = [SwitchParams, RevertForm, FleetParams, SyncParams, RehearsalParams]
+MODELS = [SwitchParams, RevertForm, FleetParams, SyncParams, RehearsalParams, FinishParams]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -11,7 +11,6 @@ import pytest
 
 from include.juicefs_storage.adapters.s3.engine.concurrency import Concurrency
 
-
 INF = float("inf")
 
 

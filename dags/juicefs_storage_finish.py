@@ -1,0 +1,51 @@
+"""The DAG `juicefs_storage_finish`."""
+
+from __future__ import annotations
+
+from airflow.sdk import dag
+
+from include.juicefs_storage.finish.params import FinishParams
+from include.juicefs_storage.tasks import finish
+from include.juicefs_storage.tasks.approval import approve
+from include.juicefs_storage.tasks.form import form
+from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
+
+DOC = """
+### Use this when
+A switch ended well, and you want that nothing brings the old store's values back, so that the old store can be switched
+off one day. Until then a mount pod from before the switch, restarted, may write them into the setting.
+
+### Dry run first
+`dry_run` is on by default: the run names everything that still carries other values, and what that means, and stops.
+
+### What it changes
+With `refresh_mount_pods` it replaces the mount pods that carry them, one after the other, by the CSI driver's smooth
+upgrade. Applications go on. Each new pod is proven by a block that it writes; business pods' UIDs and restarts are
+compared. The run stops at the first pod that is not as before. It replaces one pod unless `most_pods` says more.
+
+With `certify` it proves that the move is finished: no other values, the old key withdrawn, every block on the new store,
+and nothing new on the old one for `idle_s`. The evidence is signed with the key of connection `juicefs_certificate`.
+
+### What it does not do
+It does not close the old store: you withdraw the old key there. It deletes nothing, ever. See `docs/finish.md`.
+"""
+
+
+@dag(
+    dag_display_name="JuiceFS: finish a switch",
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    doc_md=DOC,
+    tags=["juicefs", "storage", "runbook"],
+    default_args=TASK_DEFAULTS,
+)
+def juicefs_storage_finish() -> None:
+    """Find what carries other values, plan, approve, replace mount pods, report."""
+    planned, path, approval = finish.plan(), finish.choose_path(), approve()
+    refreshed, certified, finalized = finish.refresh_mount_pods(), finish.certify(), finish.finalize_and_notify()
+    finish.resolve_params() >> planned >> path >> approval >> refreshed >> certified >> finalized
+    path >> [refreshed, certified, finalized]
+
+
+juicefs_storage_finish().params.update(form(FinishParams))

@@ -1,0 +1,1 @@
+"""Finishing a move: nothing carries the old store's values any more."""

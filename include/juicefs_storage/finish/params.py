@@ -1,0 +1,112 @@
+"""The params of `juicefs_storage_finish`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.params import Params, param, without_empty
+from include.juicefs_storage.switch.params import Runner, SwitchParams
+
+
+def _as_in_switch(name: str) -> Any:
+    """Describe a param as the switch does."""
+    return SwitchParams.model_fields[name]
+
+
+class FinishParams(Params):
+    """The params of `juicefs_storage_finish`."""
+
+    volume: str | None = param(
+        "Volume", "Registered volume", "A name in `include/volumes.yaml`. Its entry fills in what is left empty.", None
+    )
+    kubernetes_conn_id: str = _as_in_switch("kubernetes_conn_id")
+    namespace: str = _as_in_switch("namespace")
+    secret_name: str = _as_in_switch("secret_name")
+    meta_conn_id: str | None = _as_in_switch("meta_conn_id")
+    store_conn_id: str | None = param(
+        "Volume",
+        "Store's connection",
+        "Type `aws`: how Airflow reaches the store that the volume is on now. Empty: the endpoint and keys in the "
+        "setting.",
+        None,
+    )
+    dry_run: bool = param("Safety", "Dry run", "Stop after the plan. Nothing is changed.", True)
+    require_approval: bool = _as_in_switch("require_approval")
+    refresh_mount_pods: bool = param(
+        "Refresh",
+        "Replace mount pods",
+        "Replace each mount pod that carries other values, one after the other, by the driver's smooth upgrade. Off: "
+        "they are named, and nothing is changed.",
+        False,
+    )
+    pause_s: int = param(
+        "Refresh",
+        "Pause (s)",
+        "How long to wait after each mount pod that was replaced, before its client is proven and the next one begins.",
+        30,
+        ge=0,
+        le=3600,
+    )
+    most_pods: int = param(
+        "Refresh",
+        "Batch size",
+        "How many mount pods this run replaces at most. Begin with 1, the canary, and look at the application; a later "
+        "run takes the others. `0`: all.",
+        1,
+        ge=0,
+        le=10_000,
+    )
+    certify: bool = param(
+        "Certify",
+        "Certify",
+        "Prove that the move is finished, and sign what was proven with the key of connection `juicefs_certificate`. "
+        "See [what is certified](finish.md#certify).",
+        False,
+    )
+    idle_s: int = param(
+        "Certify",
+        "Idle (s)",
+        "For how long no block may have come to the old store, by its own dates.",
+        86_400,
+        ge=60,
+        le=90 * 86_400,
+    )
+    old_conn_id: str | None = param(
+        "Certify",
+        "Old store's connection",
+        "Type `aws`: how Airflow looks at the old store, whose old key is withdrawn. It needs to list there alone. "
+        "Empty: the endpoint and keys in the backup.",
+        None,
+    )
+    juicefs_runner: Runner = _as_in_switch("juicefs_runner")
+
+
+#: What an entry of the registry may fill in here.
+_BY_REGISTRY = frozenset({"kubernetes_conn_id", "namespace", "secret_name", "meta_conn_id", "juicefs_runner"})
+
+
+def resolve_finish_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -> FinishParams:
+    """Validate the params of a run, filled in from the registry.
+
+    Args:
+        given: The params as Airflow hands them over.
+        registry: `include/volumes.yaml`.
+
+    Raises:
+        PermanentError: The volume is not registered, or a param is unknown or has a value that is not allowed.
+    """
+    given = without_empty(given)
+    name = given.get("volume")
+    if name is None:
+        return FinishParams.validated(given)
+    if name not in registry:
+        known = ", ".join(sorted(registry)) or "none"
+        raise PermanentError(
+            f"Param `volume`: {name!r} is not in include/volumes.yaml; registered: {known}.",
+            next_step="register the volume, or leave `volume` empty and fill in the other params",
+        )
+    entry = {key: value for key, value in without_empty(registry[name]).items() if key in _BY_REGISTRY}
+    defaults = {field: info.default for field, info in FinishParams.model_fields.items()}
+    chosen = {key: value for key, value in given.items() if value != defaults.get(key)}
+    return FinishParams.validated({**entry, **chosen})

@@ -1,0 +1,104 @@
+"""The tasks of finishing a move: which way a run takes, and that nothing is certified while a point is open."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from include.juicefs_storage.errors import NeedsHumanError
+from include.juicefs_storage.finish.certificate import public_key_of, read_private_key, verify
+from include.juicefs_storage.finish.params import FinishParams, resolve_finish_params
+from include.juicefs_storage.finish.plan import FinishPlan
+from include.juicefs_storage.switch.checks import ok, warning
+from include.juicefs_storage.switch.findings import Finding
+from include.juicefs_storage.switch.marks import Mark
+from include.juicefs_storage.tasks import finish
+from tests.support.fakes import MOUNT, NEW, UUID, backup, setting
+
+AT = datetime(2026, 11, 29, 3, 0, tzinfo=UTC)
+PRIVATE = base64.b64encode(bytes(range(32))).decode()
+REAL = {"dry_run": False, "refresh_mount_pods": True}
+
+
+def planned(**params: Any) -> FinishPlan:
+    return FinishPlan(
+        volume="myjfs", uuid=UUID, bucket=NEW.bucket, carriers=(), mount_pods=(MOUNT,) * 3,
+        refresh=bool(params.get("refresh_mount_pods")), most_pods=params.get("most_pods", 1), findings=(),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(finish, "push", found.__setitem__)
+    monkeypatch.setattr(finish, "run_id", lambda: "manual__9")
+    monkeypatch.setattr("include.juicefs_storage.tasks.runbook.push", found.__setitem__)
+    monkeypatch.setattr("include.juicefs_storage.tasks.runbook.pull", lambda *_: None)
+    return found
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, **params: Any) -> None:
+    """What the tasks of a run share: a volume that a run has moved to NEW."""
+    runtime = SimpleNamespace(setting=lambda: setting(NEW))
+    moved = (Mark(UUID, AT), backup("myjfs.manual__1", AT))
+    shared = SimpleNamespace(params=FinishParams.validated(params), runtime=runtime, moved=moved)
+    monkeypatch.setattr(finish, "_Run", lambda: shared)
+    monkeypatch.setattr(finish, "signing_key", lambda: PRIVATE)
+
+
+@pytest.mark.parametrize(
+    ("params", "path"),
+    [
+        ({}, "finalize"),
+        ({"refresh_mount_pods": True}, "finalize"),
+        (REAL, "approve"),
+        (REAL | {"require_approval": False}, "refresh_mount_pods"),
+        ({"dry_run": False}, "finalize"),
+        ({"dry_run": False, "certify": True}, "certify"),
+        (REAL | {"certify": True}, "approve"),
+    ],
+)
+def test_which_way_a_run_takes(
+    params: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch, pushed: dict[str, Any]
+) -> None:
+    run_with(monkeypatch, **params)
+    monkeypatch.setattr(finish, "pull", lambda task_id, key="": planned(**params).model_dump())
+    assert finish.choose_path.function() == path
+
+
+@pytest.mark.parametrize(("most", "chosen"), [(0, 3), (1, 1), (2, 2)])
+def test_how_many_mount_pods_are_replaced(most: int, chosen: int) -> None:
+    assert len(planned(refresh_mount_pods=True, most_pods=most).chosen) == chosen
+    assert planned(most_pods=most).chosen == ()
+
+
+def certify(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> Any:
+    run_with(monkeypatch, dry_run=False, certify=True)
+    monkeypatch.setattr(finish, "prove_finished", lambda *_: list(findings))
+    return finish.certify.function()
+
+
+def test_a_certificate_says_what_was_proven(monkeypatch: pytest.MonkeyPatch, pushed: dict[str, Any]) -> None:
+    result = certify(monkeypatch, ok("blocks", "all 8 blocks"), ok("old key", "not taken any more"))
+    evidence = verify(pushed["certificate"], result["public_key"])
+    assert result["public_key"] == public_key_of(read_private_key(PRIVATE))
+    assert [claim.seen for claim in evidence.claims] == ["all 8 blocks", "not taken any more"]
+    assert (evidence.bucket, evidence.left, evidence.moved_at) == (NEW.bucket, "http://old:9000/data", AT)
+    assert PRIVATE not in pushed["certificate"]
+
+
+def test_nothing_is_certified_while_a_point_is_open(monkeypatch: pytest.MonkeyPatch, pushed: dict[str, Any]) -> None:
+    with pytest.raises((NeedsHumanError, AirflowFailException), match="carriers: a pod Remedy: replace it"):
+        certify(monkeypatch, ok("blocks", "all 8 blocks"), warning("carriers", "a pod", "replace it"))
+    assert "certificate" not in pushed
+
+
+def test_the_registry_fills_in_where_the_volume_is() -> None:
+    entry = {"namespace": "storage", "secret_name": "home", "target_bucket": "elsewhere"}
+    found = resolve_finish_params({"volume": "home", "certify": True}, {"home": entry})
+    assert (found.namespace, found.secret_name, found.certify, found.dry_run) == ("storage", "home", True, True)
