@@ -182,6 +182,11 @@ class Airflow:
             raise LabError(f"expected 2xx from {method} {path}, found {answer.status_code}: {answer.text[:2000]}")
         return answer.json() if answer.content else None
 
+    def page(self, path: str) -> httpx.Response:
+        """Return the answer to a GET of a page of the plugin, as the administrator sees it."""
+        headers = {"Authorization": f"Bearer {_token(self.url, self.user, self.password)}"}
+        return httpx.get(f"{self.url}/juicefs-storage/{path}", headers=headers, timeout=60)
+
     def _request(self, method: str, path: str, body: object, params: dict[str, Any] | None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {_token(self.url, self.user, self.password)}"}
         return httpx.request(method, f"{self.url}/api/v2{path}", json=body, params=params, headers=headers, timeout=60)

@@ -25,6 +25,7 @@ from include.juicefs_storage.names import (
     DAG_PREFIX,
     FLEET,
     PAGES,
+    PROGRESS,
     READINESS,
     READINESS_LOOK_BACK,
     REHEARSAL,
@@ -282,6 +283,8 @@ def _note_end(dag_run: "DagRun", how: str) -> None:
 def make_app() -> "FastAPI":
     """Make the web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report, /fleets/…, /volumes.
 
+    And of JSON for pages: …/progress, how far each long task of a run is (`Progress` in objects/progress.py).
+
     Whoever may read the DAG's XComs may read them; 401 or 403 for everybody else, 404 where there is no such page yet.
     This and RunNote are the only places that know Airflow's own tables and API internals.
     """
@@ -292,12 +295,22 @@ def make_app() -> "FastAPI":
     from airflow.models.dagrun import DagRun
     from airflow.models.xcom import XComModel
     from fastapi import Depends, FastAPI
-    from fastapi.responses import HTMLResponse
+    from fastapi.responses import HTMLResponse, JSONResponse
     from sqlalchemy import select
 
     app = FastAPI(title="JuiceFS storage", docs_url=None, redoc_url=None, openapi_url=None)
+    readable = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
 
-    @app.get("/runs/{dag_id}/{run_id}/{page}", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM))])
+    # Before the pages, whose names are checked. One query for all tasks, some hundred bytes each.
+    @app.get("/runs/{dag_id}/{run_id}/progress", dependencies=[readable])
+    def progress(dag_id: str, run_id: str, session: SessionDep) -> JSONResponse:
+        rows: Sequence[Any] = session.scalars(XComModel.get_many(run_id=run_id, dag_ids=dag_id, key=PROGRESS)).all()
+        tasks = [
+            {"task_id": row.task_id, "map_index": row.map_index, **XComModel.deserialize_value(row)} for row in rows
+        ]
+        return JSONResponse({"tasks": tasks}, headers=HEADERS)
+
+    @app.get("/runs/{dag_id}/{run_id}/{page}", dependencies=[readable])
     def show(dag_id: str, run_id: str, page: Page, session: SessionDep) -> HTMLResponse:
         query = XComModel.get_many(run_id=run_id, dag_ids=dag_id, task_ids=WRITERS[page], key="markdown", limit=1)
         found = session.scalars(query).first()

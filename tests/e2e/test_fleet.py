@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import pytest
 
 from lab.airflow import Airflow
@@ -74,13 +73,6 @@ def switches(airflow: Airflow) -> dict[str, dict[str, Any]]:
     return {run["dag_run_id"]: run for run in found}
 
 
-def page(airflow: Airflow, path: str) -> httpx.Response:
-    user = {"username": airflow.user, "password": airflow.password}
-    token = httpx.post(f"{airflow.url}/auth/token", json=user, timeout=60).json()["access_token"]
-    headers = {"Authorization": f"Bearer {token}"}
-    return httpx.get(f"{airflow.url}/juicefs-storage/{path}", headers=headers, timeout=60)
-
-
 def moment(run: dict[str, Any], which: str) -> datetime:
     return datetime.fromisoformat(run[which])
 
@@ -115,7 +107,7 @@ def test_a_fleet_moves_a_canary_then_a_wave_and_every_volume_keeps_its_files(
         assert "1 clients proven" in rest["body"]
         assert volumes["home"].mariadb.setting()["Bucket"] == lab.new_store.bucket_url
         assert volumes["work"].mariadb.setting()["Bucket"] == lab.old_store.bucket_url
-        live = page(airflow, f"fleets/{quote(run_id, safe='')}")
+        live = airflow.page(f"fleets/{quote(run_id, safe='')}")
         assert live.status_code == 200
         assert "switched, volume <code>home</code>" in live.text
         assert "not started" in live.text

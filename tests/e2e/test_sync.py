@@ -7,12 +7,13 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
 
 from include.juicefs_storage.adapters.manifests import ManifestReader
-from include.juicefs_storage.names import COPY_POOL
+from include.juicefs_storage.names import COPY_POOL, PACE
 from include.juicefs_storage.objects.model import ObjectOutcome
 from lab.airflow import POOL_SLOTS, Airflow
 from lab.environment import Lab
@@ -108,17 +109,29 @@ def kill_copy(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
     kill(lab, airflow, path)
 
 
+def states(airflow: Airflow, run_id: str) -> list[str]:
+    """Of the tasks that say how far they are, as the pages read them."""
+    answer = airflow.page(f"runs/{DAG_ID}/{quote(run_id, safe='')}/progress")
+    return [task["state"] for task in answer.json()["tasks"]]
+
+
 def puts(requests: dict[tuple[str, str], int]) -> int:
     return sum(count for (kind, status), count in requests.items() if kind == "PUT" and status == "200")
 
 
 def test_a_killed_planner_and_partition_run_again_alone_and_nothing_is_copied_twice(lab: Lab, airflow: Airflow) -> None:
     written, before = lab.old_store.mutating_requests(), puts(lab.new_store.requests())
+    airflow.api("POST", "/variables", json={"key": PACE, "value": '{"paused": true}'})
     slots(airflow, 0)
     run_id = start(lab, airflow, dry_run=False, bandwidth_mib_s=4, planners=2)
     kill_planner(lab, airflow, run_id, 1)
+    wait_for("all are paused", lambda: states(airflow, run_id) == ["paused"] * 3, deadline_s=RUN_S, poll_s=0.5)
+    assert lab.new_store.objects(PREFIX) == {}
+    airflow.api("DELETE", f"/variables/{PACE}")
     kill_copy(lab, airflow, run_id, 1)
     state, report = finish(airflow, run_id)
+    assert states(airflow, run_id) == ["ended"] * 6
+    assert report["phases"][0]["paused_s"] > 0
 
     assert (state, report["outcome"], report["problems"]) == ("success", "proven", [])
     tries = {(t.task_id, t.map_index): t.try_number for t in airflow.task_states(DAG_ID, run_id) if t.map_index >= 0}

@@ -6,7 +6,9 @@ import gzip
 import hashlib
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -21,6 +23,7 @@ from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.objects.flow import Flow
 from include.juicefs_storage.objects.model import Comparison, KeyRange, Listed, ObjectOutcome
 from lab.kube.tls import server_context
+from lab.process import wait_for
 from tests.support.s3_memory import MemoryStore, Object, _Handler
 from tests.support.s3_proxy import Fault, S3Proxy
 
@@ -351,6 +354,29 @@ def test_the_bandwidth_is_kept(stores: tuple[Store, Store]) -> None:
     copied = NativeEngine(a, side(target.url, "dst"), flow=Flow(4_000_000)).copy(listed(a))
     assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
     assert 0.5 < time.monotonic() - start < 5
+
+
+def test_a_pause_outlasts_the_deadline_of_what_is_tried_again(stores: tuple[Store, Store]) -> None:
+    source, target = stores
+    for number in range(8):
+        source.put("src", f"v/{number}", blob(LARGE if number % 2 else SMALL))
+    a, flow, limits = side(source.url, "src"), Flow(), replace(QUICK, tries=1000, total_s=2)
+    objects = listed(a)
+    with S3Proxy(target.url) as proxy, ThreadPoolExecutor(1) as pool:
+        proxy.faults = [Fault.ERROR] * 10_000
+        copying = pool.submit(NativeEngine(a, side(proxy.url, "dst"), flow=flow, limits=limits).copy, objects)
+        wait_for("a failed try", lambda: proxy.failed, deadline_s=20, poll_s=0.01)
+        flow.pause()
+        failed: list[int] = []
+
+        def silent() -> bool:
+            failed.append(proxy.failed)
+            return failed[-25:] == [failed[-1]] * 25
+
+        wait_for("no try for longer than the deadline", silent, deadline_s=20, poll_s=0.1)
+        proxy.faults = []
+        flow.resume()
+        assert {item.outcome for item in copying.result(30)} == {ObjectOutcome.COPIED}
 
 
 def test_idle_connections_that_the_store_closed_are_no_failure(stores: tuple[Store, Store]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.copy.partitions import task_groups
+from include.juicefs_storage.names import PACE
+from include.juicefs_storage.tasks import sync
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from lab.environment import Lab
+from lab.process import wait_for
 from lab.seaweed import Store
 from tests.support.sync_run import SyncRun
 
@@ -152,6 +157,111 @@ def test_a_plan_that_was_made_again_is_not_mixed_with_the_earlier_one(stores: tu
     run.run("plan_partitions")
     with pytest.raises(AirflowFailException, match="the plan was made again since"):
         run.run("copy", earlier[0])
+
+
+@dataclass
+class Copy:
+    """Task `copy` of one partition, in a thread, and what it says of itself."""
+
+    run: SyncRun
+    shard: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=lambda: self.run.run("copy", self.shard), daemon=True)
+        self.thread.start()
+
+    @property
+    def said(self) -> dict[str, Any]:
+        return dict(self.run.xcoms.get(("copy", "progress")) or {"state": "", "objects": 0})
+
+    def wait(self, what: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        wait_for(what, lambda: condition(self.said), deadline_s=60, poll_s=0.02)
+        return self.said
+
+    def wait_silent(self, stores: tuple[Store, Store]) -> None:
+        """Wait until nothing was asked of a store between one and the next of several looks of the task."""
+        counts: list[Any] = []
+
+        def silent() -> bool:
+            counts.append([store.requests() for store in stores])
+            return len(counts) > 5 and counts[-1] == counts[-6]
+
+        wait_for("no request", silent, deadline_s=60, poll_s=0.2)
+
+
+@pytest.fixture
+def copying(stores: tuple[Store, Store], start: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Copy]]:
+    """Start a copy of 16 MiB, small and large objects, which looks at the Variable all the time."""
+    source, target = stores
+    for number in range(24):
+        size = 2**19 if number < 20 else 3 * 2**19
+        source.client().put_object(Bucket=source.bucket, Key=f"{PREFIX}much/{number:02}", Body=bytes([number]) * size)
+    for module in (sync.work, sync.steering):
+        monkeypatch.setattr(module, "EVERY_S", 0.05)
+    begun: list[Copy] = []
+
+    def copy(run_id: str, pace: str = "") -> Copy:
+        for key in target.objects(PREFIX):
+            target.client().delete_object(Bucket=target.bucket, Key=key)
+        run = start(run_id, dry_run=False, partitions=1, mode="copy")
+        run.returned("check", run.run("check"))
+        run.variables = {PACE: pace} if pace else {}
+        begun.append(Copy(run, run.run("plan_partitions")[0]))
+        return begun[-1]
+
+    yield copy
+    for each in begun:
+        each.run.variables = {}
+        each.thread.join(60)
+
+
+def test_the_bandwidth_is_kept_and_can_be_changed_while_it_runs(copying: Callable[..., Copy]) -> None:
+    for run_id in ("warm", "free"):
+        free = copying(run_id)
+        free.thread.join(60)
+    # A quarter of what it does without a limit; on a machine that is busy, no less than some seconds take.
+    mib_s = max(4.0, 16 / max(0.5, free.said["elapsed_s"]) / 4)
+    held = copying("held", f'{{"bandwidth_mib_s": {mib_s}}}')
+    held.thread.join(60)
+    # The last object is let go when all before it have moved.
+    assert held.said["elapsed_s"] > 0.8 * 16 / mib_s
+    if mib_s > 4:
+        assert held.said["elapsed_s"] > 3 * free.said["elapsed_s"]
+
+    slow = copying("slow", '{"bandwidth_mib_s": 0.5}')
+    found = slow.wait("it moves slowly, and says for how long", lambda said: bool(said.get("eta_s")))
+    assert found["eta_s"] > 10
+    assert "limited to 0.5 MiB/s by Variable" in found["because"]
+    slow.run.variables[PACE] = '{"bandwidth_mib_s": 0}'
+    slow.thread.join(60)
+    assert slow.said["state"] == "ended"
+    assert slow.said["elapsed_s"] < found["elapsed_s"] + found["eta_s"] / 2
+
+
+def test_a_pause_asks_nothing_of_the_stores_and_what_comes_after_is_whole(
+    stores: tuple[Store, Store], copying: Callable[..., Copy], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    copy = copying("paused", '{"paused": true}')
+    copy.wait("it is paused from the start", lambda said: said["state"] == "paused")
+    before = stores[0].requests()
+    copy.wait_silent(stores)
+    assert stores[0].requests() == before
+    assert copy.said["objects"] == 0
+    copy.run.variables[PACE] = '{"bandwidth_mib_s": 4, "concurrency": 2}'
+    copy.wait("some are copied", lambda said: said["objects"] > 2)
+    copy.run.variables[PACE] = '{"paused": true}'
+    copy.wait("it is paused again", lambda said: said["state"] == "paused")
+    copy.wait_silent(stores)
+    assert 0 < len(stores[1].objects(PREFIX)) < len(stores[0].objects(PREFIX))
+    heard = copy.said
+    copy.wait("it is alive", lambda said: said["elapsed_s"] > heard["elapsed_s"])
+    assert copy.said["eta_s"] is None
+    assert f"PAUSED by Variable {PACE}. Whoever may change Variables resumes it" in caplog.text
+    copy.run.variables = {}
+    copy.thread.join(60)
+    assert stores[1].objects(PREFIX) == stores[0].objects(PREFIX)
+    assert copy.said["paused_s"] > 0
 
 
 def test_check_refuses_what_cannot_work(

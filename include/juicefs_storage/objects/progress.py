@@ -270,8 +270,13 @@ def _of(expected: int | None, form: str) -> str:
 
 def estimate_kept(estimated_s: float, took_s: float) -> str:
     """Hold an estimate against what came, both in seconds, as in: estimated 41 s, took 58 s, 1.4 times as long."""
-    ratio = f" ({took_s / estimated_s:.1f}×)" if estimated_s >= 1 else ""  # noqa: RUF001 - a sign for people
-    return f"estimated {duration(estimated_s)}, took {duration(took_s)}{ratio}"
+    by = f" ({ratio(estimated_s, took_s)})" if estimated_s >= 1 else ""
+    return f"estimated {duration(estimated_s)}, took {duration(took_s)}{by}"
+
+
+def ratio(estimated_s: float, took_s: float) -> str:
+    """Format by how much an estimate was off; 1 is exact."""
+    return f"{took_s / estimated_s:.1f}×"  # noqa: RUF001 - a sign for people
 
 
 def duration(seconds: float) -> str:

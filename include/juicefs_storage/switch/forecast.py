@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.objects.progress import duration
+from include.juicefs_storage.objects.progress import duration, estimate_kept, ratio
 from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.needed import ID_BATCH
@@ -59,6 +59,38 @@ def forecast_lines(blocks_left: int | None, blocks_s: float | None, heartbeats_s
     else:
         lines = [f"{blocks_left} blocks are left to copy before the setting is written"]
     if heartbeats_s:
-        longest = duration(max(heartbeats_s) * _JITTER)
+        longest = duration(_window_s(heartbeats_s))
         lines.append(f"the window, from the setting's write until the last client has moved: up to {longest}")
+    return lines
+
+
+def _window_s(heartbeats_s: Sequence[float]) -> float:
+    return max(heartbeats_s) * _JITTER
+
+
+def kept_lines(
+    blocks_left: int | None,
+    blocks_s: float | None,
+    heartbeats_s: Sequence[float],
+    copied_s: float | None,
+    window_s: float | None,
+) -> list[str]:
+    """Hold the plan's forecast against what came, a sentence each.
+
+    Args:
+        blocks_left: See forecast_lines.
+        blocks_s: See forecast_lines.
+        heartbeats_s: See forecast_lines.
+        copied_s: What the copy before the setting was written took, its comparisons included; None: there was none.
+        window_s: From the setting's write until the last client was proven; None: none was.
+    """
+    lines = []
+    if blocks_left and blocks_s and copied_s is not None:
+        lines.append(f"the copy before the setting was written: {estimate_kept(blocks_left / blocks_s, copied_s)}")
+    if window_s is not None:
+        line = f"the last client was proven {window_s:.0f} s after the setting was written"
+        if heartbeats_s:
+            longest_s = _window_s(heartbeats_s)
+            line += f"; the plan had estimated up to {duration(longest_s)} ({ratio(longest_s, window_s)})"
+        lines.append(line)
     return lines

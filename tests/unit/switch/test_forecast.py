@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from include.juicefs_storage.switch.forecast import forecast_lines, reading_rate
+from include.juicefs_storage.switch.forecast import forecast_lines, kept_lines, reading_rate
 from include.juicefs_storage.volume.layout import block_objects
 from tests.support.fakes import FakeMetadata, FakeStore, setting
 
@@ -33,3 +33,15 @@ def test_the_rate_is_of_blocks_that_were_read_and_the_measurement_ends() -> None
     assert reading_rate(FakeMetadata(ROW, rows), ROW, store, lambda: next(slow)) == pytest.approx(8 / 3)
     assert reading_rate(FakeMetadata(ROW, rows), ROW, FakeStore(), lambda: next(ticks)) is None
     assert reading_rate(FakeMetadata(ROW), ROW, store, lambda: next(ticks)) is None
+
+
+def test_the_forecast_is_held_against_what_came() -> None:
+    copy, window = kept_lines(300, 7.3, [10, 60], copied_s=58, window_s=31.5)
+    assert copy == "the copy before the setting was written: estimated 41 s, took 58 s (1.4×)"  # noqa: RUF001
+    assert window == (
+        "the last client was proven 32 s after the setting was written; the plan had estimated up to 63 s (0.5×)"  # noqa: RUF001
+    )
+    assert kept_lines(None, None, [], copied_s=58, window_s=3) == [
+        "the last client was proven 3 s after the setting was written"
+    ]
+    assert kept_lines(300, None, [10], copied_s=58, window_s=None) == [], "no forecast, nothing to hold it against"

@@ -21,6 +21,7 @@ from include.juicefs_storage.errors import (
     TransientError,
     UnreachableError,
 )
+from include.juicefs_storage.objects.flow import LOOK_S, Flow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.wire.limits import Limits, Steps
     from include.juicefs_storage.adapters.s3.wire.message import Head
     from include.juicefs_storage.objects.bucket import SomeSink
-    from include.juicefs_storage.objects.flow import Flow
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class S3Client:
     Args:
         store: Where it is and with which keys.
         limits: Of each request; None: the store's.
-        flow: Whose bandwidth is kept while objects are streamed; None: nobody's.
+        flow: Its bandwidth is kept where objects are streamed, and nothing is tried again in pauses. None: nobody's.
     """
 
     def __init__(self, store: S3Store, limits: Limits | None = None, flow: Flow | None = None) -> None:
@@ -206,6 +206,7 @@ class S3Client:
                 problem = f"status {response.status} {error_code(response)}".rstrip()
                 retry_after = response.headers.get("retry-after")
             yield tries.delay(method, problem, retry_after)
+            yield from await_resumed(self.flow, tries)
 
     def call(
         self,
@@ -391,6 +392,19 @@ class Tries:
         raise ObjectError(found)
 
 
+def await_resumed(flow: Flow | None, *tries: Tries) -> Steps[None]:
+    """Wait while a flow is paused, which counts for no deadline.
+
+    Args:
+        flow: None: nobody pauses it.
+        tries: Those that wait.
+    """
+    while flow is not None and flow.paused:
+        for each in tries:
+            each.until += LOOK_S
+        yield LOOK_S
+
+
 def _shown(text: str) -> str:
     """Return a header's value as a message may quote it."""
     return "".join(character for character in text[:80] if character.isprintable())
@@ -465,6 +479,7 @@ def stream(
             if connection is not None:
                 connection.close()
         yield tries.delay("GET", problem, retry_after)
+        yield from await_resumed(client.flow, tries)
 
 
 def _received(

@@ -10,6 +10,7 @@ from airflow.sdk import TriggerRule
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.evidence import Evidence
+from include.juicefs_storage.switch.forecast import kept_lines
 from include.juicefs_storage.switch.marks import End
 from include.juicefs_storage.switch.outcome import (
     GREEN,
@@ -132,7 +133,7 @@ def _report(
         findings=tuple(all_findings()),
         states=states,
         took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
-        proofs=(*accepted_lines(accepted, results), *proof_lines(results), *_window(evidence), *lines),
+        proofs=(*accepted_lines(accepted, results), *proof_lines(results), *_forecast_kept(planned, evidence), *lines),
         results=results,
     )
 
@@ -200,13 +201,15 @@ def _fence(run: SwitchRun, outcome: str) -> list[str]:
     return ["the write fence on the old store was taken down: no mount pod carries its values"]
 
 
-def _window(evidence: Mapping[str, Evidence]) -> list[str]:
-    """Say how long the clients took, to compare with the plan's forecast."""
-    written, proven = evidence.get("write_setting"), evidence.get("prove_clients")
-    if not (written and proven):
-        return []
-    took_s = (proven.ended_at - written.ended_at).total_seconds()
-    return [f"the last client was proven {took_s:.0f} s after the setting was written"]
+def _forecast_kept(planned: Plan | None, evidence: Mapping[str, Evidence]) -> list[str]:
+    """Hold the plan's forecast against how long the copy and the clients took."""
+    written, proven, copied = (evidence.get(task) for task in ("write_setting", "prove_clients", "copy_ahead"))
+    window_s = (proven.ended_at - written.ended_at).total_seconds() if written and proven else None
+    if planned is None:
+        return kept_lines(None, None, [], None, window_s)
+    took_s = (pull("copy_ahead", "timing") or {}).get("took_s") if copied else None
+    heartbeats_s = [pod.heartbeat_s for pod in planned.mount_pods]
+    return kept_lines(planned.missing_objects, planned.blocks_s, heartbeats_s, took_s, window_s)
 
 
 def _release_lease(run: SwitchRun | None) -> None:

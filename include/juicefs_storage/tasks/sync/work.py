@@ -15,7 +15,7 @@ from include.juicefs_storage.copy.reconcile import about
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.names import COPY_POOL
 from include.juicefs_storage.objects.model import ObjectOutcome
-from include.juicefs_storage.objects.progress import Status
+from include.juicefs_storage.objects.progress import EVERY_S, Status
 from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.tasks.context import log, push, run_id
 from include.juicefs_storage.tasks.progress import Publisher
@@ -131,6 +131,7 @@ def _status(plan: SyncPlan, partitions: list[int], steering: Steering) -> Status
         objects=sum(partition.objects for partition in expected),
         bytes=sum(partition.bytes for partition in expected),
         flow=steering.flow,
+        every_s=EVERY_S,
         publish=Publisher(steering.every_s),
         # With metadata the plan had counted what only the target has as well.
         uncounted=ObjectOutcome.SKIPPED if plan.needed else ObjectOutcome.EXTRA,

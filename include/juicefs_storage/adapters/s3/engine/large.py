@@ -7,7 +7,7 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from include.juicefs_storage.adapters.s3.client import Tries, is_md5, stream
+from include.juicefs_storage.adapters.s3.client import Tries, await_resumed, is_md5, stream
 from include.juicefs_storage.adapters.s3.engine.answers import (
     REFUSAL_BYTES,
     EndedError,
@@ -166,6 +166,7 @@ def relay(  # over 60 lines: every way out of an exchange of two connections clo
                 if connection is not None:
                     connection.close()
         yield tries.delay(action, problem, retry_after)
+        yield from await_resumed(worker.shared.flow, reading, writing)
 
 
 def _ask(
