@@ -231,6 +231,29 @@ def test_a_listing_that_repeats_its_token(serve: Callable[[Answer], S3Bucket], c
     assert "found the same page again" in refused(serve(same), call)
 
 
+@pytest.mark.parametrize(
+    ("pages", "kind", "words"),
+    [
+        ([("b", "c"), ("b", "c")], PermanentError, "out of order"),
+        ([("b", "c"), ("c",)], TransientError, "the same page again"),
+    ],
+)
+def test_a_listing_behind_a_key_that_repeats_its_page(
+    serve: Callable[[Answer], S3Bucket], pages: list[tuple[str, ...]], kind: type[StorageSwitchError], words: str
+) -> None:
+    """Its next page begins before the last key of the one before: that one key may be there again, and no more."""
+    more = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
+    answers = iter([listing(contents(*keys) + more) for keys in pages])
+
+    def answer(connection: socket.socket, head: bytes) -> None:
+        next(answers)(connection, head)
+
+    bucket = serve(answer)
+    with pytest.raises(kind, match=words) as error:
+        list(bucket.pages(KeyRange("a")))
+    assert bucket.store.endpoint in str(error.value)
+
+
 @pytest.mark.parametrize("call", LISTS)
 @pytest.mark.parametrize(
     "objects",

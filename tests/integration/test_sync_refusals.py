@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
-from tests.support.s3_memory import MemoryStore
+from include.juicefs_storage.volume.checksum import CHECKSUM_HEADER
+from tests.support.s3_memory import MemoryStore, Object, _Handler
 from tests.support.sync_run import SyncRun
 
 Start = Callable[..., SyncRun]
@@ -90,3 +92,67 @@ def test_a_copy_with_the_dates_of_the_source_is_another_store(start: Start, stor
     start().run("check")
     assert store.requests["PUT"] == store.requests["DELETE"] == 1
     assert store.buckets["two"] == store.buckets["one"]
+
+
+class LimitedStore(MemoryStore):
+    """A store whose keys may do all below `myjfs/`, and nothing to the bucket as such: no HEAD, no LIST of it."""
+
+    def __init__(self, *buckets: str) -> None:
+        super().__init__(*buckets)
+        self.RequestHandlerClass = _Limited
+        self.refused = 0
+
+
+class _Limited(_Handler):
+    server: LimitedStore
+
+    def _list(self, objects: dict[str, Object]) -> None:
+        if not self.query.get("prefix", "").startswith("myjfs/"):
+            self.server.refused += 1
+            self._refuse(403, "AccessDenied")
+            return
+        super()._list(objects)
+
+
+def test_keys_that_are_limited_to_a_prefix_suffice(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LimitedStore("one") as source, LimitedStore("two") as target:
+        for number in range(3):
+            source.put("one", f"myjfs/chunks/{number}", b"x")
+        for name, url in (("OLD", source.url), ("NEW", target.url)):
+            connection = {"conn_type": "aws", "login": "AK", "password": "SK", "extra": {"endpoint_url": url}}
+            monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(connection))
+        assert start(source_prefix="myjfs", target_prefix="myjfs").whole()["outcome"] == "proven"
+        assert target.bodies("two") == source.bodies("one")
+        assert source.refused
+        with pytest.raises(AirflowFailException, match="expected objects below 'myjfs/nothing/'"):
+            start(source_prefix="myjfs/nothing", target_prefix="myjfs").run("check")
+
+
+def test_a_block_that_is_damaged_at_the_source_makes_the_run_red(start: Start, store: MemoryStore) -> None:
+    store.put("one", "myjfs/chunks/rotten", b"x", **{CHECKSUM_HEADER: "1"})
+    run = start(source_prefix="myjfs", target_prefix="myjfs")
+    with pytest.raises(AirflowFailException, match="1 objects are damaged after `copy`"):
+        run.whole()
+    assert "myjfs/chunks/rotten" not in store.buckets["two"]
+    assert "myjfs/chunks/0" in store.buckets["two"]
+
+
+def test_a_copy_alone_is_not_green_with_a_key_that_the_target_keeps_under_another(
+    start: Start, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SeaweedFS and others do that keep objects as files."""
+    store.put("one", "myjfs/a//b", b"x")
+    put = _Handler._put
+
+    def folding(self: _Handler, objects: dict[str, Object], key: str, body: bytes) -> None:
+        put(self, objects, key.replace("//", "/"), body)
+
+    monkeypatch.setattr(_Handler, "_put", folding)
+    run = start(source_prefix="myjfs", target_prefix="myjfs", mode="copy")
+    run.returned("check", run.run("check"))
+    (shard,) = run.returned("plan_partitions", run.run("plan_partitions"))
+    with pytest.raises(TransientError, match="1 objects could not be treated"):
+        run.run("copy", shard)
+    run.returned("list_to_verify", run.run("list_to_verify"))
+    report = run.returned("reconcile", run.run("reconcile"))
+    assert report["outcome"] == "not proven"

@@ -141,6 +141,19 @@ def test_mc_keeps_to_a_prefix_and_refuses_any_other_range(
     assert SECRET not in said.command
 
 
+@pytest.mark.parametrize("tool", [JuiceFSSync, McMirror])
+def test_a_tool_is_given_the_storage_class(
+    stores: tuple[MemoryStore, MemoryStore],
+    sides: tuple[S3Store, S3Store],
+    tool: type[JuiceFSSync | McMirror],
+    client: str,
+) -> None:
+    target = replace(sides[1], storage_class="STANDARD_IA")
+    said = tool(sides[0], target).mirror(KeyRange(), compare="etag", overwrite=False)
+    assert "--storage-class=STANDARD_IA" in said.command
+    assert set(stores[1].bodies("target")) == set(KEYS)
+
+
 def test_mc_calls_a_refused_put_a_success(
     stores: tuple[MemoryStore, MemoryStore], sides: tuple[S3Store, S3Store], client: str
 ) -> None:

@@ -296,13 +296,14 @@ class _Join:
         return gone
 
     def trace(self, files_of: Callable[[Collection[int]], Iterable[tuple[int, str]]]) -> list[str]:
-        """Name the files whose blocks are lost or damaged, by the last phase: one sentence, or none."""
-        keys: dict[int, list[str]] = {}
-        for partition in self.plan.partitions:
-            manifest = self.read(self.plan.phases[-1], partition)
-            for row in manifest.rows((ObjectOutcome.LOST, ObjectOutcome.DAMAGED)) if manifest else ():
-                if len(keys) < _TRACED_SLICES:
-                    keys.setdefault(slice_of(row.key), []).append(row.key)
+        """Name the files whose blocks are lost or damaged, by any phase: one sentence, or none."""
+        keys: dict[int, dict[str, None]] = {}
+        for name in self.plan.phases:
+            for partition in self.plan.partitions:
+                manifest = self.read(name, partition)
+                for row in manifest.rows((ObjectOutcome.LOST, ObjectOutcome.DAMAGED)) if manifest else ():
+                    if len(keys) < _TRACED_SLICES:
+                        keys.setdefault(slice_of(row.key), {})[row.key] = None
         if not keys:
             return []
         paths: dict[str, None] = {}

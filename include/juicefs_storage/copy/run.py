@@ -68,6 +68,7 @@ class Transfer:
         needed: The blocks that a volume's metadata says must exist; None: whatever the source has is copied.
         since: When the copy was planned, by the source's clock: `verify` then tells which of the missing objects were
             written since (WRITTEN_SINCE).
+        lists_copied: List what was copied, where no `verify` follows: a store may keep a key under another name.
     """
 
     source: Bucket
@@ -76,6 +77,7 @@ class Transfer:
     options: Options = field(default_factory=Options)
     needed: NeededBlocks | None = None
     since: datetime | None = None
+    lists_copied: bool = False
 
     def copy(self, keys: KeyRange, manifest: Manifest, status: Status | None = None) -> Totals:
         """Copy what the target lacks within a range of keys, compare what it has, write a row for each key.
@@ -278,6 +280,21 @@ class _Partition:
 
         for places in self._calls(rows, wanted, "copying"):
             self._treat_twice(rows, places, copy)
+        if self.transfer.lists_copied:
+            self._list_copied(rows, wanted)
+
+    def _list_copied(self, rows: Rows, wanted: list[int]) -> None:
+        """Fail what the target was given and does not list: it took the key for another one."""
+        done = {OUTCOME_CODES[ObjectOutcome.COPIED], OUTCOME_CODES[ObjectOutcome.OVERWRITTEN]}
+        copied = [row for row in wanted if rows.outcomes[row] in done]
+        if not copied:
+            return
+        keys = KeyRange(rows.keys[copied[0]][:-1] or None, rows.keys[copied[-1]])
+        listed = {key for page in self.transfer.target.pages(keys) for key in page.keys}
+        for row in copied:
+            if rows.keys[row] not in listed:
+                detail = "it was written, and the target does not list it: it may keep it under another key"
+                rows.put(row, ObjectOutcome.FAILED, Comparison.NONE, detail=detail)
 
     def _treat_twice(self, rows: Rows, places: list[int], treat: Callable[[list[int]], None]) -> None:
         """Treat rows; look again for what the source listed and then did not have, and treat again what is there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -311,3 +311,30 @@ def test_what_a_listing_still_has_and_head_does_not_is_unreadable(tmp_path: Path
     source.head = lambda key: None  # type: ignore[method-assign]
     Transfer(source, target, Unreadable(source, target, unreadable=frozenset({"x"}))).copy(ALL, manifest_in(tmp_path))
     assert rows_of(tmp_path)["x"].outcome == "failed"
+
+
+class Folding(MemoryBucket):
+    """Keeps `a//b` as `a/b`, as stores on a file system do."""
+
+    def pages(self, keys: KeyRange) -> Iterator[Page]:
+        self.objects = {key.replace("//", "/"): body for key, body in self.objects.items()}
+        return super().pages(keys)
+
+
+def test_what_the_target_keeps_under_another_key_is_not_copied(tmp_path: Path) -> None:
+    source, target = MemoryBucket({"a//b": b"1", "a/c": b"2", "d": b"3"}), Folding()
+    transfer = Transfer(source, target, MemoryEngine(source, target), lists_copied=True)
+    transfer.copy(ALL, manifest_in(tmp_path))
+    rows = rows_of(tmp_path)
+    assert {key: row.outcome for key, row in rows.items()} == {"a//b": "failed", "a/c": "copied", "d": "copied"}
+    assert "the target does not list it" in str(rows["a//b"].detail)
+
+
+def test_what_was_copied_is_listed_once_more_and_no_more_than_that(tmp_path: Path) -> None:
+    bodies = {f"k{number:03}": b"x" for number in range(100)}
+    source, target, engine = sides(dict(bodies), {key: body for key, body in bodies.items() if key != "k050"})
+    for confirmed in (False, True):
+        target.objects.pop("k050", None)
+        target.lists, target.page_keys = 0, 10
+        Transfer(source, target, engine, lists_copied=confirmed).copy(ALL, manifest_in(tmp_path))
+        assert target.lists <= 11 + 2 * confirmed

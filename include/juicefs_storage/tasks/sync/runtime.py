@@ -77,6 +77,7 @@ class SyncRuntime:
             self.options,
             needed_blocks(plan, self, source),
             plan.made_at if "copy" in plan.phases else None,
+            lists_copied="verify" not in plan.phases,
         )
 
     def tool(self, steering: Steering) -> MirrorTool | None:
