@@ -7,16 +7,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.peers import Command, Native, Task, Work
+from benchmarks.peers import Command, Native, Place, Task, Work
 from benchmarks.plan import Volume, plan
-from benchmarks.population import KIB, MIB, Population, content
+from benchmarks.population import KIB, MIB, Population, content, etag
 from benchmarks.stores import StubStores, expected_digest, stub_stores
 from benchmarks.sync import Case, race
+from include.juicefs_storage.adapters.s3.engine import NativeEngine
+from include.juicefs_storage.adapters.s3.store import S3Store
+from include.juicefs_storage.objects.model import ObjectOutcome
 from lab.process import LabError
 
 if TYPE_CHECKING:
@@ -82,6 +86,21 @@ def test_a_listing_continues_from_page_to_page(stores: StubStores) -> None:
     assert keys == sorted(key for key, _, _ in population.objects())
     assert stores.digest(place) == expected_digest(population)
     assert stores.digest(place) != expected_digest(Population(2_500, differ_every=2_500))
+
+
+@pytest.mark.parametrize(("at_once", "per_second"), [(16, 0), (0, 200)])
+def test_a_store_that_throttles_is_not_hammered(tmp_path: Path, at_once: int, per_second: int) -> None:
+    population = Population(600)
+    with stub_stores(tmp_path, 2, at_once, per_second) as stores:
+        source, target = (
+            S3Store(place.endpoint, place.bucket, "", "a", "b")
+            for place in (stores.source(population), stores.target(None))
+        )
+        with closing(NativeEngine(source, target)) as engine:
+            copied = engine.copy([(key, size, etag(size, tail)) for key, size, tail in population.objects()])
+        assert {item.outcome for item in copied} == {ObjectOutcome.COPIED}
+        made, throttled = stores.requests(*(Place(side.endpoint, side.bucket, "", "", "") for side in (source, target)))
+        assert 0 < throttled < 0.2 * (made - throttled)
 
 
 class Idle:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ class ParquetManifest:
 
     def resume(self) -> tuple[str | None, Totals]:
         """See manifest.Manifest: the checkpoints of a try that was killed."""
+        # What is listed and copied first takes longer than the import that the first checkpoint waits for.
+        threading.Thread(target=parquet, name="import pyarrow", daemon=True).start()
         totals, last = Totals(), None
         self._parts = []
         for part in self._found_parts():

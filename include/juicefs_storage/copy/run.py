@@ -38,7 +38,8 @@ from include.juicefs_storage.volume.comparison import NeededBlocks, batches, rea
 BATCH_KEYS, CALL_BYTES = 10_000, 4 * 2**30
 #: Batches in which nothing had to be moved or read are written down together, up to so many keys.
 CHECKPOINT_KEYS = 100_000
-_PAGES_AHEAD = 4
+#: A batch's worth: the next one is listed while this one is copied.
+_PAGES_AHEAD = 10
 _PARALLEL_LOOKS = 8
 #: A sample of this size at most tells whether ETags are MD5.
 _SAMPLE_BYTES = 64 * 2**20

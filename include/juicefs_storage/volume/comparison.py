@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from include.juicefs_storage.objects.comparison import OUTCOME_CODES, Classifier
 from include.juicefs_storage.objects.merge import slice_page
 from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page
-from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.block_contents import GONE
 from include.juicefs_storage.volume.layout import ObjectSizes, length_of, slice_of
 from include.juicefs_storage.volume.needed import needed_objects, to_pages
-from include.juicefs_storage.volume.setting import Setting
+
+if TYPE_CHECKING:
+    from include.juicefs_storage.ports import MetadataStore
+    from include.juicefs_storage.volume.setting import Setting
 
 
 class Lister(Protocol):

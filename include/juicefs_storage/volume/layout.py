@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from include.juicefs_storage.volume.setting import Setting
+if TYPE_CHECKING:
+    from include.juicefs_storage.volume.setting import Setting
 
 #: Below the volume's name: written by `juicefs format`, holds the volume's UUID; may be absent.
 UUID_OBJECT = "juicefs_uuid"

@@ -11,12 +11,14 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby, islice
-from tempfile import SpooledTemporaryFile
+from typing import TYPE_CHECKING
 
 from include.juicefs_storage.objects.model import KeyRange, Page
-from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.volume.layout import block_objects, shard_of
-from include.juicefs_storage.volume.setting import Setting
+
+if TYPE_CHECKING:
+    from include.juicefs_storage.ports import MetadataStore
+    from include.juicefs_storage.volume.setting import Setting
 
 #: A client takes slice ids in batches of so many (sliceIdBatch in pkg/meta/base.go of JuiceFS 1.4).
 ID_BATCH = 4096
@@ -101,6 +103,8 @@ def to_pages(
 
 def _by_hash(metadata: MetadataStore, first_id: int) -> Iterator[list[Iterator[tuple[int, int]]]]:
     """Group slices by id % 256, then by the number of digits of their ids."""
+    from tempfile import SpooledTemporaryFile
+
     with ExitStack() as stack:
         files = [stack.enter_context(SpooledTemporaryFile(_HELD_BYTES)) for _ in range(_HASHES)]
         for slice_id, size in metadata.slices(first_id):

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import uuid
 from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 from include.juicefs_storage.adapters.s3.client import (
     OBJECT_LIMIT_BYTES,
     ObjectError,
     S3Client,
     error_code,
-    stream,
 )
 from include.juicefs_storage.adapters.s3.listing import list_pages
 from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
+from include.juicefs_storage.adapters.s3.stream import stream
 from include.juicefs_storage.adapters.s3.wire.drive import drive
 from include.juicefs_storage.adapters.s3.wire.message import TooLongError
 from include.juicefs_storage.errors import NoBucketError, PermanentError, TransientError
@@ -127,6 +125,8 @@ class S3Bucket(Bucket):
         Raises:
             PermanentError: The keys may not, or somebody else has a bucket of this name.
         """
+        from xml.sax.saxutils import escape
+
         region = self.store.region
         # Amazon's first region is the one that must not be named.
         body = b"" if region == "us-east-1" else _LOCATION.format(region=escape(region)).encode()
@@ -163,7 +163,7 @@ class S3Bucket(Bucket):
 
     def probe(self, key: str, while_there: Callable[[], None] = lambda: None) -> None:
         """PUT, GET, LIST and DELETE one object of our own; it is deleted whatever happens in between."""
-        body = uuid.uuid4().hex.encode()
+        body = os.urandom(16).hex().encode()
         self._change("PUT", key, body)
         try:
             if self.read(key) != body:
@@ -217,6 +217,8 @@ class S3Bucket(Bucket):
 
     def now(self) -> datetime:
         """Read the Date of an answer; where a server sends none, this machine's clock."""
+        from email.utils import parsedate_to_datetime
+
         with self._client() as client:
             date = client.call("HEAD", client.bucket_path).headers.get("date", "")
         try:

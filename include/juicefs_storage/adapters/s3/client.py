@@ -12,7 +12,7 @@ from urllib.parse import quote
 from include.juicefs_storage.adapters.s3.signing import Headers, Signer
 from include.juicefs_storage.adapters.s3.wire.drive import drive
 from include.juicefs_storage.adapters.s3.wire.host import Host
-from include.juicefs_storage.adapters.s3.wire.limits import SLOWEST_BYTES_S, held_back
+from include.juicefs_storage.adapters.s3.wire.limits import SLOWEST_BYTES_S
 from include.juicefs_storage.adapters.s3.wire.message import Buffer, HttpError, Response, TooLongError
 from include.juicefs_storage.errors import (
     NoBucketError,
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.store import S3Store
     from include.juicefs_storage.adapters.s3.wire.connection import Connection
     from include.juicefs_storage.adapters.s3.wire.limits import Limits, Steps
-    from include.juicefs_storage.adapters.s3.wire.message import Head
-    from include.juicefs_storage.objects.bucket import SomeSink
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +111,8 @@ class S3Client:
         self.denials = 0
         #: Told of each failed try: the seconds that the store asked everybody to wait, 0 where it did not.
         self.on_failure: Callable[[float], None] = lambda _: None
+        #: Where bodies are received by calls that wait; None: the thread has other things to do than to wait.
+        self.buffer: memoryview | None = None
         self._corrected_at = -1e9
 
     def close(self) -> None:
@@ -424,83 +424,3 @@ def is_md5(etag: str) -> bool:
 def encoded(text: str) -> str:
     """Percent-encode a value of a query."""
     return quote(text, safe="~")
-
-
-def stream(
-    client: S3Client,
-    key: str,
-    make: Callable[[Mapping[str, str]], SomeSink],
-    limit_bytes: int = OBJECT_LIMIT_BYTES,
-) -> Steps[SomeSink | None]:
-    """Read an object piece by piece; None where there is none.
-
-    Args:
-        client: Of the store.
-        key: Relative to the store's prefix.
-        make: Makes what takes the bytes, of the answer's headers; each try begins with a new one.
-        limit_bytes: Of a longer object nothing is read.
-
-    Raises:
-        ObjectError, StoreDownError: It cannot be read.
-        TooLongError: It is longer than `limit_bytes`.
-        PermanentError: The keys, the bucket or the certificate are wrong.
-    """
-    tries = Tries(client)
-    while True:
-        connection = None
-        retry_after = None
-        try:
-            connection = yield from client.connection()
-            connection.start(client.limits, 0, tries.until)
-            head = client.signer.head("GET", client.path(key))
-            yield from connection.send([head], len(head))
-            answer = yield from connection.receive_head("GET")
-            if answer.status == 200:
-                sink = yield from _received(client, connection, answer, make(answer.headers), limit_bytes, tries)
-                client.release(connection)
-                connection = None
-                client.answers += 1
-                client.granted += 1
-                return sink
-            refused = yield from connection.receive_body(answer, ANSWER_LIMIT_BYTES)
-            if not client.again(refused):
-                client.answers += 1
-                if answer.status == 404 and error_code(refused) != "NoSuchBucket":
-                    return None
-                raise client.refuse("GET", refused)
-            problem, retry_after = f"status {answer.status}", answer.headers.get("retry-after")
-        except TooLongError:
-            raise
-        except (OSError, HttpError) as error:
-            if connection is not None and connection.stale(error):
-                continue
-            problem = client.problem(error)
-        finally:
-            if connection is not None:
-                connection.close()
-        yield tries.delay("GET", problem, retry_after)
-        yield from await_resumed(client.flow, tries)
-
-
-def _received(
-    client: S3Client, connection: Connection, answer: Head, sink: SomeSink, limit_bytes: int, tries: Tries
-) -> Steps[SomeSink]:
-    """Hand an object's body over as it comes in."""
-    client.expect_s3("GET", answer.headers)
-    if answer.length > limit_bytes:
-        raise TooLongError(f"an object of {answer.length} bytes where at most {limit_bytes} were expected")
-    # A body that does not say how long it is may have no end.
-    left = limit_bytes if answer.length >= 0 else min(limit_bytes, PUT_LIMIT_BYTES)
-    while parts := (yield from connection.receive()):
-        for part in parts:
-            sink.update(part)
-        moved = sum(map(len, parts))
-        left -= moved
-        if left < 0:
-            raise TooLongError(f"an object of more than {limit_bytes} bytes")
-        # Time for what is still to come: whatever moves fast enough is never cut off.
-        connection.deadline += moved / SLOWEST_BYTES_S
-        tries.until += moved / SLOWEST_BYTES_S
-        if client.flow is not None and client.flow.bandwidth.bytes_s:
-            yield from held_back(client.flow, moved, connection)
-    return sink

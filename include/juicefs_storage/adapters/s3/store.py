@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import SecretStr
-
 from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.adapters.s3.wire.limits import Limits
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.volume.bucket_url import parse_bucket_url, with_parameters
-from include.juicefs_storage.volume.setting import ENDPOINT, StorageConfig
 
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+
+    from include.juicefs_storage.volume.setting import StorageConfig
 
 #: The param that takes a connection for each side of a move.
 _GIVEN_IN = {"old store": "in `source_conn_id`", "new store": "in `target_conn_id`"}
@@ -168,6 +167,10 @@ def connection_storage(conn_id: str, storage: str, bucket: str, endpoint: str | 
     Raises:
         PermanentError: The connection lacks a field.
     """
+    from pydantic import SecretStr
+
+    from include.juicefs_storage.volume.setting import ENDPOINT, StorageConfig
+
     aws, endpoint = _aws_connection(conn_id, endpoint)
     if not ENDPOINT.match(endpoint):
         raise PermanentError(

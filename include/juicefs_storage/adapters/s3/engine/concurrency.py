@@ -49,6 +49,11 @@ class Concurrency:
         """How many may be in flight now."""
         return min(max(1, int(self._limit)), self.bound)
 
+    def __str__(self) -> str:
+        """Return the state, for the log."""
+        failed = f", {self.refusals} tries failed" if self.refusals else ""
+        return f"{self.limit} at once (bound {self.bound}{failed})"
+
     def wait_s(self, now: float) -> float:
         """Return the seconds before the next object may begin, as the stores asked for.
 

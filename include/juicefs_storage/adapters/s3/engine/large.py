@@ -7,7 +7,7 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from include.juicefs_storage.adapters.s3.client import Tries, await_resumed, is_md5, stream
+from include.juicefs_storage.adapters.s3.client import Tries, await_resumed, is_md5
 from include.juicefs_storage.adapters.s3.engine.answers import (
     REFUSAL_BYTES,
     EndedError,
@@ -17,6 +17,7 @@ from include.juicefs_storage.adapters.s3.engine.answers import (
 )
 from include.juicefs_storage.adapters.s3.engine.proof import not_written, proven, xxh3
 from include.juicefs_storage.adapters.s3.engine.put import put_object
+from include.juicefs_storage.adapters.s3.stream import stream
 from include.juicefs_storage.adapters.s3.wire.connection import Connection
 from include.juicefs_storage.adapters.s3.wire.drive import StoppedError
 from include.juicefs_storage.adapters.s3.wire.limits import held_back

@@ -6,6 +6,7 @@ of each at once finds itself (`concurrency`).
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from functools import partial
@@ -39,6 +40,9 @@ IN_MEMORY_BYTES = 32 * 2**20
 _SMALL_START, SMALL_BOUND = 32, 512
 #: Of these each has a thread.
 _LARGE_START, LARGE_BOUND = 8, 64
+_TELL_S = 10.0
+
+log = logging.getLogger(__name__)
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
@@ -90,6 +94,7 @@ class NativeEngine(Engine):
         self._loop = Loop(self._shared.limits)
         self._workers = [Worker(self._shared, source, target, self.small)]
         self._idle: list[Worker] = []
+        self._told, self._told_at = "", 0.0
 
     def close(self) -> None:
         """Close all connections. Idempotent; the engine may be used again."""
@@ -171,6 +176,7 @@ class NativeEngine(Engine):
 
         def stopped() -> bool:
             threads.top_up()
+            self._tell()
             return self._shared.stop.is_set()
 
         threads = Threads(
@@ -179,11 +185,19 @@ class NativeEngine(Engine):
         with threads:
             self._loop.run(begin, workers[0], stopped, lambda: bool(waiting))
             threads.join()
+        self._tell()
         self._explain_denials()
         return results, problems
 
+    def _tell(self) -> None:
+        """Log how many objects are in flight at once, where that changed since it was last logged."""
+        state, now = f"Small objects: {self.small}. Large ones: {self.large}.", monotonic()
+        if state != self._told and now >= self._told_at + _TELL_S:
+            self._told, self._told_at = state, now
+            log.info("%s", state)
+
     def _large_worker(self) -> Worker:
-        self._workers.append(Worker(self._shared, *self._stores, self.large))
+        self._workers.append(Worker(self._shared, *self._stores, self.large).may_block())
         return self._workers[-1]
 
     def _explain_denials(self) -> None:

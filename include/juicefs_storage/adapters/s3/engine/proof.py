@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from include.juicefs_storage.adapters.s3.client import stream
 from include.juicefs_storage.adapters.s3.engine.answers import EndedError
+from include.juicefs_storage.adapters.s3.stream import stream
 from include.juicefs_storage.adapters.s3.wire.message import TooLongError
 from include.juicefs_storage.objects.model import Compared, Comparison, Copied, Listed, ObjectOutcome
 from include.juicefs_storage.volume.checksum import Crc32c, checksum_problem, recorded_checksum

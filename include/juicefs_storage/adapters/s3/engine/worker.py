@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from include.juicefs_storage.objects.flow import Flow
 
 PIPE_BYTES = 2**20
+#: More at once leaves the cache before it is hashed.
+_BUFFER_BYTES = 2**18
 _F_SETPIPE_SZ = 1031  # linux/fcntl.h
 
 
@@ -68,6 +70,11 @@ class Worker:
         #: Of the large object that this thread moves.
         self.moving = shared.flow.moving()
         self._pipe: tuple[int, int] | None = None
+
+    def may_block(self) -> Worker:
+        """Let system calls wait: the thread has nothing else to do meanwhile."""
+        self.source.buffer = self.target.buffer = memoryview(bytearray(_BUFFER_BYTES))
+        return self
 
     def pipe(self) -> tuple[int, int]:
         """Return the empty pipe through which bytes pass from socket to socket."""

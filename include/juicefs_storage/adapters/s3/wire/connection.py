@@ -243,6 +243,13 @@ class Connection:
         rest, self._rest, self._left = self._rest, b"", 0
         return rest
 
+    def receive_into(self, buffer: memoryview) -> int | None:
+        """Receive until the buffer is full, on a socket that blocks; 0 at the end, None where nothing came in time."""
+        try:
+            return self.sock.recv_into(buffer, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            return None
+
     def block(self, timeout_s: float | None) -> None:
         """Let system calls on the descriptor itself wait for so long; None: not at all, as all else here expects.
 
