@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from include.juicefs_storage.copy import run
 from include.juicefs_storage.copy.manifest import ManifestRow
 from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.objects.comparison import Rows
+from include.juicefs_storage.objects.flow import Flow
 from include.juicefs_storage.objects.model import (
     Compared,
     Comparison,
@@ -23,6 +27,7 @@ from include.juicefs_storage.objects.model import (
     ObjectOutcome,
     Page,
 )
+from include.juicefs_storage.objects.progress import Status
 from tests.support.copy_fakes import KilledError, MemoryBucket, MemoryEngine
 
 ALL = KeyRange()
@@ -338,3 +343,67 @@ def test_what_was_copied_is_listed_once_more_and_no_more_than_that(tmp_path: Pat
         target.lists, target.page_keys = 0, 10
         Transfer(source, target, engine, lists_copied=confirmed).copy(ALL, manifest_in(tmp_path))
         assert target.lists <= 11 + 2 * confirmed
+
+
+def test_the_status_counts_each_object_once_also_where_it_is_compared_before_it_is_copied(tmp_path: Path) -> None:
+    source, target, engine = sides(
+        {"a": b"1", "b": b"22", "c": b"333", "d": b"4444"}, {"a": b"1", "b": b"xx", "zz": b"theirs"}
+    )
+    flow = Flow()
+    status = Status("all", objects=4, bytes=10, flow=flow)
+
+    def counted(objects: Sequence[Listed]) -> None:
+        for _, size, _ in objects:
+            flow.done(size)
+
+    copy, compare = engine.copy, engine.compare
+
+    def counted_copy(objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
+        counted(objects)
+        return copy(objects, overwrite=overwrite)
+
+    def counted_compare(objects: Sequence[Listed]) -> list[Compared]:
+        counted(objects)
+        found = compare(objects)
+        target.objects.pop("b", None)
+        return [item._replace(outcome=ObjectOutcome.MISSING) if key == "b" else item
+                for (key, _, _), item in zip(objects, found, strict=True)]  # fmt: skip
+
+    engine.copy, engine.compare = counted_copy, counted_compare  # type: ignore[method-assign]
+    seen: list[int] = []
+    manifest = manifest_in(tmp_path)
+    append = manifest.append
+
+    def watched(rows: Rows) -> None:
+        seen.append(status.progress().objects)
+        append(rows)
+
+    manifest.append = watched  # type: ignore[method-assign]
+    Transfer(source, target, engine, Options()).copy(ALL, manifest, status)
+    found = status.progress()
+    assert (found.objects, found.bytes, found.percent) == (4, 10, 100.0)
+    assert seen == [3], "what the engine had done; the row that its listings settled comes with the checkpoint"
+
+
+class WatchedFlow(Flow):
+    """Tells that somebody waits for the end of a pause."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = threading.Event()
+
+    def await_resumed(self) -> None:
+        self.waits.set()
+        super().await_resumed()
+
+
+def test_a_pause_holds_listings_and_copies(tmp_path: Path) -> None:
+    source, target, engine = sides({f"{number:03}": b"1" for number in range(40)}, {})
+    flow = WatchedFlow()
+    flow.pause()
+    with ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(Transfer(source, target, engine).copy, ALL, manifest_in(tmp_path), Status(flow=flow))
+        assert flow.waits.wait(30)
+        assert (source.lists, target.lists, engine.copied) == (0, 0, [])
+        flow.resume()
+        assert copying.result(timeout=30).objects(ObjectOutcome.COPIED) == 40
