@@ -21,6 +21,7 @@ from include.juicefs_storage.switch.params import RehearsalParams, resolve_switc
 from include.juicefs_storage.switch.readiness import Readiness, judge, rehearse_restore
 from include.juicefs_storage.switch.way_back import WayBack
 from include.juicefs_storage.tasks.context import log, push, why_it_failed
+from include.juicefs_storage.tasks.metrics import gauge
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import runbook_task
@@ -68,6 +69,8 @@ def rehearse(volume: str) -> dict[str, Any]:
     earlier = [event.extra for event in events]
     readiness = rehearse_volume(volume, read_registry(), earlier)
     context["outlet_events"][READINESS].extra = readiness.event()
+    gauge("ready", readiness.ready, volume)
+    gauge("rehearsed_at_seconds", readiness.rehearsed_at.timestamp(), volume)
     push("markdown", readiness.to_markdown())
     return readiness.model_dump(mode="json")
 

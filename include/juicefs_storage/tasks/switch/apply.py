@@ -17,6 +17,7 @@ from include.juicefs_storage.switch.plan import StorageView, has_fingerprint
 from include.juicefs_storage.switch.prove_fresh_mount import prove_status, use_fresh_mount
 from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.tasks.context import run_id, task_states, triggered_at
+from include.juicefs_storage.tasks.metrics import gauge
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
@@ -184,6 +185,7 @@ def write_setting() -> dict[str, Any]:
         quiet = proofs.await_quiet(run)
         proofs.count_failed_requests(run)
         fenced = followed and write_fence.put_up(run)
+    gauge("between_stores", 1, run.before.name)
     try:
         written = step.apply()
         at = proofs.written_now() if written.written else {}
@@ -248,7 +250,9 @@ def prove_clients() -> dict[str, Any]:
     **Safe to clear**: yes.
     """
     run = admission.forward(take_lease=False)
-    return {**proofs.prove_clients(run, run.new), **proofs.deny_old_key(run)}
+    proven = {**proofs.prove_clients(run, run.new), **proofs.deny_old_key(run)}
+    gauge("between_stores", 0, run.before.name)
+    return proven
 
 
 @runbook_task

@@ -26,6 +26,7 @@ from include.juicefs_storage.switch.plan import Plan
 from include.juicefs_storage.switch.report import Report, accepted_in, accepted_lines, proof_lines
 from include.juicefs_storage.tasks.approval import ANSWER
 from include.juicefs_storage.tasks.context import failure_of, log, pull, push, run_id, task_states
+from include.juicefs_storage.tasks.metrics import gauge_outcome
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.apply import APPLY
@@ -80,6 +81,8 @@ def finalize() -> dict[str, Any]:
         lines.append(f"how this run ended is not recorded beside its backup: {unrecorded}")
     report = _report(run, outcome, missing, states, evidence, progress, lines)
     report = report.model_copy(update={"carriers": tuple(carriers), "door": tuple(door)})
+    if run:
+        gauge_outcome(outcome, run.before.name, report.results, _window_s(evidence))
     push("report", report.model_dump(mode="json"))
     push("markdown", report.to_markdown())
     push("note", report.to_note())
@@ -203,13 +206,18 @@ def _fence(run: SwitchRun, outcome: str) -> list[str]:
 
 def _forecast_kept(planned: Plan | None, evidence: Mapping[str, Evidence]) -> list[str]:
     """Hold the plan's forecast against how long the copy and the clients took."""
-    written, proven, copied = (evidence.get(task) for task in ("write_setting", "prove_clients", "copy_ahead"))
-    window_s = (proven.ended_at - written.ended_at).total_seconds() if written and proven else None
+    copied, window_s = evidence.get("copy_ahead"), _window_s(evidence)
     if planned is None:
         return kept_lines(None, None, [], None, window_s)
     took_s = (pull("copy_ahead", "timing") or {}).get("took_s") if copied else None
     heartbeats_s = [pod.heartbeat_s for pod in planned.mount_pods]
     return kept_lines(planned.missing_objects, planned.blocks_s, heartbeats_s, took_s, window_s)
+
+
+def _window_s(evidence: Mapping[str, Evidence]) -> float | None:
+    """Return the seconds from the write of the setting to the proof of the last client; None: not both happened."""
+    written, proven = evidence.get("write_setting"), evidence.get("prove_clients")
+    return (proven.ended_at - written.ended_at).total_seconds() if written and proven else None
 
 
 def _release_lease(run: SwitchRun | None) -> None:

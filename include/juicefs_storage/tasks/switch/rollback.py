@@ -16,6 +16,7 @@ from include.juicefs_storage.switch.collect_diagnostics import Masker, collect, 
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.probe_location import find_problem
 from include.juicefs_storage.tasks.context import log, pull, push, run_id, task_states
+from include.juicefs_storage.tasks.metrics import gauge
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
 from include.juicefs_storage.tasks.switch.apply import APPLY
@@ -274,6 +275,7 @@ def restore_setting(run: SwitchRun) -> dict[str, Any]:
         _require_downstream()
         proofs.count_failed_requests(run)
     followed = not run.change.one_store and copies.await_follower("follow_writes_back")
+    gauge("between_stores", 1, run.before.name)
     restored = run.write_setting.undo()
     return {"restored": restored, "followed": followed, **(proofs.written_now() if restored else {})}
 
@@ -319,7 +321,9 @@ def prove_clients_on_old(run: SwitchRun) -> dict[str, Any]:
     """
     _require_downstream()
     _require_restored(run)
-    return proofs.prove_clients(run, run.old)
+    proven = proofs.prove_clients(run, run.old)
+    gauge("between_stores", 0, run.before.name)
+    return proven
 
 
 @undo_task
