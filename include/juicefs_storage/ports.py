@@ -109,6 +109,23 @@ class Right:
         return f"{self.verb} {resource}{group}{f' {self.name}' if self.name else ''}{where}"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a folder lies.
+
+    Attributes:
+        what: What it is for, in words.
+        url: The folder.
+        volume: The JuiceFS volume on whose mount it lies; empty: on none, as far as can be seen.
+        store: Host and port of the object store; empty: not on one, or not known.
+    """
+
+    what: str
+    url: str
+    volume: str = ""
+    store: str = ""
+
+
 @dataclass(frozen=True)
 class SecretObject:
     """A Kubernetes Secret. `data` is decoded and holds secrets: it is left out of `repr`.

@@ -10,6 +10,7 @@ from include.juicefs_storage.switch.checks.clients import (
 from include.juicefs_storage.switch.checks.cluster import check_csi, check_rights, needed_rights
 from include.juicefs_storage.switch.checks.consistency import check_consistency
 from include.juicefs_storage.switch.checks.door import check_door, check_old_key
+from include.juicefs_storage.switch.checks.places import check_places
 from include.juicefs_storage.switch.checks.proofs import check_canaries, check_metadata, check_room
 from include.juicefs_storage.switch.checks.secret import check_secrets
 from include.juicefs_storage.switch.checks.target import (
@@ -33,6 +34,7 @@ __all__ = [
     "check_late_commits",
     "check_metadata",
     "check_old_key",
+    "check_places",
     "check_reach",
     "check_readable",
     "check_rights",

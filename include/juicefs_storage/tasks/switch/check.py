@@ -15,6 +15,7 @@ from include.juicefs_storage.code_version import code_version
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.objects.no_bucket import NoBucketYet
 from include.juicefs_storage.objects.one_store import new_probe_key
+from include.juicefs_storage.ports import Place
 from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.backup import backup_size
 from include.juicefs_storage.switch.change import Change, find_change
@@ -184,7 +185,7 @@ def check_vault(runtime: Runtime) -> list[Finding]:
     """Check that connection `juicefs_backup` has a usable key, and its folder has room for what the way back needs.
 
     Writes a file of the size of a backup to the folder, in a dry run too, reads it back and removes it. Reads what lies
-    there of volumes of this name.
+    there of volumes of this name. Refuses where backups or task logs lie on the volume itself.
     **Changes** nothing in the volume. **Safe to clear**: yes, with Downstream.
     """
     setting = runtime.setting()
@@ -192,7 +193,24 @@ def check_vault(runtime: Runtime) -> list[Finding]:
     size_bytes = backup_size(setting, [secret.data for secret in secrets], runtime.cluster.templates())
     runtime.vault.check_room(size_bytes)
     proven = f"a file of {size_bytes // 1024} KiB was written to {runtime.vault.folder}, read back and removed"
-    return [checks.ok("vault", proven), *checks.check_readable(runtime.vault, setting.name)]
+    return [
+        checks.ok("vault", proven),
+        *checks.check_places(_places(runtime), setting.name, [setting.config, runtime.target(setting)]),
+        *checks.check_readable(runtime.vault, setting.name),
+    ]
+
+
+def _places(runtime: Runtime) -> list[Place]:
+    """Find where backups and task logs lie, as this worker sees it."""
+    from airflow.sdk.configuration import conf
+
+    from include.juicefs_storage.adapters.places import find_place
+
+    logs = conf.get("logging", "base_log_folder", fallback="")
+    return [
+        find_place("The folder of backups", str(runtime.vault.folder)),
+        *([find_place("Airflow's log folder", logs)] if logs else []),
+    ]
 
 
 @check_task
