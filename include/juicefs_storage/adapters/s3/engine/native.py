@@ -143,8 +143,13 @@ class NativeEngine(Engine):
         self._shared.stop.clear()
         flow = self._shared.flow
 
+        waiting, held_bytes = jobs[True], 0
+
         def one(worker: Worker, index: int, in_flight: Callable[[], int], *, small: bool) -> Steps[None]:
-            concurrency = self.small if small else self.large
+            nonlocal held_bytes
+            size, concurrency = objects[index][1], self.small if small else self.large
+            if small:
+                held_bytes += size
             while wait_s := LOOK_S if flow.paused else concurrency.wait_s(monotonic()):
                 yield wait_s
             began = monotonic()
@@ -154,25 +159,17 @@ class NativeEngine(Engine):
                 problems[index] = str(problem)
             else:
                 concurrency.done(began, monotonic(), in_flight())
+            if small:
+                held_bytes -= size
             worker.moving.bytes = 0
-            flow.done(objects[index][1])
-
-        waiting, held_bytes, workers = jobs[True], 0, self._workers
-
-        def small(index: int, in_flight: int) -> Steps[None]:
-            nonlocal held_bytes
-            held_bytes += objects[index][1]
-            try:
-                yield from one(workers[0], index, lambda: in_flight, small=True)
-            finally:
-                held_bytes -= objects[index][1]
+            flow.done(size)
 
         def begin(in_flight: int) -> Steps[None] | None:
             if not waiting or in_flight >= self.small.limit:
                 return None
             if in_flight and held_bytes + objects[waiting[0]][1] > IN_MEMORY_BYTES:
                 return None
-            return small(waiting.popleft(), in_flight + 1)
+            return one(self._workers[0], waiting.popleft(), lambda: in_flight + 1, small=True)
 
         def stopped() -> bool:
             threads.top_up()
@@ -183,7 +180,7 @@ class NativeEngine(Engine):
             jobs[False], self.large, self._shared, self._idle, self._large_worker, partial(one, small=False)
         )
         with threads:
-            self._loop.run(begin, workers[0], stopped, lambda: bool(waiting))
+            self._loop.run(begin, self._workers[0], stopped, lambda: bool(waiting))
             threads.join()
         self._tell()
         self._explain_denials()
