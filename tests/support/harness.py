@@ -1,7 +1,6 @@
 """Runs of a DAG without a scheduler: the DAG's own graph and functions, a process a task, killed where a test says so.
 
-Trigger rules, branches, retries and clearing are those of Airflow, in short. The tasks are real: they work on the
-metadata, the stores and the cluster of the lab.
+The tasks are real: they work on the metadata, the stores and the cluster of the lab. Retries are those of Airflow.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lab.environment import Lab
 from lab.process import binary
-from tests.support.worker import Fault, Job, find_dag, work
+from tests.support.graph import GraphRun, find_dag
+from tests.support.worker import Fault, Job, work
 
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.vault import FileVault
@@ -74,7 +74,7 @@ def vault(lab: Lab) -> FileVault:
 
 
 @dataclass
-class Run:
+class Run(GraphRun):
     """One run. `states` is what the UI would show; `struck` counts the faults that happened.
 
     `took_s` is the time a task and its retries would take in Airflow, one task after the other.
@@ -112,11 +112,11 @@ class Run:
                 progress = False
                 for task in find_dag(self.dag_id).topological_sort():
                     for other in (find_dag(self.dag_id).task_dict[name] for name in self._beside()):
-                        if other.task_id not in self.states and self._may_start(other):
+                        if other.task_id not in self.states and self.may_start(other):
                             self.states[other.task_id] = "running"
                             beside.append(pool.submit(self._step, other))
                             progress = True
-                    if task.task_id not in self.states and self._may_start(task):
+                    if task.task_id not in self.states and self.may_start(task):
                         self._step(task)
                         progress = True
                     self._show_states()
@@ -125,54 +125,10 @@ class Run:
     def _beside(self) -> list[str]:
         return [name for name in _BESIDE if name in find_dag(self.dag_id).task_dict]
 
-    def clear(self, *task_ids: str, downstream: bool = False, only_failed: bool = False) -> None:
-        """Clear tasks as the UI does; run `go` afterwards."""
-        chosen = set(task_ids) or set(self.states)
-        if downstream:
-            for task_id in task_ids:
-                chosen |= find_dag(self.dag_id).get_task(task_id).get_flat_relative_ids(upstream=False)
-        for task_id in chosen:
-            if not only_failed or self.states.get(task_id) in {"failed", "upstream_failed"}:
-                self.states.pop(task_id, None)
-                self.tries.pop(task_id, None)
-                self.errors.pop(task_id, None)
-
-    def mark(self, task_id: str, state: str) -> None:
-        """Do what the UI's Mark Success and Mark Failed do: the state is set, the XComs stay."""
-        self.states[task_id] = state
-
     def xcom(self, task_id: str, key: str = "return_value") -> Any:
         """Read an XCom; None where there is none."""
         file = self.folder / "xcom" / f"{task_id}.{key}.json"
         return json.loads(file.read_text()) if file.exists() else None
-
-    def failed(self) -> set[str]:
-        """Return the tasks that failed, `finalize` left out: a run that did not do what it was for ends red."""
-        return {task for task, state in self.states.items() if state == "failed"} - {"finalize"}
-
-    def _may_start(self, task: Any) -> bool:
-        """Return whether a task may run now; where its trigger rule says that it never will, its state is set."""
-        found = [self.states.get(up) for up in task.upstream_task_ids]
-        if {None, "running"} & set(found):
-            return False
-        if any(task.task_id not in self._kept(up) for up in task.upstream_task_ids):
-            self.states[task.task_id] = "skipped"  # as it was by the branch, also when it is cleared alone
-            return False
-        bad, skipped = {"failed", "upstream_failed"} & set(found), found.count("skipped")
-        match task.trigger_rule.value:
-            case "all_done":
-                ends = ""
-            case "none_skipped":
-                ends = "skipped" if skipped else ""
-            case "none_failed_min_one_success":
-                ends = "upstream_failed" if bad else "skipped" if skipped == len(found) and found else ""
-            case "all_success":
-                ends = "upstream_failed" if bad else "skipped" if skipped else ""
-            case other:
-                raise NotImplementedError(other)
-        if ends:
-            self.states[task.task_id] = ends
-        return not ends
 
     def _step(self, task: Any) -> None:
         self.before.get(task.task_id, lambda: None)()
@@ -192,22 +148,13 @@ class Run:
         self.states[task.task_id] = end["state"]
         self.errors[task.task_id] = end["error"]
         if end["state"] == "success":
-            self.states |= dict.fromkeys(task.downstream_task_ids - self._kept(task.task_id), "skipped")
+            self.states |= dict.fromkeys(task.downstream_task_ids - self.kept(task.task_id), "skipped")
 
     def _show_states(self) -> None:
         """Write the states for the tasks that run."""
         shown = self.folder / "states.json.new"
         shown.write_text(json.dumps(self.states))
         shown.replace(self.folder / "states.json")
-
-    def _kept(self, task_id: str) -> set[str]:
-        """List the tasks below this one that it has not skipped: all, unless it is a branch that has chosen."""
-        task = find_dag(self.dag_id).get_task(task_id)
-        if not hasattr(task, "choose_branch") or self.states.get(task_id) != "success":
-            return set(task.downstream_task_ids)
-        chosen = self.xcom(task_id)
-        below: set[str] = find_dag(self.dag_id).get_task(chosen).get_flat_relative_ids(upstream=False)
-        return {chosen} | below
 
     def _try(self, task: Any, *, put_off_since: datetime | None = None) -> dict[str, Any]:
         fault = next(self._due(task.task_id), None)

@@ -8,7 +8,7 @@ import kubernetes.stream
 import MySQLdb
 
 import lab.preload
-from tests.support.worker import find_dag
+from tests.support.graph import find_dag
 
 for dag_id in ("juicefs_storage_switch", "juicefs_storage_revert"):
     find_dag(dag_id)

@@ -15,10 +15,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
+
+from tests.support.graph import find_dag
 
 Point = Literal["before", "during", "after"]
 #: How long a command in a pod has run when its caller is killed "during" it, in seconds.
@@ -95,12 +96,6 @@ class TaskInstance:
     def get_task_states(self, *, task_ids: list[str], run_ids: list[str], **_: str) -> dict[str, dict[str, str]]:
         states = json.loads((self._job.folder / "states.json").read_text())
         return {run_ids[0]: {task: state for task, state in states.items() if task in task_ids}}
-
-
-@cache
-def find_dag(dag_id: str) -> Any:
-    """Return the DAG of a file in dags/."""
-    return getattr(importlib.import_module(f"dags.{dag_id}"), dag_id)()
 
 
 def work(job: Job) -> None:
