@@ -147,6 +147,8 @@ class Judgement:
         not_on_new = [f"client {mount.name} shows {mount.bucket}" for mount in mounts if mount.bucket != bucket]
         not_on_new += [f"Secret {item.namespace}/{item.name} holds other values" for item, _ in run.patch_secret.plan()]
         clients = {mount.uid: mount.name for mount in mounts}
+        # Once more: the clients may have taken long, and a mount pod that restarts writes the setting.
+        on_new = on_new and run.runtime.setting().uses(run.new.config)
         return Observed(on_new=on_new, differs=differs, not_on_new=tuple(not_on_new), clients=clients), proven
 
     def _prove_again(self, mounts: list[MountPod], proven: frozenset[str]) -> frozenset[str]:
