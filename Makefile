@@ -7,12 +7,14 @@ UV_COMPILE := .venv/uv/bin/uv pip compile -q --universal --python-version 3.11 -
 
 # Of load in `make soak`.
 MINUTES ?= 10
+# Histories in `make simulate`.
+N ?= 10000
 # What changes in `make demo`: copy, rotation, move.
 CASE ?= copy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse check lint unit project test test-parts test-runs test-soak fleet faults soak \
+.PHONY: help setup system fuse check lint unit project test test-parts test-runs test-soak fleet faults soak simulate \
 	demo demo-down bench needed window chart lock docs
 
 help: ## this list
@@ -46,7 +48,7 @@ test: fuse lint ## lint, then the unit, integration and e2e tests, a few of the 
 	@$(MAKE) --no-print-directory -j3 -O test-parts test-runs test-soak
 
 test-parts:
-	$(BIN)/python -m pytest -m "not slow" tests/unit tests/project tests/integration
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/project tests/simulation tests/integration
 
 test-runs:
 	$(BIN)/python -m pytest -m "not slow" tests/faults tests/e2e
@@ -65,6 +67,9 @@ fleet: fuse setup ## three volumes moved through Airflow: a canary, then a wave 
 
 faults: fuse setup ## kill, fail and clear every task in turn; ends with a table of what came of it
 	$(BIN)/python -m pytest tests/faults
+
+simulate: setup ## runs in a simulated world, with faults that seeds draw; N=10000
+	PYTHONPATH=. $(BIN)/python -m tests.simulation --histories $(N)
 
 soak: fuse setup ## move a volume to and fro under load, and read every acknowledged byte back; MINUTES=10
 	$(BIN)/python -m lab.soak --minutes $(MINUTES)
