@@ -42,6 +42,14 @@ def test_workflows_may_only_read(workflow: Path) -> None:
     assert "secrets." not in workflow.read_text()
 
 
+def test_only_a_tag_publishes() -> None:
+    jobs = load(ROOT / ".github/workflows/image.yml")["jobs"]
+    writing = {name: job for name, job in jobs.items() if "permissions" in job}
+    assert writing.keys() == {"publish"}
+    assert writing["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    assert writing["publish"]["needs"] == [name for name in jobs if name != "publish"]
+
+
 def test_hooks_before_a_commit_run_the_pinned_tools() -> None:
     repositories = load(ROOT / ".pre-commit-config.yaml")["repos"]
     assert [repository["repo"] for repository in repositories] == ["local"]
