@@ -41,6 +41,7 @@ PUT_LIMIT_BYTES = 5 * 2**30
 OBJECT_LIMIT_BYTES = 5 * 2**40  # the largest that S3 knows
 #: So many refusals without a single success: the keys are at fault, not an object.
 _DENIALS = 50
+_THROTTLED = ("status 429", "status 503")
 _TRIED_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: Keys that need no percent-encoding.
 _PLAIN = re.compile(r"[A-Za-z0-9/_.~-]*").fullmatch
@@ -109,7 +110,7 @@ class S3Client:
         #: The last refusal of an object for want of rights.
         self.denied: StorageSwitchError | None = None
         self.denials = 0
-        #: Told of each failed try: the seconds that the store asked everybody to wait, 0 where it did not.
+        #: Told where the store may have too much to do: the seconds that it asked everybody to wait, 0 if it did not.
         self.on_failure: Callable[[float], None] = lambda _: None
         #: Where bodies are received by calls that wait; None: the thread has other things to do than to wait.
         self.buffer: memoryview | None = None
@@ -378,7 +379,9 @@ class Tries:
         delay_s: float = limits.first_delay_s * 2.0 ** (self.made - 1) * random.uniform(0.5, 1)  # noqa: S311 - jitter
         asked_s = min(float(retry_after), limits.max_delay_s) if retry_after and retry_after.isdigit() else 0.0
         delay_s = min(max(delay_s, asked_s), limits.max_delay_s)
-        self._client.on_failure(asked_s)
+        # One object that fails at each try says nothing about how many the store takes at once.
+        if self.made == 1 or asked_s or problem.startswith(_THROTTLED):
+            self._client.on_failure(asked_s)
         if self.made < limits.tries and time.monotonic() + delay_s < self.until:
             return delay_s
         found = f"{action}: {problem} ({self.made} {'try' if self.made == 1 else 'tries'})"
