@@ -21,6 +21,7 @@ from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.canary import Move
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.mount_pods import VolumePods
 from include.juicefs_storage.volume.secret import metaurl_of
 from include.juicefs_storage.volume.setting import StorageConfig
@@ -42,7 +43,8 @@ def measure(lab: Lab, rounds: int) -> list[float]:
         WriteSetting(metadata, juicefs, before, target).apply()
         start = time.monotonic()
         prove_every_client(
-            VolumePods(cluster, before, "juicefs-sc-secret"), Move(target, S3Bucket.from_storage(target)), ".window",
+            VolumePods(Clusters(cluster), before, "juicefs-sc-secret"),
+            Move(target, S3Bucket.from_storage(target)), ".window",
             timeout_s=120, clock=time.monotonic, sleep=lambda seconds: time.sleep(seconds / 4),
         )  # fmt: skip
         windows.append(time.monotonic() - start)

@@ -24,16 +24,17 @@ import yaml
 
 from include.juicefs_storage.adapters.vault import Keyring, read_key
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
-from include.juicefs_storage.ports import SecretObject
+from include.juicefs_storage.ports import Cluster, SecretObject
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.catch_up import CatchUp
-from include.juicefs_storage.switch.lease import VolumeLease, lease_name
+from include.juicefs_storage.switch.lease import VolumeLease, VolumeLeases, lease_name
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.probe_location import find_problem
 from include.juicefs_storage.switch.way_back import WayBack, WayBackPlan
+from include.juicefs_storage.volume.clusters import FIRST, Clusters, errors_in, name_in
 from include.juicefs_storage.volume.difference import missing_blocks
 from include.juicefs_storage.volume.metaurl import Metaurl
-from include.juicefs_storage.volume.secret import addressing, metaurl_of
+from include.juicefs_storage.volume.secret import addressing, metadata_id, metaurl_of
 
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
@@ -53,11 +54,17 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--key-file", type=Path, help="file with the key; without it the key is read from stdin")
     parser.add_argument("--kubeconfig", help="default: $KUBECONFIG, ~/.kube/config, or the pod's service account")
     parser.add_argument("--context", help="context of the kubeconfig")
+    for option, value in (("--more-kubeconfig", "FILE"), ("--more-context", "CONTEXT")):
+        parser.add_argument(
+            option, action="append", default=[], metavar=f"NAME={value}", type=_named, help="of another cluster"
+        )
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave another cluster as it is")
     parser.add_argument("--namespace", help="of the CSI driver; default: as in the backup")
     parser.add_argument("--secret-name", help="the volume's Secret; default: as in the backup")
     parser.add_argument("--metaurl-file", type=Path, help="file with the metaurl; default: the Secret's")
     parser.add_argument("--offline", action="store_true", help="only open and verify the backup")
     parser.add_argument("--print-secrets", action="store_true", help="print the Secrets as manifests")
+    parser.add_argument("--of-cluster", default=FIRST, metavar="NAME", help="those of another cluster")
     parser.add_argument("--apply", action="store_true", help="carry the way back out")
     parser.add_argument("--take-lease", action="store_true", help="take the Lease of a run that is dead")
     parser.add_argument("--anyway", action="store_true", help="go back although the plan names a problem")
@@ -65,6 +72,13 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--no-restart", action="store_true", help="do not restart the CSI components")
     parser.add_argument("--wait-s", type=float, default=180, help="how long the clients may take, in seconds")
     return parser.parse_args(words)
+
+
+def _named(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, found {word!r}")
+    return name, value
 
 
 def open_backup(file: Path, key_text: str) -> Backup:
@@ -115,13 +129,61 @@ class Glass:
         self.cluster: KubernetesCluster = KubernetesCluster.from_kubeconfig(
             options.kubeconfig, options.context, str(namespace)
         )
+        self.clusters = Clusters(self.cluster, self._more_clusters())
         self.metaurl = self._metaurl()
         self.metadata = self._metadata()
         holder = f"break-glass/{getpass.getuser()}@{socket.gethostname()}"
-        name = lease_name(backup.setting.uuid)
-        self.lease = VolumeLease(self.cluster, name, holder, now=lambda: datetime.now(UTC))
+        uuid = lease_name(backup.setting.uuid)
+        leases = {
+            name: VolumeLease(cluster, uuid, holder, now=lambda: datetime.now(UTC), cluster=name)
+            for name, cluster in self.clusters.each.items()
+        }
+        self.lease = VolumeLeases(leases, needs_all=True)
         confirm = self.lease.confirm if options.apply else self.lease.refuse_if_held
-        self.way = WayBack(backup, self.cluster, self.metadata, self.secret_name, confirm)
+        self.way = WayBack(backup, self.clusters, self.metadata, self.secret_name, confirm)
+
+    def _more_clusters(self) -> dict[str, Cluster]:
+        """Return the other clusters of the backup, without those that are left as they are.
+
+        Raises:
+            PermanentError: One is not given, or the backup does not know it.
+            StorageSwitchError: One does not answer, or its Secret is not the one that was backed up.
+        """
+        from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+
+        options, known = self.options, self.backup.more_clusters.keys()
+        files, contexts = dict(options.more_kubeconfig), dict(options.more_context)
+        given = files.keys() | contexts.keys()
+        if unknown := sorted((given | set(options.without)) - known):
+            raise PermanentError(
+                f"The backup knows no cluster {', '.join(unknown)}; beside the first: {', '.join(known) or 'none'}.",
+                next_step="give their names as the backup has them",
+            )
+        if missing := sorted(known - given - set(options.without)):
+            raise PermanentError(
+                f"The volume was mounted in more clusters when the backup was made: {', '.join(missing)}.",
+                state="nothing was changed",
+                next_step="give each with --more-kubeconfig NAME=FILE or --more-context NAME=CONTEXT; or leave it as "
+                "it is with --without NAME",
+            )
+        more: dict[str, Cluster] = {}
+        for name in sorted(given):
+            file, context = files.get(name, options.kubeconfig), contexts.get(name)
+            more[name] = KubernetesCluster.from_kubeconfig(file, context, self.cluster.namespace)
+            with errors_in(name):
+                self._require_same_secret(name, more[name])
+        return more
+
+    def _require_same_secret(self, name: str, cluster: Cluster) -> None:
+        now = metadata_id(cluster.secret(self.secret_name), cluster.namespace)
+        kept = self.backup.more_clusters[name].secrets.get(self.secret_name, {})
+        recorded = metadata_id(SecretObject(cluster.namespace, self.secret_name, "", data=kept), cluster.namespace)
+        if now is None or now != recorded:
+            raise PermanentError(
+                f"Secret {cluster.namespace}/{self.secret_name} names other metadata than in the backup.",
+                state="nothing was changed",
+                next_step="give the kubeconfig of the backup's cluster, or leave it as it is with --without NAME",
+            )
 
     def _metaurl(self) -> Metaurl:
         if file := self.options.metaurl_file:
@@ -168,7 +230,7 @@ class Glass:
         location = Location(self.backup.setting.config, self.buckets()[1])
         pods = [mount.name for mount in self.way.clients()]
         return find_problem(
-            self.cluster,
+            self.clusters,
             juicefs,
             self.metadata,
             self.backup.setting,
@@ -207,9 +269,9 @@ class Glass:
 
     def take_lease(self) -> None:
         """Hold the volume, so that no run moves it meanwhile."""
-        other = self.lease.other_holder()
-        if other and self.options.take_lease:
-            self.cluster.write_lease(replace(other, holder=""))
+        for lease in self.lease.leases.values():
+            if self.options.take_lease and (other := lease.other_holder()):
+                lease.leases.write_lease(replace(other, holder=""))
         self.lease.acquire()
 
 
@@ -253,15 +315,17 @@ def _go_back(glass: Glass) -> int:
         print(f"Blocks missing on {bucket}: {missing}")
     if behind:
         print(f"Clients that are not back after {options.wait_s:g} s: {', '.join(mount.name for mount in behind)}")
-    if missing or behind:
+    for name in options.without:
+        print(f"Cluster {name} was left as it is: mount pods that start there may write the other values back.")
+    if missing or behind or options.without:
         print("Not done: run the command again, or see docs/break-glass.md.")
         return 1
     print(f"Done: every client names {bucket}, and no block is missing there.")
     return 0
 
 
-def _print_secrets(backup: Backup) -> int:
-    """Print the Secrets of a backup as manifests: for a pipe, not for eyes."""
+def _print_secrets(backup: Backup, cluster: str) -> int:
+    """Print the Secrets of a cluster in a backup as manifests: for a pipe, not for eyes."""
     if sys.stdout.isatty():
         print("The manifests hold keys: pipe them to `kubectl apply -f -`.", file=sys.stderr)
         return 2
@@ -272,7 +336,7 @@ def _print_secrets(backup: Backup) -> int:
             "metadata": {"name": name, **({"namespace": backup.namespace} if backup.namespace else {})},
             "stringData": values,
         }
-        for name, values in backup.secrets.items()
+        for name, values in backup.secrets_by_cluster[cluster].items()
     ]
     yaml.safe_dump_all(manifests, sys.stdout)
     return 0
@@ -287,11 +351,16 @@ def _key_text(file: Path | None) -> str:
 def _run(options: argparse.Namespace) -> int:
     backup = open_backup(options.backup, _key_text(options.key_file))
     if options.print_secrets:
-        return _print_secrets(backup)
+        if options.of_cluster not in backup.secrets_by_cluster:
+            raise PermanentError(f"The backup knows no cluster {options.of_cluster}.", next_step="see --offline")
+        return _print_secrets(backup, options.of_cluster)
     setting = backup.setting
     print(f"Backup {backup.backup_id}, format {backup.format}, made {backup.created_at:%Y-%m-%d %H:%M} UTC: it opens.")
     print(f"It holds the setting of volume {setting.name} ({setting.uuid}) on {setting.bucket}")
-    print(f"and the values of Secrets {', '.join(sorted(backup.secrets)) or '(none)'}.")
+    names = [
+        name_in(cluster, name) for cluster, secrets in backup.secrets_by_cluster.items() for name in sorted(secrets)
+    ]
+    print(f"and the values of Secrets {', '.join(names) or '(none)'}.")
     if options.offline:
         return 0
     glass = Glass(backup, options)
@@ -299,9 +368,9 @@ def _run(options: argparse.Namespace) -> int:
         return _go_back(glass)
     plan = glass.way.plan()
     print("\n".join(plan.lines))
-    other = glass.lease.other_holder()
-    if other:
-        print(f"The volume is held by {other.holder}. If that run is dead: --take-lease.")
+    for lease in glass.lease.leases.values():
+        if other := lease.other_holder():
+            print(f"The volume is held by {other.holder}. If that run is dead: --take-lease.")
     problem = glass.problem() if plan.setting else ""
     print(f"The backup's storage: {f'does not serve the clients: {problem}' if problem else 'serves the clients'}")
     missing = glass.missing()

@@ -245,10 +245,73 @@ class ExecResult:
     stderr: str
 
 
-class Cluster(Protocol):
-    """The Kubernetes cluster, seen from one namespace: the CSI driver's."""
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A Lease of coordination.k8s.io. Times are UTC. `holder` is empty where it was given back."""
 
-    namespace: str
+    name: str
+    holder: str
+    duration_s: int
+    acquired_at: datetime
+    renewed_at: datetime
+    transitions: int = 0
+    resource_version: str = ""
+
+
+class LeaseStore(Protocol):
+    """Where Leases are kept: `Cluster` is one."""
+
+    @property
+    def namespace(self) -> str:
+        """Of the Leases."""
+
+    def lease(self, name: str) -> Lease | None:
+        """Read a Lease; None where there is none."""
+
+    def write_lease(self, lease: Lease) -> bool:
+        """Write a Lease as it was read and changed (create it where it has no `resource_version`).
+
+        Returns:
+            False (and no change) where somebody else wrote, created or deleted it since.
+        """
+
+
+class PodAccess(Protocol):
+    """The pods of the CSI driver's namespace: of one cluster, or of several together."""
+
+    @property
+    def namespace(self) -> str:
+        """Of the CSI driver."""
+
+    def pods(self, label_selector: str = "") -> Sequence[Pod]:
+        """Read the pods."""
+
+    def exec(
+        self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
+    ) -> ExecResult:
+        """Run a command in a pod, and wait until it ends.
+
+        Args:
+            pod: The pod's name.
+            container: Its container.
+            command: The command and its arguments; no secret, since the API server's audit log shows it.
+            stdin: Its standard input.
+            timeout_s: How long it may run, in seconds.
+        """
+
+    def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
+        """Return the last lines of a pod's log, as they are.
+
+        Args:
+            pod: Its name.
+            lines: How many at most.
+            container: Where the pod has several.
+            since_s: None older than so many seconds; None: of any age.
+        """
+
+
+class Cluster(PodAccess, LeaseStore, Protocol):
+    """A Kubernetes cluster, seen from one namespace: the CSI driver's."""
 
     def allows(self, right: Right) -> bool:
         """Ask the API server whether the connection's user may do this."""
@@ -287,7 +350,7 @@ class Cluster(Protocol):
         """Return the pod templates of the CSI workloads, for the backup."""
 
     def pods(self, label_selector: str = "", namespace: str | None = None) -> Sequence[Pod]:
-        """Read pods."""
+        """Read the pods of the driver's namespace, or of another one."""
 
     def persistent_volumes(self) -> Sequence[PersistentVolume]:
         """Return the PVs of driver csi.juicefs.com."""
@@ -298,60 +361,8 @@ class Cluster(Protocol):
     def driver_mount_options(self) -> Sequence[str]:
         """Return the mount options in the driver's own configuration, for whichever volumes."""
 
-    def exec(
-        self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
-    ) -> ExecResult:
-        """Run a command in a pod, and wait until it ends.
-
-        Args:
-            pod: The pod's name.
-            container: Its container.
-            command: The command and its arguments; no secret, since the API server's audit log shows it.
-            stdin: Its standard input.
-            timeout_s: How long it may run, in seconds.
-        """
-
     def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
         """Return objects as the API server sends them; of claims and volumes those of driver csi.juicefs.com alone."""
-
-    def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
-        """Return the last lines of a pod's log, as they are.
-
-        Args:
-            pod: Its name.
-            lines: How many at most.
-            container: Where the pod has several.
-            since_s: None older than so many seconds; None: of any age.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A Lease of coordination.k8s.io. Times are UTC. `holder` is empty where it was given back."""
-
-    name: str
-    holder: str
-    duration_s: int
-    acquired_at: datetime
-    renewed_at: datetime
-    transitions: int = 0
-    resource_version: str = ""
-
-
-class LeaseStore(Protocol):
-    """Where Leases are kept: `Cluster` is one."""
-
-    namespace: str
-
-    def lease(self, name: str) -> Lease | None:
-        """Read a Lease; None where there is none."""
-
-    def write_lease(self, lease: Lease) -> bool:
-        """Write a Lease as it was read and changed (create it where it has no `resource_version`).
-
-        Returns:
-            False (and no change) where somebody else wrote, created or deleted it since.
-        """
 
 
 class JuiceFS(Protocol):

@@ -15,7 +15,7 @@ import psutil
 from aiohttp import web
 
 from lab.kube.api import Api
-from lab.kube.csi import CONTROLLERS, NODE_NAMES, Csi
+from lab.kube.csi import CONTROLLERS, Csi
 from lab.kube.faults import Faults
 from lab.kube.pods import Kubelet, Publishing
 from lab.kube.store import PODS, Obj, Store
@@ -37,6 +37,7 @@ async def serve(state: Path, config: dict[str, object]) -> None:
         volume if isinstance(volume, dict) else None,
         int(str(config["heartbeat_s"])),
         keeps_fuse=bool(config["keeps_fuse"]),
+        nodes=int(str(config["nodes"])),
     )
     kubelet.publishing = Publishing(csi.publish, csi.unpublish, csi.serving)
     token = secrets.token_urlsafe(24)
@@ -59,7 +60,7 @@ async def serve(state: Path, config: dict[str, object]) -> None:
         write_kubeconfig(state, url, token)
         csi.install()
         # On each node a csi-node pod and, with a volume, a business pod and its mount pod.
-        expected = CONTROLLERS + len(NODE_NAMES) * (1 if volume is None else 3)
+        expected = CONTROLLERS + len(csi.nodes) * (1 if volume is None else 3)
         try:
             async with asyncio.timeout(_READY_S):
                 while not stopped.is_set() and len(_ready_pods(store)) < expected:

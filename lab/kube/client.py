@@ -80,6 +80,7 @@ class KubeServer:
         heartbeat_s: int = 12,
         rollout_delay_s: float = 0.5,
         keeps_fuse: bool = False,
+        nodes: int = 2,
     ) -> "KubeServer":
         """Start a server, detached from this process; return when its initial pods are Ready.
 
@@ -90,6 +91,7 @@ class KubeServer:
             heartbeat_s: Of the mounts.
             rollout_delay_s: How long a controller takes to see a new template.
             keeps_fuse: Whether csi-node keeps the FUSE descriptors of mount pods, which a smooth upgrade takes.
+            nodes: How many nodes there are.
 
         Raises:
             KubeError: The pods were not Ready in time; nothing is left running.
@@ -103,6 +105,7 @@ class KubeServer:
             "heartbeat_s": heartbeat_s,
             "rollout_delay_s": rollout_delay_s,
             "keeps_fuse": keeps_fuse,
+            "nodes": nodes,
         }
         log = state / "server.log"
         with log.open("ab") as out:

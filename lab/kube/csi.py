@@ -44,7 +44,8 @@ DRIVER = "csi.juicefs.com"
 NAMESPACE = "juicefs"
 APPS = "apps"
 SECRET = "juicefs-sc-secret"  # noqa: S105 (an object's name)
-NODE_NAMES = ("node-1", "node-2")
+#: How many nodes there are, unless a test asks for fewer: `node-1` and so on.
+NODES_HERE = 2
 _POLL_S = 0.1
 #: The driver's default; they elect a leader among them.
 CONTROLLERS = 2
@@ -57,9 +58,13 @@ _PROBE_S = 3.0
 class Csi:
     """The driver.
 
-    Attributes:
+    Args:
+        store: Where its objects are.
+        kubelet: Runs its pods.
         volume: The Secret's values (name, metaurl, storage, …), or None for no volume at all.
-        fuse: The FUSE descriptors that csi-node keeps; None where its mount pods keep their own, as before driver 0.25.
+        heartbeat_s: Of the mounts.
+        nodes: How many there are, each with a business pod that uses the volume.
+        keeps_fuse: Whether csi-node keeps the FUSE descriptors of mount pods, as from driver 0.25 on.
     """
 
     def __init__(
@@ -69,18 +74,20 @@ class Csi:
         volume: dict[str, str] | None,
         heartbeat_s: int,
         *,
+        nodes: int = NODES_HERE,
         keeps_fuse: bool = False,
     ) -> None:
         self.store, self.kubelet, self.volume, self.heartbeat_s = store, kubelet, volume, heartbeat_s
+        self.nodes = [f"node-{number}" for number in range(1, nodes + 1)]
         self.fuse = FuseDescriptors(kubelet.state / "fuse") if keeps_fuse else None
         self._tasks: set[asyncio.Task[None]] = set()
         store.listeners.append(self._on_change)
 
     def install(self) -> None:
-        """Create the objects of the installation, a volume, a claim and two business pods that use it."""
+        """Create the objects of the installation, a volume, a claim and the business pods that use it."""
         for name in ("default", "kube-system", NAMESPACE, APPS):
             self._create(NAMESPACES, name, status={"phase": "Active"}, spec={"finalizers": ["kubernetes"]})
-        for name in NODE_NAMES:
+        for name in self.nodes:
             self._node(name)
         self._create(
             CSI_DRIVERS, DRIVER, spec={"attachRequired": False, "podInfoOnMount": True, "fsGroupPolicy": "File"}
@@ -124,7 +131,7 @@ class Csi:
         request = {"resources": {"requests": {"storage": "10Gi"}}, "volumeName": handle}
         bound = {"phase": "Bound", "accessModes": ["ReadWriteMany"]} | size
         self._create(CLAIMS, "data", APPS, spec=common | request, status=bound)
-        for number, node in enumerate(NODE_NAMES, start=1):
+        for number, node in enumerate(self.nodes, start=1):
             self._create(PODS, f"app-{number}", APPS, spec=_business_pod(node))
 
     async def publish(self, pod: Obj) -> dict[str, Path]:

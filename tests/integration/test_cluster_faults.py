@@ -23,6 +23,7 @@ from include.juicefs_storage.adapters.kubernetes import KubernetesCluster, reque
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.restart_csi import RestartCsi
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.csi import CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import StorageConfig
@@ -160,7 +161,7 @@ def test_a_secret_is_patched_once_whatever_happens_to_the_request(
     kube.order_fault(match("patch", "secrets", action, times=1))
     before = count(kube, "patch", "secrets")
     with Limit(10):
-        assert PatchSecrets(cluster, SECRET, "faults", NEW).apply() == [f"{NS}/{SECRET}"]
+        assert PatchSecrets(Clusters(cluster), SECRET, "faults", NEW).apply() == [f"{NS}/{SECRET}"]
     assert values(core)["bucket"] == NEW.bucket
     assert values(core)["secret-key"] == "new-secret-value"
     # What was applied although its answer was lost is not sent again.
@@ -172,7 +173,7 @@ def test_a_patch_that_never_comes_through_fails_and_leaves_the_secret(
 ) -> None:
     kube.order_fault(match("patch", "secrets", {"status": 500}))
     with Limit(10), pytest.raises(TransientError, match=f"Kubernetes answered 500 .* to: patch Secret {NS}/{SECRET}"):
-        PatchSecrets(cluster, SECRET, "faults", NEW).apply()
+        PatchSecrets(Clusters(cluster), SECRET, "faults", NEW).apply()
     assert values(core)["bucket"] == "http://old/data"
 
 
@@ -191,7 +192,7 @@ def test_a_secret_that_changes_between_read_and_patch_keeps_the_others_change(
             times.pop()
             core.patch_namespaced_secret(SECRET, NS, {"stringData": {"token": "theirs"}})
 
-    PatchSecrets(cluster, SECRET, "faults", NEW, confirm_lease=meddle).apply()
+    PatchSecrets(Clusters(cluster), SECRET, "faults", NEW, confirm_lease=meddle).apply()
     found = values(core)
     assert (found["bucket"], found["token"], found["envs"]) == (NEW.bucket, "theirs", "{}")
 
@@ -215,7 +216,7 @@ def test_a_workload_restarts_once_whatever_happens_to_the_request(
     before = generations(kube)
     for resource in ("statefulsets", "daemonsets"):
         kube.order_fault(match("patch", resource, action, times=1))
-    step = RestartCsi(cluster, f"once-{json.dumps(action)}")
+    step = RestartCsi(Clusters(cluster), f"once-{json.dumps(action)}")
     with Limit(15):
         assert len(step.apply()) == 2
     assert [after - generation for after, generation in zip(generations(kube), before, strict=True)] == [1, 1]
@@ -230,13 +231,13 @@ def test_a_rollout_that_never_becomes_ready_is_waited_for_and_said(
     kube: KubeServer, cluster: KubernetesCluster
 ) -> None:
     kube.order_fault({"rollout": "never-ready", "name": NODE})
-    step = RestartCsi(cluster, "never-ready")
+    step = RestartCsi(Clusters(cluster), "never-ready")
     step.apply()
     wait_for("the pods are replaced", lambda: len(step.verify()) == 1, deadline_s=60)
     assert step.verify()[0].startswith(f"DaemonSet/{NODE}: ")
     # A way back is not held up by it: the trouble over, both rollouts end.
     kube.clear_faults()
-    back = RestartCsi(cluster, "never-ready rollback")
+    back = RestartCsi(Clusters(cluster), "never-ready rollback")
     back.apply()
     wait_for("both rollouts", lambda: not back.verify(), deadline_s=60)
 
@@ -246,7 +247,7 @@ def test_a_controller_that_never_becomes_ready_recovers_with_its_cause(
 ) -> None:
     """What blocks a StatefulSet for good is a broken template; a restart changes an annotation only."""
     kube.order_fault({"rollout": "never-ready", "name": "juicefs-csi-controller"})
-    RestartCsi(cluster, "stuck").apply()
+    RestartCsi(Clusters(cluster), "stuck").apply()
     wait_for(
         "a pod is replaced and not ready",
         lambda: not all(pod.ready for pod in cluster.pods(CSI_CONTROLLER_SELECTOR)),
@@ -257,7 +258,7 @@ def test_a_controller_that_never_becomes_ready_recovers_with_its_cause(
     juicefs = in_controller_pod(cluster, Metaurl.parse("mysql://u@(db)/jfs"))
     done = juicefs.run(["/usr/local/bin/juicefs", "version"], "", 30)
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["juicefs", "version"])
-    back = RestartCsi(cluster, "stuck rollback")
+    back = RestartCsi(Clusters(cluster), "stuck rollback")
     back.apply()
     kube.clear_faults()
     wait_for("both rollouts", lambda: not back.verify(), deadline_s=60)
@@ -265,7 +266,7 @@ def test_a_controller_that_never_becomes_ready_recovers_with_its_cause(
 
 def test_a_crash_loop_fails_with_the_containers_last_words(kube: KubeServer, cluster: KubernetesCluster) -> None:
     kube.order_fault({"rollout": "crash-loop", "name": NODE})
-    step = RestartCsi(cluster, "crash-loop")
+    step = RestartCsi(Clusters(cluster), "crash-loop")
     step.apply()
     failures: list[PermanentError] = []
 
@@ -282,7 +283,7 @@ def test_a_crash_loop_fails_with_the_containers_last_words(kube: KubeServer, clu
     assert "existing mounts keep working" in failures[0].state
     # The way back is not failed by the pod that is to be replaced.
     kube.clear_faults()
-    back = RestartCsi(cluster, "crash-loop rollback")
+    back = RestartCsi(Clusters(cluster), "crash-loop rollback")
     back.apply()
     wait_for("both rollouts", lambda: not back.verify(), deadline_s=90)
 

@@ -22,6 +22,7 @@ from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.settle import Settled, guard_setting
 from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, read_config, stale_mount_pods
 from include.juicefs_storage.volume.secret import storage_values, volume_secrets, written_by_format
@@ -51,7 +52,7 @@ class World:
         return guard_setting(
             self.write,
             self.patch,
-            lambda: stale_mount_pods(self.cluster, self.mounts, self.target),
+            lambda: stale_mount_pods(Clusters(self.cluster), self.mounts, self.target),
             for_s=for_s,
             clock=time.monotonic,
             sleep=time.sleep,
@@ -86,10 +87,10 @@ def world(lab: Lab) -> Iterator[World]:
         core,
         cluster,
         before,
-        VolumePods(cluster, before, "juicefs-sc-secret").mounts(),
+        VolumePods(Clusters(cluster), before, "juicefs-sc-secret").mounts(),
         target,
         WriteSetting(metadata, juicefs, before, target, stale=[storage for storage in stale if storage]),
-        PatchSecrets(cluster, SECRET, before.name, target),
+        PatchSecrets(Clusters(cluster), SECRET, before.name, target),
     )
     for name, data in held.items():
         core.replace_namespaced_secret(name, NS, {"metadata": {"name": name}, "data": data})

@@ -27,6 +27,7 @@ from include.juicefs_storage.switch.follow_writes import Follower
 from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.volume.canary import Move
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.layout import block_objects
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, VolumePods, read_config
@@ -138,7 +139,7 @@ def test_a_client_whose_reload_failed_is_made_to_try_again(lab: Lab, metadata: M
     def prove(unstick: Any, timeout_s: float) -> dict[str, bool]:
         store = S3Bucket.from_storage(target)
         proofs = prove_every_client(
-            VolumePods(cluster, before, "juicefs-sc-secret"), Move(target, store), ".window",
+            VolumePods(Clusters(cluster), before, "juicefs-sc-secret"), Move(target, store), ".window",
             timeout_s=timeout_s, clock=time.monotonic, sleep=time.sleep,
             unstick=unstick,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from include.juicefs_storage.ports import (
     DumpKind,
     ExecResult,
     JuiceFS,
+    Lease,
     PersistentVolume,
     Pod,
     Right,
@@ -84,6 +85,12 @@ class BareCluster(Cluster):
 
     def dump(self, kind: DumpKind) -> Sequence[Mapping[str, Any]]:
         unexpected("dump")
+
+    def lease(self, name: str) -> Lease | None:
+        unexpected("lease")
+
+    def write_lease(self, lease: Lease) -> bool:
+        unexpected("write_lease")
 
     def log_tail(self, pod: str, lines: int = 20, container: str = "", since_s: float | None = None) -> str:
         unexpected("log_tail")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from include.juicefs_storage.adapters.mysql import MySqlMetadata
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.break_glass import Glass, main, open_backup
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.switch.backup import Backup
+from include.juicefs_storage.switch.backup import FORMAT, Backup
 from tests.support.fakes import OLD, UUID, FakeMetadata, FakeStore, backup, plan, setting
 
 BACKUPS = Path(__file__).parent / "switch" / "backups"
@@ -25,7 +26,7 @@ KEY, OTHER = (base64.b64encode(letter * 32).decode() for letter in (b"k", b"o"))
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("format_", [1, 2])
+@pytest.mark.parametrize("format_", range(1, FORMAT + 1))
 @pytest.mark.parametrize("key", [KEY, f"{KEY}\n", f"{OTHER},{KEY}", f"{OTHER}\n{KEY}\n"])
 def test_a_file_of_every_format_opens_with_its_key(format_: int, key: str) -> None:
     backup = open_backup(BACKUPS / f"format-{format_}" / f"{NAME}.backup", key)
@@ -88,6 +89,41 @@ def test_the_whole_secrets_are_printed_into_a_pipe_alone(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert main(words) == 2
     assert "old-secret-value" not in capsys.readouterr().out
+
+
+def test_the_secrets_of_another_cluster_are_printed_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "key").write_text(KEY)
+    words = [str(BACKUPS / "format-3" / f"{NAME}.backup"), "--key-file", str(tmp_path / "key")]
+    assert main([*words, "--offline"]) == 0
+    assert "kubernetes_east/juicefs-sc-secret" in capsys.readouterr().out
+    assert main([*words, "--print-secrets", "--of-cluster", "kubernetes_east"]) == 0
+    assert f"bucket: {OLD.bucket}" in capsys.readouterr().out
+    assert main([*words, "--print-secrets", "--of-cluster", "west"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "mounted in more clusters when the backup was made: kubernetes_east"),
+        (["--without", "west"], "knows no cluster west; beside the first: kubernetes_east"),
+    ],
+)
+def test_a_cluster_of_the_backup_is_given_or_left_out_by_name(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "key").write_text(KEY)
+    cluster = {"server": "https://127.0.0.1:1"}
+    config = {
+        "current-context": "c", "users": [{"name": "u", "user": {}}], "clusters": [{"name": "k", "cluster": cluster}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+    }  # fmt: skip
+    (tmp_path / "kubeconfig").write_text(json.dumps(config))
+    file = BACKUPS / "format-3" / f"{NAME}.backup"
+    options = ["--key-file", str(tmp_path / "key"), "--kubeconfig", str(tmp_path / "kubeconfig")]
+    assert main([str(file), *options, *words]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_a_key_file_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from include.juicefs_storage.volume.mount_pods import (
     running_mount_pods,
 )
 from include.juicefs_storage.volume.setting import StorageConfig
-from include.juicefs_storage.volume.users import PodIdentity, business_pods
+from include.juicefs_storage.volume.users import PodIdentity
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,8 @@ class Refresh:
 
     @property
     def cluster(self) -> Cluster:
-        """Where the pods are."""
-        return self.pods.cluster
+        """Where the pods are: the first cluster alone is looked at."""
+        return self.pods.clusters.first
 
     def observe(self, mount: MountPod) -> Pod | None:
         """Find the pod that serves a mount now, by node and path; None where none is ready."""
@@ -203,7 +203,7 @@ class Refresh:
         return "it wrote a block, which the store has"
 
     def _business(self) -> Mapping[tuple[str, str], PodIdentity]:
-        found = business_pods(self.cluster, self.pods.persistent_volumes)
+        found = self.pods.business_pods(())
         return {(pod.namespace, pod.name): pod for pod in found}
 
     def _require_same(self, before: Mapping[tuple[str, str], PodIdentity], mount: MountPod) -> None:

@@ -40,6 +40,13 @@ class FleetParams(MoveParams):
     kubernetes_conn_id: str = param(
         "Volumes", "Kubernetes connection", "The cluster of the CSI driver.", "kubernetes_default"
     )
+    more_kubernetes_conn_ids: tuple[str, ...] = param(
+        "Volumes",
+        "More Kubernetes connections",
+        "Other clusters that [have the volumes mounted](changes.md#clients-in-other-clusters), one a line. Volumes are "
+        "looked for in the first cluster alone.",
+        (),
+    )
     namespace: str = param("Volumes", "Namespace", "Where the CSI driver and the Secrets are.", "juicefs")
     target_conn_id: str | None = param(
         "New storage",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.ports import Vault
 from include.juicefs_storage.switch.plan import Plan, has_fingerprint
+from include.juicefs_storage.volume.clusters import FIRST
 from include.juicefs_storage.volume.secret import storage_values
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 #: The format that this version writes; it reads every format up to this one. docs/backups.md describes them.
-FORMAT = 2
+FORMAT = 3
 #: What is kept beside a backup, under its id, a dot and this name.
 KEPT_BESIDE = ("switched", "rolled-back", "diagnostics")
 #: Begins the names of what fleets keep in the same folder.
@@ -31,6 +32,15 @@ _EXAMPLES = 5
 _PLAN_BYTES = 128 * 1024
 
 
+class ClusterBackup(BaseModel):
+    """What is recorded of a cluster other than the first: as in `Backup`. Holds secrets."""
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    secrets: dict[str, dict[str, str]] = Field(repr=False)
+    templates: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+
 class Backup(BaseModel):
     """The state before a switch. Holds secrets: it exists in memory and in the vault, nowhere else.
 
@@ -38,9 +48,10 @@ class Backup(BaseModel):
         format: Of the record; early versions wrote none, which is 1.
         setting_hex: The exact bytes of the row `format`; the volume's name and UUID are in them.
         secrets: Name of a Secret -> its values; in format 1 only those that a switch may change.
-        namespace: Of the Secrets; empty in format 1.
+        namespace: Of the Secrets, in every cluster; empty in format 1.
         triggered_at: When the run was triggered: tells two runs of one id apart.
         templates: The pod templates of the CSI workloads.
+        more_clusters: The same of every cluster but the first, by the names of their connections; none before format 3.
         target: The storage that the run moves to, keys included: what was approved is what is done and undone, even
             when the connection changes.
         params: The params of the run: names and flags, no secret.
@@ -58,6 +69,7 @@ class Backup(BaseModel):
     namespace: str = ""
     triggered_at: datetime | None = None
     templates: dict[str, Any] = Field(default_factory=dict, repr=False)
+    more_clusters: dict[str, ClusterBackup] = Field(default_factory=dict)
     target: Annotated[tuple[str, ...], Field(min_length=4, max_length=5)] | None = Field(default=None, repr=False)
     plan: Plan | None = None
     params: dict[str, Any] = Field(default_factory=dict)
@@ -100,12 +112,20 @@ class Backup(BaseModel):
         return frozenset(self.plan.lost_blocks) if self.plan else frozenset()
 
     @property
-    def storage_values(self) -> dict[str, dict[str, str]]:
-        """Name of a Secret -> the values that a switch may change, as they were.
+    def secrets_by_cluster(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Name of a cluster -> name of a Secret -> its values."""
+        return {FIRST: self.secrets, **{name: found.secrets for name, found in self.more_clusters.items()}}
+
+    @property
+    def storage_values(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Name of a cluster -> name of a Secret -> the values that a switch may change, as they were.
 
         Only these go back: the other values of a Secret, such as `metaurl`, may have changed for good reasons since.
         """
-        return {name: storage_values(values) for name, values in self.secrets.items()}
+        return {
+            cluster: {name: storage_values(values) for name, values in secrets.items()}
+            for cluster, secrets in self.secrets_by_cluster.items()
+        }
 
     def to_bytes(self) -> bytes:
         """Serialise for the vault."""
@@ -153,16 +173,14 @@ def _not_a_backup(backup_id: str) -> PermanentError:
     )
 
 
-def backup_size(setting: Setting, secrets: Iterable[Mapping[str, str]], templates: Mapping[str, Any]) -> int:
+def backup_size(setting: Setting, recorded: Sequence[Mapping[str, Any]]) -> int:
     """Estimate how large a backup will be, in bytes; rather more than less.
 
     Args:
         setting: The setting as it is.
-        secrets: The values of the volume's Secrets.
-        templates: The pod templates of the CSI workloads.
+        recorded: The values of each of the volume's Secrets, and the pod templates of the CSI workloads.
     """
-    parts = 2 * len(setting.raw) + len(json.dumps([dict(secret) for secret in secrets])) + len(json.dumps(templates))
-    return _PLAN_BYTES + 2 * parts
+    return _PLAN_BYTES + 2 * (2 * len(setting.raw) + len(json.dumps([dict(part) for part in recorded])))
 
 
 def backup_id(volume: str, run_id: str) -> str:

@@ -14,6 +14,7 @@ import yaml
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.ports import Cluster, DumpKind, JuiceFS, Pod
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR
 
@@ -94,12 +95,12 @@ class Diagnostics:
 
 
 def collect(
-    cluster: Cluster, juicefs: JuiceFS, masker: Masker, *, clock: Callable[[], float], timeout_s: float
+    clusters: Clusters, juicefs: JuiceFS, masker: Masker, *, clock: Callable[[], float], timeout_s: float
 ) -> Diagnostics:
     """Collect what the runbook asks for. A part that cannot be read is named and left out.
 
     Args:
-        cluster: Pods, events, claims, volumes, drivers, workloads and logs come from there.
+        clusters: Pods, events, claims, volumes, drivers, workloads and logs come from there.
         juicefs: For `juicefs status`.
         masker: Masks every part before it is kept.
         clock: A monotonic clock.
@@ -109,7 +110,7 @@ def collect(
     parts: list[str] = []
     problems: list[str] = []
     size = 0
-    for title, read in _sections(cluster, juicefs, problems):
+    for title, read in _sections(clusters, juicefs, problems):
         if clock() >= deadline or size >= _ALL_CHARACTERS:
             problems.append(f"{title} and what follows: {'no time' if clock() >= deadline else 'no room'} was left")
             break
@@ -129,9 +130,16 @@ def collect(
     return Diagnostics("\n".join(parts), len(parts), tuple(problems))
 
 
-def _sections(cluster: Cluster, juicefs: JuiceFS, problems: list[str]) -> Iterator[tuple[str, Callable[[], str]]]:
+def _sections(clusters: Clusters, juicefs: JuiceFS, problems: list[str]) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield title and reader of each part, the most useful first."""
     yield "juicefs status", lambda: json.dumps(juicefs.status(), indent=1)
+    for name, cluster in clusters.each.items():
+        where = f"Cluster {name}: " if name else ""
+        for title, read in _in_cluster(cluster, problems):
+            yield f"{where}{title}", read
+
+
+def _in_cluster(cluster: Cluster, problems: list[str]) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "Events of the driver's namespace", lambda: _events(cluster)
     for title, kind in _NODES:
         yield f"{title} ({kind})", lambda kind=kind: _described(cluster, kind)  # type: ignore[misc]

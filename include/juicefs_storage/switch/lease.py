@@ -6,14 +6,16 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError, TransientError
 from include.juicefs_storage.ports import Lease, LeaseStore
 from include.juicefs_storage.switch.findings import Finding
+from include.juicefs_storage.volume.clusters import FIRST, errors_in, kubectl, name_in
 
 #: TTL of a Lease whose holder stopped renewing, in seconds. Nobody renews between two tasks of a run, and a task may
 #: wait long for a worker: losing a volume in mid-move is worse than waiting an hour.
@@ -21,6 +23,7 @@ LEASE_S = 3600
 _TRIES = 5
 _FIRST_PAUSE_S = 0.1
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +46,7 @@ class VolumeLease:
         now: The time in UTC. The clocks of two workers must agree within minutes.
         duration_s: TTL of the hold after its last renewal, in seconds.
         sleep: Waits the given seconds.
+        cluster: The name of the cluster that it is in.
     """
 
     leases: LeaseStore
@@ -51,6 +55,7 @@ class VolumeLease:
     now: Callable[[], datetime]
     duration_s: int = LEASE_S
     sleep: Callable[[float], None] = time.sleep
+    cluster: str = FIRST
 
     def other_holder(self) -> Lease | None:
         """Return the Lease where another run holds it and it has not expired; else None."""
@@ -181,9 +186,72 @@ class VolumeLease:
         return NeedsHumanError(
             _who(lease),
             state="this task changed nothing",
-            next_step=f"let that run end. If it is dead and will not be cleared, wait, or: "
-            f"kubectl -n {self.leases.namespace} delete lease {self.name}",
+            next_step="let that run end. If it is dead and will not be cleared, wait, or: "
+            + kubectl(self.leases.namespace, "delete lease", name_in(self.cluster, self.name)),
         )
+
+
+class VolumeLeases:
+    """The Leases of one volume in every cluster, as one run sees them.
+
+    One in each: of two runs each may have the other's first cluster among its further ones.
+
+    Args:
+        leases: The Lease of each cluster by its name.
+        needs_all: A cluster that does not answer stops the run. A way back needs the first one alone: another one that
+            did not answer is not asked again.
+    """
+
+    def __init__(self, leases: Mapping[str, VolumeLease], *, needs_all: bool) -> None:
+        self.leases = leases
+        self._needs_all = needs_all
+        #: The clusters that did not answer.
+        self.silent: set[str] = set()
+
+    def acquire(self) -> None:
+        """Take each, see `VolumeLease.acquire`."""
+        self._each(VolumeLease.acquire)
+
+    def refuse_if_held(self) -> None:
+        """Refuse where another run holds one, see `VolumeLease.refuse_if_held`."""
+        self._each(VolumeLease.refuse_if_held)
+
+    def confirm(self) -> None:
+        """Confirm each, see `VolumeLease.confirm`."""
+        self._each(VolumeLease.confirm)
+
+    def renew(self) -> bool:
+        """Renew each; False where this run does not hold one."""
+        return all(self._each(VolumeLease.renew))
+
+    @contextmanager
+    def kept_renewed(self) -> Iterator[None]:
+        """Renew each while a long task works, see `VolumeLease.kept_renewed`."""
+        with ExitStack() as stack:
+            for lease in self.leases.values():
+                stack.enter_context(lease.kept_renewed())
+            yield
+
+    def release(self) -> None:
+        """Give each back, see `VolumeLease.release`."""
+        self._each(VolumeLease.release)
+
+    def _each(self, do: Callable[[VolumeLease], T]) -> list[T]:
+        results = []
+        for name, lease in self.leases.items():
+            if name in self.silent:
+                continue
+            try:
+                with errors_in(name):
+                    results.append(do(lease))
+            except NeedsHumanError:
+                raise
+            except StorageSwitchError as error:
+                if self._needs_all or name == FIRST:
+                    raise
+                log.warning("The Lease there is not looked at. %s", error.problem)
+                self.silent.add(name)
+        return results
 
 
 def _until(lease: Lease) -> datetime:
@@ -197,9 +265,12 @@ def _who(lease: Lease) -> str:
     )
 
 
-def check_lease(lease: VolumeLease) -> list[Finding]:
+def check_leases(leases: VolumeLeases) -> list[Finding]:
     """Refuse where another run holds the volume."""
-    if found := lease.other_holder():
-        held = lease._held(found)
-        return [Finding(check="lease", level="refusal", message=held.problem, remedy=held.next_step)]
-    return [Finding(check="lease", level="ok", message="no other run holds the volume")]
+    held = []
+    for name, lease in leases.leases.items():
+        with errors_in(name):
+            held += [lease._held(found)] if (found := lease.other_holder()) else []
+    return [Finding(check="lease", level="refusal", message=each.problem, remedy=each.next_step) for each in held] or [
+        Finding(check="lease", level="ok", message="no other run holds the volume")
+    ]

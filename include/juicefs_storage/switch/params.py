@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.params import BUCKET_NAME, Params, describe, describe_field, param, refused, without_empty
@@ -77,6 +78,14 @@ class SwitchParams(MoveParams):
     )
     kubernetes_conn_id: str = param(
         "Volume", "Kubernetes connection", "The cluster of the CSI driver.", "kubernetes_default"
+    )
+    more_kubernetes_conn_ids: tuple[str, ...] = param(
+        "Volume",
+        "More Kubernetes connections",
+        "Other clusters that [have the volume mounted](changes.md#clients-in-other-clusters), one a line. The CSI "
+        "driver and the Secret have the same namespace and name there.",
+        (),
+        examples=[["kubernetes_east"]],
     )
     namespace: str = param("Volume", "Namespace", "Where the CSI driver and its Secret are.", "juicefs")
     secret_name: str = param(
@@ -193,6 +202,21 @@ class SwitchParams(MoveParams):
         None,
     )
 
+    @model_validator(mode="after")
+    def _each_cluster_once(self) -> SwitchParams:
+        given = Counter([self.kubernetes_conn_id, *self.more_kubernetes_conn_ids])
+        if twice := sorted(name for name, count in given.items() if count > 1):
+            raise ValueError(
+                "`kubernetes_conn_id`, `more_kubernetes_conn_ids`: expected each connection once, found "
+                f"{', '.join(twice)} more often"
+            )
+        return self
+
+    @field_validator("more_kubernetes_conn_ids")
+    @classmethod
+    def _without_blanks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(filter(None, value))
+
     @field_validator("accept_clients")
     @classmethod
     def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -238,7 +262,7 @@ class SwitchParams(MoveParams):
 #: What an entry of the registry may fill in: where a volume lives and where it may move. Never the safety params.
 REGISTRY_FIELDS = frozenset(
     {
-        "kubernetes_conn_id", "namespace", "secret_name", "meta_conn_id", "juicefs_runner",
+        "kubernetes_conn_id", "more_kubernetes_conn_ids", "namespace", "secret_name", "meta_conn_id", "juicefs_runner",
         "target_conn_id", "target_bucket", "target_endpoint", "target_storage",
         "source_conn_id",
     }
@@ -272,9 +296,13 @@ def resolve_switch_params(given: dict[str, Any], registry: dict[str, dict[str, A
                 f"allowed: {', '.join(sorted(REGISTRY_FIELDS))}.",
                 next_step="correct the entry and trigger the DAG again",
             )
-    defaults = {field: info.default for field, info in SwitchParams.model_fields.items()}
+    defaults = {name: field["default"] for name, field in describe(SwitchParams).items() if "default" in field}
     # The registry fills in what the run left empty, or at the default that the form shows.
-    chosen = {key: value for key, value in given.items() if value != defaults.get(key)}
+    chosen = {
+        key: value
+        for key, value in given.items()
+        if (list(value) if isinstance(value, tuple) else value) != defaults.get(key)
+    }
     return SwitchParams.validated({**entry, **chosen})
 
 
@@ -306,6 +334,7 @@ class RevertForm(MoveParams):
         "Safety", "On failure", "Roll back to the current store, or hold for a human.", "rollback"
     )
     kubernetes_conn_id: str | None = as_recorded("kubernetes_conn_id")
+    more_kubernetes_conn_ids: tuple[str, ...] | None = as_recorded("more_kubernetes_conn_ids")
     namespace: str | None = as_recorded("namespace")
     secret_name: str | None = as_recorded("secret_name")
     meta_conn_id: str | None = as_recorded("meta_conn_id")

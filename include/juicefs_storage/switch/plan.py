@@ -13,6 +13,7 @@ from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.change import MEANING, Change
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import forecast_lines
+from include.juicefs_storage.volume.clusters import name_in
 from include.juicefs_storage.volume.mount_pods import MountPod
 from include.juicefs_storage.volume.setting import StorageConfig, masked
 from include.juicefs_storage.volume.users import PodIdentity
@@ -47,11 +48,12 @@ class StorageView(Record):
 
 
 class SecretChange(Record):
-    """The keys of one Secret that the switch sets."""
+    """The keys of one Secret that the switch sets. `cluster` is empty for the first one."""
 
     namespace: str
     name: str
     keys: tuple[str, ...]
+    cluster: str = ""
 
 
 class Plan(Record):
@@ -85,6 +87,8 @@ class Plan(Record):
     accepted_clients: tuple[str, ...] = ()
     #: The code that made the plan; empty in plans of before this was recorded.
     code: str = ""
+    #: The connections of the clusters beside the first.
+    more_clusters: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -119,7 +123,10 @@ class Plan(Record):
         clients = [
             f"`{pod.name}` on {pod.node}, heartbeat {pod.heartbeat_s:g} s; {pod.load}" for pod in self.mount_pods
         ]
-        secrets = [f"`{change.namespace}/{change.name}`: {', '.join(change.keys)}" for change in self.secrets]
+        secrets = [
+            f"`{name_in(change.cluster, f'{change.namespace}/{change.name}')}`: {', '.join(change.keys)}"
+            for change in self.secrets
+        ]
         lines = [
             f"## Switch of volume `{self.volume}`"
             if self.backup_id is None
@@ -153,8 +160,15 @@ class Plan(Record):
             *self._accepted(),
             "### Pods that must not restart",
             f"{len(self.mount_pods)} mount pods, {len(self.business_pods)} business pods",
+            *self._clusters(),
         ]
         return "\n".join(lines)
+
+    def _clusters(self) -> list[str]:
+        if not self.more_clusters:
+            return []
+        names = bullets([f"`{name}`" for name in self.more_clusters])
+        return ["", "### Other clusters; what is in them is named after them", *names]
 
     def _accepted(self) -> list[str]:
         if not self.accepted_clients:

@@ -8,7 +8,7 @@ from itertools import islice
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.one_store import new_probe_key
-from include.juicefs_storage.ports import Cluster, JuiceFS, MetadataStore
+from include.juicefs_storage.ports import JuiceFS, MetadataStore, PodAccess
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.volume.bucket_url import BucketUrl
 from include.juicefs_storage.volume.layout import block_objects
@@ -22,7 +22,7 @@ _PARALLEL_PODS = 8
 
 
 def find_problem(
-    cluster: Cluster,
+    cluster: PodAccess,
     juicefs: JuiceFS,
     metadata: MetadataStore,
     setting: Setting,
@@ -74,7 +74,7 @@ def _oldest_blocks(metadata: MetadataStore, setting: Setting, lost_before: Colle
         yield from islice(keys, 1)
 
 
-def _cannot_reach(cluster: Cluster, pod: str, url: BucketUrl) -> str | None:
+def _cannot_reach(cluster: PodAccess, pod: str, url: BucketUrl) -> str | None:
     """Ask a pod whether it reaches an endpoint; None also where the pod is gone meanwhile."""
     try:
         return cannot_reach(cluster, pod, MOUNT_CONTAINER, url)

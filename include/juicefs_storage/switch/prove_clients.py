@@ -12,7 +12,8 @@ from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Pod, Session
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.volume.canary import ClientState, Move, is_read_only, prove_client, prove_reader
-from include.juicefs_storage.volume.mount_pods import VolumePods, find_mount_path, running_mount_pods
+from include.juicefs_storage.volume.clusters import cluster_of
+from include.juicefs_storage.volume.mount_pods import VolumePods, find_mount_path, mount_pods_seen
 from include.juicefs_storage.volume.users import unknown_sessions
 
 _PARALLEL_PODS = 8
@@ -59,7 +60,8 @@ def prove_every_client(
     One that is mounted read-only is proven by reading what a client writes that is proven already.
 
     Args:
-        pods: The volume's mount pods. One that is being deleted must follow as well, or be gone.
+        pods: The volume's mount pods. One that is being deleted must follow as well, or be gone. Another cluster than
+            the first that does not answer is waited for as a client is, while those in the others are proven.
         move: The storage that the clients must use, and the one that they leave.
         canary: How the names of the files begin that are written through the mounts and removed again.
         timeout_s: How long the clients may take altogether, in seconds. What is found of a client later than that
@@ -97,8 +99,8 @@ def prove_every_client(
             raise PermanentError(
                 f"{len(clients.waiting)} of {len(clients.proven) + len(clients.waiting)} clients do not use "
                 f"{move.config.bucket} after {clock() - started:.0f} s:\n{listed}{refused}",
-                next_step=f"kubectl -n {pods.cluster.namespace} logs <mount pod>, look for 'object storage:'; a client "
-                "that cannot follow tries again when the setting changes, or when its pod is restarted",
+                next_step=f"kubectl -n {pods.clusters.namespace} logs <mount pod>, look for 'object storage:'; a "
+                "client that cannot follow tries again when the setting changes, or when its pod is restarted",
             )
         sleep(1)
 
@@ -140,7 +142,8 @@ class _Clients:
     def look(self, started: float) -> None:
         """Look once at every client that is not proven yet; `started` is when the first look began."""
         looked = self.clock()
-        others, everyone = self.sessions(), running_mount_pods(self.pods.cluster)
+        others = self.sessions()
+        everyone, silent = mount_pods_seen(self.pods.clusters)
         asked = [pod for pod in everyone if pod.uid not in self.proven]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
             found = list(pool.map(self._ask, asked))
@@ -159,11 +162,13 @@ class _Clients:
             )
         unasked = {pod.uid for pod, (state, _) in zip(asked, found, strict=True) if state is None and pod.terminating}
         known = [find_mount_path(pod) for pod in everyone if pod.uid not in unasked]
-        self.waiting = {
-            f"session {session.sid} on {session.host} at {session.mount_point}": "no mount pod, it cannot be proven: "
-            "unmount it, or wait until its session has expired if it is dead"
-            for session in unknown_sessions(others, known)
-        }
+        self.waiting = {f"clients in cluster {name}": error.problem for name, error in silent.items()}
+        if not silent:  # else it may be one of them
+            self.waiting |= {
+                f"session {session.sid} on {session.host} at {session.mount_point}": "no mount pod, it cannot be "
+                "proven: unmount it, or wait until its session has expired if it is dead"
+                for session in unknown_sessions(others, known)
+            }
         self.stuck, found_at = set(), [looked] if self.waiting else []
         for pod, (state, at) in zip(asked, found, strict=True):
             if state is None:
@@ -196,13 +201,13 @@ class _Clients:
 
     def _ask_reader(self, pod: Pod, *, writable: bool) -> tuple[ClientState, float]:
         # On another node where there is one: the mounts of a node may share their cache.
-        writer = min(self.writers.values(), key=lambda other: other.node == pod.node, default=None)
+        writer = min(self.writers.values(), key=lambda other: _node(other) == _node(pod), default=None)
         if writable and not writer:
             return ClientState("it is mounted read-only, and no client is proven yet that writes for it"), self.clock()
         block_bytes, name = self.pods.setting.block_bytes, f"{self.canary}-{pod.uid}"
         try:
             state = prove_reader(
-                self.pods.cluster,
+                self.pods.clusters,
                 pod,
                 writer,
                 self.move,
@@ -215,6 +220,10 @@ class _Clients:
         return state, self.clock()
 
 
+def _node(pod: Pod) -> tuple[str, str]:
+    return cluster_of(pod.name), pod.node
+
+
 def _state(pods: VolumePods, pod: Pod, move: Move, canary: str, timeout_s: float) -> ClientState | None:
     """Ask for one client's state; None for another volume's client."""
     try:
@@ -223,6 +232,6 @@ def _state(pods: VolumePods, pod: Pod, move: Move, canary: str, timeout_s: float
         if is_read_only(config):
             return ClientState(reads=True)
         # A file of its own: of one that several clients write, each shows the block that another wrote last.
-        return prove_client(pods.cluster, pod, move, f"{canary}-{pod.uid}", timeout_s=timeout_s)
+        return prove_client(pods.clusters, pod, move, f"{canary}-{pod.uid}", timeout_s=timeout_s)
     except StorageSwitchError as error:
         return ClientState(error.problem)

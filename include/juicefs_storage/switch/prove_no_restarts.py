@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.switch.plan import Plan
+from include.juicefs_storage.volume.clusters import cluster_of
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, running_mount_pods
-from include.juicefs_storage.volume.users import PodIdentity, business_pods
+from include.juicefs_storage.volume.users import PodIdentity
 
 
 class PodChanges(NamedTuple):
@@ -41,18 +42,15 @@ def compare_pods(pods: VolumePods, plan: Plan) -> PodChanges:
         pods: The volume's mount pods; its business pods are found by its PVs.
         plan: What was carried out.
     """
-    mounts_now = {pod.name: pod for pod in running_mount_pods(pods.cluster)}
-    business_now = {
-        (pod.namespace, pod.name): pod for pod in business_pods(pods.cluster, pods.volumes_of(plan.mount_pods))
-    }
-    nodes_in_use = {pod.node for pod in business_now.values()}
+    mounts_now = {pod.name: pod for pod in running_mount_pods(pods.clusters)}
+    business_now = {(pod.namespace, pod.name): pod for pod in pods.business_pods(plan.mount_pods)}
+    nodes_in_use = {(cluster_of(pod.namespace), pod.node) for pod in business_now.values()}
     changes = PodChanges([], [])
     for before in plan.mount_pods:
         now = mounts_now.get(before.name)
         if now is None:
-            (changes.restarted if before.node in nodes_in_use else changes.gone).append(
-                f"mount pod {before.name} is gone"
-            )
+            used = (cluster_of(before.name), before.node) in nodes_in_use
+            (changes.restarted if used else changes.gone).append(f"mount pod {before.name} is gone")
         elif (now.uid, now.restarts) != (before.uid, before.restarts):
             changes.restarted.append(f"mount pod {before.name}: {_change(before, now.uid, now.restarts)}")
     for identity in plan.business_pods:

@@ -12,6 +12,7 @@ from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.backup import Backup, backup_ids, read_backup
 from include.juicefs_storage.switch.checks import ok, refusal, warning
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
+from include.juicefs_storage.volume.clusters import name_in
 from include.juicefs_storage.volume.setting import Setting
 
 
@@ -140,5 +141,6 @@ def _differences(backup: Backup, setting: Setting) -> Iterator[str]:
     if restored.with_storage_of(setting).raw != setting.raw or restored.name != setting.name:
         yield "restoring it would change more than the storage."
     changed = backup.plan.secrets if backup.plan else ()
-    if missing := {change.name for change in changed} - backup.secrets.keys():
+    kept = {(cluster, name) for cluster, secrets in backup.secrets_by_cluster.items() for name in secrets}
+    if missing := {name_in(*one) for one in {(change.cluster, change.name) for change in changed} - kept}:
         yield f"it lacks Secrets {', '.join(sorted(missing))}."

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.markdown import bullets
-from include.juicefs_storage.ports import Cluster, MetadataStore
+from include.juicefs_storage.ports import MetadataStore
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.restart_csi import RestartCsi
 from include.juicefs_storage.switch.step import LeaseCheck, no_lease
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods
 from include.juicefs_storage.volume.setting import Setting, masked
 from include.juicefs_storage.volume.users import unknown_sessions
@@ -74,14 +75,14 @@ class WayBack:
 
     Attributes:
         backup: Where to go back to.
-        cluster: Of the CSI driver.
+        clusters: Of the CSI driver.
         metadata: Of the volume.
-        secret_name: The volume's main Secret.
+        secret_name: The volume's main Secret, in each cluster.
         confirm_lease: Called before each write; raises where another run holds the volume.
     """
 
     backup: Backup
-    cluster: Cluster
+    clusters: Clusters
     metadata: MetadataStore
     secret_name: str
     confirm_lease: LeaseCheck = no_lease
@@ -107,7 +108,7 @@ class WayBack:
         """The step that puts the backed-up values into the Secrets."""
         recorded = self.backup.setting
         return PatchSecrets(
-            self.cluster,
+            self.clusters,
             self.secret_name,
             recorded.name,
             recorded.config,
@@ -127,17 +128,14 @@ class WayBack:
             back=_shown(recorded),
             setting=not now.uses(recorded.config),
             unexpected=not now.uses_one_of(expected),
-            secrets=tuple(
-                f"{secret.namespace}/{secret.name}: {', '.join(sorted(values))}"
-                for secret, values in self.secrets.plan()
-            ),
+            secrets=tuple(f"{patch.name}: {', '.join(sorted(patch.values))}" for patch in self.secrets.plan()),
             clients=tuple(f"{mount.name} on {mount.node}: {mount.bucket}" for mount in mounts),
             strangers=tuple(f"{session.host}:{session.mount_point}" for session in strangers),
         )
 
     def clients(self) -> list[MountPod]:
         """Return the volume's mount pods."""
-        return VolumePods(self.cluster, self.backup.setting, self.secret_name).mounts()
+        return VolumePods(self.clusters, self.backup.setting, self.secret_name).mounts()
 
     def apply(self, *, restart: bool, stamp: str) -> list[str]:
         """Patch the Secrets, then write the setting, then restart the CSI components.
@@ -167,7 +165,7 @@ class WayBack:
                 )
             done.append(f"wrote the setting: {recorded.bucket}")
         if restart:
-            restarted = RestartCsi(self.cluster, stamp, self.confirm_lease).apply()
+            restarted = RestartCsi(self.clusters, stamp, self.confirm_lease).apply()
             done += [f"restarted {name}" for name in restarted]
         return done
 

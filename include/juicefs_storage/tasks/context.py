@@ -15,8 +15,10 @@ from include.juicefs_storage.volume.setting import StorageConfig
 
 #: The states in which a task has ended.
 ENDED = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
-#: The XCom of a task that exhausted its retry budget for the metadata database, and for how long others need no retry.
-_METADATA_AWAY, _AWAY_FOR = "metadata_away", timedelta(minutes=3)
+#: For how long others need no retry after a task has exhausted its budget for the metadata database or a cluster.
+_AWAY_FOR = timedelta(minutes=3)
+#: What the metadata database is called in `note_away`.
+METADATA = "metadata"
 
 log = logging.getLogger(__name__)
 
@@ -89,16 +91,16 @@ def mask(*values: str) -> None:
             mask_secret(quoted)
 
 
-def note_metadata_away() -> None:
-    """Record that this task waited for the metadata database until its retry budget was exhausted."""
-    push(_METADATA_AWAY, datetime.now(UTC).isoformat())
+def note_away(what: str) -> None:
+    """Record that this task waited for the metadata, or for a cluster, until its retry budget was exhausted."""
+    push(f"{what}_away", datetime.now(UTC).isoformat())
 
 
-def metadata_is_away() -> bool:
-    """Return whether another task of this run has just exhausted its retry budget for the metadata database.
+def is_away(what: str) -> bool:
+    """Return whether another task of this run has just exhausted its retry budget for the metadata, or for a cluster.
 
     Otherwise every task repeats the full wait, and a run without a database takes a quarter of an hour to say so.
     """
     since = datetime.now(UTC) - _AWAY_FOR
-    found = (pull(task_id, _METADATA_AWAY) for task_id in get_current_context()["dag"].task_ids)
+    found = (pull(task_id, f"{what}_away") for task_id in get_current_context()["dag"].task_ids)
     return any(isinstance(at, str) and datetime.fromisoformat(at) > since for at in found)

@@ -19,7 +19,7 @@ from include.juicefs_storage.names import CERTIFICATE_CONN_ID
 from include.juicefs_storage.switch.backup import Backup, read_backup
 from include.juicefs_storage.switch.checks import check_door, check_old_key, ok
 from include.juicefs_storage.switch.findings import Finding, findings_markdown, warning
-from include.juicefs_storage.switch.lease import check_lease
+from include.juicefs_storage.switch.lease import check_leases
 from include.juicefs_storage.switch.marks import Mark
 from include.juicefs_storage.switch.moved_back import check_setting, last_move
 from include.juicefs_storage.tasks.approval import require_second_person
@@ -28,7 +28,7 @@ from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import VolumeRuntime
-from include.juicefs_storage.tasks.switch.run import volume_lease
+from include.juicefs_storage.tasks.switch.run import volume_leases
 from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.carriers import Carrier, find_carriers
 from include.juicefs_storage.volume.difference import missing_blocks
@@ -62,7 +62,7 @@ class _Run:
 
     def refresh(self, setting: Setting) -> Refresh:
         """Return the step that replaces a mount pod."""
-        config, cluster = self.runtime.source(setting), self.runtime.cluster
+        config = self.runtime.source(setting)
         return Refresh(
             self.runtime.volume_pods(setting),
             config,
@@ -70,7 +70,7 @@ class _Run:
             canary_name(run_id()),
             time.monotonic,
             time.sleep,
-            volume_lease(cluster, setting.uuid).confirm,
+            volume_leases(self.runtime, setting.uuid, needs_all=True).confirm,
         )
 
     @cached_property
@@ -110,7 +110,7 @@ def plan() -> dict[str, Any]:
     run = _Run()
     setting = run.runtime.setting()
     carriers, door = run.look(setting)
-    lease = check_lease(volume_lease(run.runtime.cluster, setting.uuid))
+    lease = check_leases(volume_leases(run.runtime, setting.uuid, needs_all=True))
     findings = [*check_setting(run.runtime.vault, setting), *lease, *door]
     if refused := [finding for finding in findings if finding.level == "refusal"]:
         push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
@@ -163,7 +163,7 @@ def refresh_mount_pods() -> list[dict[str, Any]]:
             state="nothing was changed",
             next_step="trigger the DAG again, and look at its finding `setting`",
         )
-    lease = volume_lease(run.runtime.cluster, setting.uuid)
+    lease = volume_leases(run.runtime, setting.uuid, needs_all=True)
     lease.acquire()
     replaced: list[Refreshed] = []
     with lease.kept_renewed():
@@ -285,7 +285,7 @@ def finalize() -> dict[str, Any]:
         try:
             run = _Run()
             setting = run.runtime.setting()
-            volume_lease(run.runtime.cluster, setting.uuid).release()
+            volume_leases(run.runtime, setting.uuid, needs_all=True).release()
             carriers, door = run.look(setting)
             outcome, left = _judge(run, planned, setting)
         except StorageSwitchError as error:

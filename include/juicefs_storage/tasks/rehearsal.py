@@ -114,7 +114,7 @@ def _restored(runtime: Runtime, kept: list[Backup | None]) -> list[Finding]:
 
 def _way_back(runtime: Runtime, backup: Backup) -> list[Finding]:
     """Make the plan that break-glass would carry out with the newest backup, without carrying it out."""
-    plan = WayBack(backup, runtime.cluster, runtime.metadata, runtime.params.secret_name).plan()
+    plan = WayBack(backup, runtime.clusters, runtime.metadata, runtime.params.secret_name).plan()
     changes = [f"{len(plan.secrets)} Secrets", *(["the setting"] if plan.setting else [])]
     message = (
         f"break-glass with {backup.backup_id} would write {', '.join(changes)} and move {len(plan.clients)} clients"

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import StillAwayError, StorageSwitchError, TransientError
 from include.juicefs_storage.failures import ERROR, error_record
-from include.juicefs_storage.tasks.context import log, note_metadata_away, pull, push
+from include.juicefs_storage.tasks.context import METADATA, log, note_away, pull, push
 
 #: Of every task, where the task does not say otherwise.
 TASK_DEFAULTS: dict[str, Any] = {
@@ -67,7 +67,7 @@ def errors_for_airflow() -> Iterator[None]:
         with _failure_recorded(), missing_connections_explained():
             yield
     except StillAwayError as error:
-        note_metadata_away()
+        note_away(METADATA)
         raise AirflowFailException(str(error)) from error
     except TransientError:
         raise

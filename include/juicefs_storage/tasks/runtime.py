@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.names import BACKUP_CONN_ID
-from include.juicefs_storage.ports import WriteFence
+from include.juicefs_storage.ports import Cluster, WriteFence
 from include.juicefs_storage.switch.backup import Backup, read_backup
 from include.juicefs_storage.switch.params import RevertParams, Runner, SwitchParams
-from include.juicefs_storage.tasks.context import mask, mask_keys, metadata_is_away, pull
+from include.juicefs_storage.tasks.context import METADATA, is_away, mask, mask_keys, pull
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.mysql import MySqlMetadata
     from include.juicefs_storage.adapters.s3.bucket import S3Bucket
     from include.juicefs_storage.adapters.vault import FileVault
+    from include.juicefs_storage.volume.clusters import Clusters
     from include.juicefs_storage.volume.metaurl import Metaurl
     from include.juicefs_storage.volume.mount_pods import VolumePods
 
@@ -65,6 +66,13 @@ class VolumeRuntime:
         return KubernetesCluster.from_connection(self._where.kubernetes_conn_id, self._where.namespace)
 
     @cached_property
+    def clusters(self) -> Clusters:
+        """The clusters that are looked at: the first alone."""
+        from include.juicefs_storage.volume.clusters import Clusters
+
+        return Clusters(self.cluster)
+
+    @cached_property
     def metaurl(self) -> Metaurl:
         """The metadata URL as the CSI driver knows it."""
         from include.juicefs_storage.volume.secret import metaurl_of, metaurl_secrets
@@ -91,8 +99,10 @@ class VolumeRuntime:
 
         if self._where.meta_conn_id:
             prefix = self.metaurl.table_prefix
-            return MySqlMetadata.from_connection(self._where.meta_conn_id, metadata_is_away, table_prefix=prefix)
-        return MySqlMetadata.from_metaurl(self.metaurl, metadata_is_away)
+            return MySqlMetadata.from_connection(
+                self._where.meta_conn_id, partial(is_away, METADATA), table_prefix=prefix
+            )
+        return MySqlMetadata.from_metaurl(self.metaurl, partial(is_away, METADATA))
 
     @cached_property
     def juicefs(self) -> JuiceFSCommand:
@@ -116,7 +126,7 @@ class VolumeRuntime:
         """Return the volume's mount pods."""
         from include.juicefs_storage.volume.mount_pods import VolumePods
 
-        return VolumePods(self.cluster, setting, self._where.secret_name)
+        return VolumePods(self.clusters, setting, self._where.secret_name)
 
     def source(self, setting: Setting) -> StorageConfig:
         """Return what the clients use by a setting."""
@@ -164,6 +174,33 @@ class Runtime(VolumeRuntime):
     def of_params(cls, params: dict[str, Any]) -> Runtime:
         """Build the runtime of a run with these params, as its first task resolved them."""
         return cls((RevertParams if "backup_id" in params else SwitchParams).model_validate(params))
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Every cluster that has the volume mounted. A connection that leads to none counts as one that is away."""
+        from include.juicefs_storage.adapters.connections import missing_connections_explained
+        from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
+        from include.juicefs_storage.volume.clusters import Clusters
+
+        more: dict[str, Cluster] = {}
+        for conn_id in self.params.more_kubernetes_conn_ids:
+            try:
+                with missing_connections_explained():
+                    more[conn_id] = KubernetesCluster.from_connection(
+                        conn_id, self.params.namespace, partial(is_away, conn_id)
+                    )
+            except StorageSwitchError as error:
+                more[conn_id] = cast("Cluster", _Unusable(error))
+        return Clusters(self.cluster, more)
+
+    def juicefs_in(self, cluster: Cluster) -> JuiceFSCommand:
+        """Return the juicefs command line in a cluster, with the metaurl of the Secret there."""
+        from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+        from include.juicefs_storage.volume.secret import addressing, metaurl_of, metaurl_secrets
+
+        secret = cluster.secret(self.params.secret_name)
+        mask(*metaurl_secrets(secret))
+        return in_controller_pod(cluster, metaurl_of(secret), addressing(secret))
 
     @cached_property
     def recorded(self) -> Backup | None:
@@ -230,6 +267,16 @@ class Runtime(VolumeRuntime):
         config = self.source(setting)
         admin = S3Store.from_connection(self.params.fence_conn_id, config.endpoint_and_bucket[1], limits=PROMPT)
         return MinioFence(admin, config.access_key, setting.name)
+
+
+class _Unusable:
+    """A cluster whose connection leads nowhere: what is asked of it fails with that reason."""
+
+    def __init__(self, why: StorageSwitchError) -> None:
+        self._why = why
+
+    def __getattr__(self, _: str) -> NoReturn:
+        raise type(self._why)(self._why.problem, next_step=self._why.next_step)
 
 
 def open_vault() -> FileVault:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from include.juicefs_storage.errors import StorageSwitchError, TransientError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.ports import Cluster, Pod
+from include.juicefs_storage.ports import Pod, PodAccess
 from include.juicefs_storage.volume.mount_pods import (
     MOUNT_CONTAINER,
     mount_options,
@@ -135,7 +135,7 @@ def canary_name(salt: str) -> str:
     return f"{CANARY_PREFIX}{hashlib.sha256(salt.encode()).hexdigest()[:12]}"
 
 
-def room_of(cluster: Cluster, pod: str, path: str) -> Room | None:
+def room_of(cluster: PodAccess, pod: str, path: str) -> Room | None:
     """Ask a mount how much may still be written through it.
 
     Args:
@@ -203,7 +203,7 @@ def last_reload(client_log: str, config: StorageConfig) -> Reload:
     return Reload(found == wanted, failure[1][:200] if failure else "", at)
 
 
-def prove_client(cluster: Cluster, pod: Pod, move: Move, canary: str, *, timeout_s: float) -> ClientState:
+def prove_client(cluster: PodAccess, pod: Pod, move: Move, canary: str, *, timeout_s: float) -> ClientState:
     """Prove that one client uses a storage, by what only this client can have done.
 
     It writes a block through its mount. That block is on the storage and not where the client wrote before, and the
@@ -250,7 +250,7 @@ def is_read_only(config: Mapping[str, Any]) -> bool:
 
 
 def prove_reader(
-    cluster: Cluster, pod: Pod, writer: Pod | None, move: Move, canary: str, *, block_bytes: int, timeout_s: float
+    cluster: PodAccess, pod: Pod, writer: Pod | None, move: Move, canary: str, *, block_bytes: int, timeout_s: float
 ) -> ClientState:
     """Prove that a client that is mounted read-only uses a storage, by a block that it has never read.
 
@@ -298,7 +298,7 @@ def prove_reader(
     return ClientState(by="read_key" if refused else "read", reloaded_s=reload.after_s(move.since))
 
 
-def _shows_another(cluster: Cluster, pod: Pod, config: StorageConfig) -> ClientState | None:
+def _shows_another(cluster: PodAccess, pod: Pod, config: StorageConfig) -> ClientState | None:
     """Return what a client's `.config` shows instead of a storage; None where it shows this one."""
     form = read_config(cluster, pod).get("Format") or {}
     if str(form.get("Storage", "")).lower() != config.storage or form.get("Bucket") != config.bucket:
@@ -310,7 +310,7 @@ def _shows_another(cluster: Cluster, pod: Pod, config: StorageConfig) -> ClientS
     return None
 
 
-def _judge_block(cluster: Cluster, pod: Pod, move: Move, keys: Sequence[str]) -> ClientState:
+def _judge_block(cluster: PodAccess, pod: Pod, move: Move, keys: Sequence[str]) -> ClientState:
     """Judge by a block that was written through a client's mount."""
     bucket, reload = move.config.bucket, _read_reload(cluster, pod, move)
     if missing := [key for key in keys if not move.store.exists(key)]:
@@ -348,7 +348,7 @@ def _unproven(problem: str, reload: Reload, *, stuck: bool) -> ClientState:
     return ClientState(problem, stuck=stuck)
 
 
-def _read_reload(cluster: Cluster, pod: Pod, move: Move) -> Reload:
+def _read_reload(cluster: PodAccess, pod: Pod, move: Move) -> Reload:
     """Read the client's last reload, as far as its log can be read."""
     since_s = (datetime.now(UTC) - move.since).total_seconds() + _CLOCK_MARGIN_S if move.since else None
     try:

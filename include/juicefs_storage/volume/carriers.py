@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pydantic import SecretStr
 
 from include.juicefs_storage.ports import Cluster, Pod, SecretObject
+from include.juicefs_storage.volume.clusters import FIRST, name_in
 from include.juicefs_storage.volume.csi import CSI_CONFIG_MAP
 from include.juicefs_storage.volume.format_command import FormatCommand, find_format
 from include.juicefs_storage.volume.mount_pods import (
     MOUNT_POD_SELECTOR,
     VOLUME_ID_LABEL,
+    VolumeInCluster,
     VolumePods,
     storage_overrides,
 )
@@ -53,6 +55,7 @@ class Carrier:
         writes: What it would write into the setting, with the keys that it would have then; None where it writes
             nothing. Left out of `repr`.
         by: What brings its values back.
+        cluster: The name of its cluster.
     """
 
     kind: CarrierKind
@@ -61,11 +64,12 @@ class Carrier:
     found: str
     writes: StorageConfig | None = field(default=None, repr=False)
     by: str = ""
+    cluster: str = FIRST
 
     @property
     def line(self) -> str:
         """Say what it has and what would bring that back."""
-        where = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        where = name_in(self.cluster, f"{self.namespace}/{self.name}" if self.namespace else self.name)
         what = "writes it into the setting" if self.writes else "leaves the setting alone"
         by = self.by or _BY[self.kind]
         return f"{self.kind} `{where}`: {self.found}; {by}" + (f" {what}" if self.kind in _FORMATS else "")
@@ -85,15 +89,26 @@ def find_carriers(
     """Find everything that carries the values of another store or key than a volume is to use. Reads only.
 
     Args:
-        pods: The volume's mount pods; its cluster is looked through.
-        secret_name: The volume's Secret.
+        pods: The volume's mount pods; their clusters are looked through.
+        secret_name: The volume's Secret, in each cluster.
         target: What the volume uses, or will use.
         left: The buckets, as the setting named them, that the volume leaves or has left.
         will_patch: The Secrets of the driver's namespace get the target's values before anything else happens.
 
     Raises:
-        StorageSwitchError: The cluster cannot be read.
+        StorageSwitchError: A cluster cannot be read.
     """
+    return pods.clusters.ask_all(
+        lambda name, _: [
+            replace(carrier, cluster=name)
+            for carrier in _in_cluster(pods.by_cluster[name], secret_name, target, left=left, will_patch=will_patch)
+        ]
+    )
+
+
+def _in_cluster(
+    pods: VolumeInCluster, secret_name: str, target: StorageConfig, *, left: Collection[str], will_patch: bool
+) -> list[Carrier]:
     cluster = pods.cluster
     secrets = volume_secrets(cluster, secret_name, pods.setting.name)
     keys = {secret.name: _secret_key(secret, target if will_patch else None) for secret in secrets}
@@ -117,7 +132,7 @@ def _secret_key(secret: SecretObject, target: StorageConfig | None) -> str:
     return values.get("secretkey") or values.get("secret-key", "")
 
 
-def _of_pods(pods: VolumePods, keys: Mapping[str, str], target: StorageConfig) -> Iterator[Carrier]:
+def _of_pods(pods: VolumeInCluster, keys: Mapping[str, str], target: StorageConfig) -> Iterator[Carrier]:
     cluster = pods.cluster
     namespaces = sorted({volume.claim_namespace for volume in pods.persistent_volumes if volume.claim_namespace})
     mount_pods = cluster.pods(MOUNT_POD_SELECTOR)
@@ -203,7 +218,7 @@ def _of_workloads(cluster: Cluster, left: Collection[str]) -> Iterator[Carrier]:
             yield Carrier("workload", template.namespace, name, f"its arguments name {bucket}")
 
 
-def _of_options(cluster: Cluster, pods: VolumePods, secrets: set[tuple[str, str]]) -> Iterator[Carrier]:
+def _of_options(cluster: Cluster, pods: VolumeInCluster, secrets: set[tuple[str, str]]) -> Iterator[Carrier]:
     for volume in pods.persistent_volumes:
         if options := storage_overrides(",".join(volume.mount_options)):
             yield Carrier("PersistentVolume", "", volume.name, f"has mountOptions {', '.join(options)}")
@@ -229,4 +244,4 @@ def name_some(carriers: Sequence[Carrier], most: int = 5) -> str:
         most: How many at most.
     """
     more = f" and {len(carriers) - most} more" if len(carriers) > most else ""
-    return f"{', '.join(carrier.name for carrier in carriers[:most])}{more}"
+    return f"{', '.join(name_in(carrier.cluster, carrier.name) for carrier in carriers[:most])}{more}"

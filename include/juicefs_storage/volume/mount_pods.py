@@ -15,10 +15,12 @@ from pydantic import BaseModel, ConfigDict
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.markdown import counted
-from include.juicefs_storage.ports import Cluster, ExecResult, PersistentVolume, Pod, SecretObject
+from include.juicefs_storage.ports import Cluster, ExecResult, PersistentVolume, Pod, PodAccess, SecretObject
+from include.juicefs_storage.volume.clusters import FIRST, Clusters, cluster_of, kubectl, name_in
 from include.juicefs_storage.volume.format_command import MOUNT_COMMAND, find_format
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
+from include.juicefs_storage.volume.users import PodIdentity, business_pods
 
 MOUNT_POD_SELECTOR = "app.kubernetes.io/name=juicefs-mount"
 MOUNT_CONTAINER = "jfs-mount"
@@ -86,11 +88,11 @@ def mount_path(pod: Pod) -> str:
         return path
     raise PermanentError(
         f"Mount pod {pod.name}: expected a mount path below /jfs in its command, found none.",
-        next_step=f"kubectl -n {pod.namespace} describe pod {pod.name}",
+        next_step=kubectl(pod.namespace, "describe pod", pod.name),
     )
 
 
-def run_in_mount(cluster: Cluster, pod: str, script: str, *args: str, timeout_s: float = 30) -> ExecResult:
+def run_in_mount(cluster: PodAccess, pod: str, script: str, *args: str, timeout_s: float = 30) -> ExecResult:
     """Run a fixed script of `sh` in the container of a mount pod.
 
     Args:
@@ -108,7 +110,7 @@ def run_in_mount(cluster: Cluster, pod: str, script: str, *args: str, timeout_s:
     return cluster.exec(pod, MOUNT_CONTAINER, command, timeout_s=timeout_s)
 
 
-def read_config(cluster: Cluster, pod: Pod) -> dict[str, Any]:
+def read_config(cluster: PodAccess, pod: Pod) -> dict[str, Any]:
     """Read what the client in a mount pod believes: `.config` of its mount. Holds keys: never log it."""
     path = mount_path(pod)
     result = run_in_mount(cluster, pod.name, _READ_CONFIG, path)
@@ -119,30 +121,30 @@ def read_config(cluster: Cluster, pod: Pod) -> dict[str, Any]:
     if result.returncode != 0 or not isinstance(config, dict) or not isinstance(config.get("Format"), dict):
         raise TransientError(
             f"Mount pod {pod.name}: {path}/.config cannot be read (exit code {result.returncode}).",
-            next_step=f"kubectl -n {pod.namespace} logs {pod.name}",
+            next_step=kubectl(pod.namespace, "logs", pod.name),
         )
     return config
 
 
-def _read_stats(cluster: Cluster, pod: Pod) -> Mapping[str, float]:
+def _read_stats(cluster: PodAccess, pod: Pod) -> Mapping[str, float]:
     """Read the counters of a client without labels (`.stats`)."""
     result = run_in_mount(cluster, pod.name, _READ_STATS, mount_path(pod))
     rows = (line.split() for line in result.stdout.splitlines())
     return {row[0]: float(row[1]) for row in rows if len(row) == 2}
 
 
-def request_errors(cluster: Cluster, mounts: Sequence[MountPod]) -> dict[str, int]:
+def request_errors(clusters: Clusters, mounts: Sequence[MountPod]) -> dict[str, int]:
     """Count the object requests that failed in each client since it started; each try counts, of whatever request.
 
     Returns:
         Name of the mount pod to number; those that are not the same pods any more, or cannot be asked, are left out.
     """
     uids = {mount.uid for mount in mounts}
-    pods = [pod for pod in running_mount_pods(cluster) if pod.uid in uids]
+    pods = [pod for pod in mount_pods_seen(clusters)[0] if pod.uid in uids]
 
     def errors(pod: Pod) -> int | None:
         try:
-            return int(_read_stats(cluster, pod).get(_REQUEST_ERRORS, 0.0))
+            return int(_read_stats(clusters, pod).get(_REQUEST_ERRORS, 0.0))
         except StorageSwitchError:
             return None
 
@@ -161,25 +163,29 @@ def mount_options(pod: Pod) -> str:
     return " ".join(MOUNT_COMMAND.split(command, maxsplit=1)[-1] for command in pod.commands)
 
 
-def stale_mount_pods(cluster: Cluster, known: Sequence[MountPod], target: StorageConfig) -> list[Pod]:
+def stale_mount_pods(clusters: Clusters, known: Sequence[MountPod], target: StorageConfig) -> list[Pod]:
     """Find mount pods that (re)started since `known` was recorded and whose `format` names another bucket.
 
     A pod of another volume is among them where it shares a volume id or a bucket with this one.
 
     Args:
-        cluster: Where the pods are.
+        clusters: Where the pods are; those of another cluster than the first that does not answer are not seen.
         known: The volume's mount pods as recorded.
         target: The storage that the clients must use.
     """
     restarts = {mount.uid: mount.restarts for mount in known}
-    volumes = {mount.volume_id for mount in known}
+    volumes = {name_in(cluster_of(mount.name), mount.volume_id) for mount in known}
     return [
         pod
-        for pod in running_mount_pods(cluster)
+        for pod in mount_pods_seen(clusters)[0]
         if not pod.terminating
         and restarts.get(pod.uid) != pod.restarts
         and (bucket := _format_bucket(pod)) not in {None, target.bucket}
-        and (not volumes or pod.labels.get(VOLUME_ID_LABEL) in volumes or bucket in {mount.bucket for mount in known})
+        and (
+            not volumes
+            or name_in(cluster_of(pod.name), pod.labels.get(VOLUME_ID_LABEL, "")) in volumes
+            or bucket in {mount.bucket for mount in known}
+        )
     ]
 
 
@@ -189,28 +195,34 @@ def _format_bucket(pod: Pod) -> str | None:
     return found.bucket if found and found.updates and found.bucket else None
 
 
-def mount_pods_naming(cluster: Cluster, bucket: str) -> list[str]:
+def mount_pods_naming(cluster: PodAccess, bucket: str) -> list[str]:
     """Name the mount pods whose command names a bucket: restarted, such a pod writes it into the setting."""
     return sorted(pod.name for pod in running_mount_pods(cluster) if _format_bucket(pod) == bucket)
 
 
-def running_mount_pods(cluster: Cluster) -> list[Pod]:
+def running_mount_pods(cluster: PodAccess) -> list[Pod]:
     """List the mount pods of all volumes, without those that have ended: these serve nobody."""
     return [pod for pod in cluster.pods(MOUNT_POD_SELECTOR) if not pod.ended]
 
 
-@dataclass(frozen=True)
-class VolumePods:
-    """The mount pods of one volume, among those of all volumes.
+def mount_pods_seen(clusters: Clusters) -> tuple[list[Pod], dict[str, StorageSwitchError]]:
+    """List the mount pods as `running_mount_pods` does, without those of other clusters that do not answer.
 
-    The UUID in the `.config` of a mount decides which volume a pod serves. A pod that cannot be asked counts as this
-    volume's only if the cluster says so, see `belongs`: another volume's broken pod does not affect a run.
+    Returns:
+        The pods, and the error of each cluster that does not answer, by its name.
 
-    Attributes:
-        cluster: Where the pods are.
-        setting: The volume's setting.
-        secret_name: The volume's Secret.
+    Raises:
+        StorageSwitchError: The first cluster does not answer.
     """
+    found, silent = clusters.pods_seen(MOUNT_POD_SELECTOR)
+    if error := silent.get(FIRST):
+        raise error
+    return [pod for pod in found if not pod.ended], silent
+
+
+@dataclass(frozen=True)
+class VolumeInCluster:
+    """A volume in one cluster: what there belongs to it, by its Secrets."""
 
     cluster: Cluster
     setting: Setting
@@ -231,13 +243,9 @@ class VolumePods:
         ]
 
     def volumes_of(self, mounts: Sequence[MountPod]) -> list[PersistentVolume]:
-        """List the PVs that mount this volume: by their Secrets, or served by one of these mount pods."""
-        handles, names = {mount.volume_id for mount in mounts}, {volume.name for volume in self.persistent_volumes}
-        return [
-            volume
-            for volume in self.cluster.persistent_volumes()
-            if volume.volume_handle in handles or volume.name in names
-        ]
+        """List the PVs that mount this volume: by their Secrets, or served by one of these mount pods there."""
+        served, names = _served(self.cluster, mounts), {volume.name for volume in self.persistent_volumes}
+        return [*self.persistent_volumes, *(volume for volume in served if volume.name not in names)]
 
     @property
     def _copies(self) -> set[str]:
@@ -256,6 +264,49 @@ class VolumePods:
             or pod.labels.get(VOLUME_ID_LABEL, "") in self.volume_ids
         )
 
+
+@dataclass(frozen=True)
+class VolumePods:
+    """The mount pods of one volume, among those of all volumes.
+
+    The UUID in the `.config` of a mount decides which volume a pod serves. A pod that cannot be asked counts as this
+    volume's only if its cluster says so, see `belongs`: another volume's broken pod does not affect a run.
+
+    Attributes:
+        clusters: Where the pods are.
+        setting: The volume's setting.
+        secret_name: The volume's Secret, in each cluster.
+    """
+
+    clusters: Clusters
+    setting: Setting
+    secret_name: str
+
+    @cached_property
+    def by_cluster(self) -> dict[str, VolumeInCluster]:
+        """The volume in each cluster, by the cluster's name."""
+        return {
+            name: VolumeInCluster(cluster, self.setting, self.secret_name)
+            for name, cluster in self.clusters.each.items()
+        }
+
+    def served(self, mounts: Sequence[MountPod]) -> list[PersistentVolume]:
+        """List the PVs that these mount pods serve, each in its own cluster."""
+        return self.clusters.ask_all(lambda name, cluster: _served(cluster, mounts_in(name, mounts)))
+
+    def business_pods(self, mounts: Sequence[MountPod]) -> list[PodIdentity]:
+        """List the pods that use the volume through a claim: by the PVs of its Secrets, and those that these serve."""
+
+        def read(name: str, cluster: Cluster) -> list[PodIdentity]:
+            found = business_pods(cluster, self.by_cluster[name].volumes_of(mounts_in(name, mounts)))
+            return [pod.model_copy(update={"namespace": name_in(name, pod.namespace)}) for pod in found]
+
+        return self.clusters.ask_all(read)
+
+    def belongs(self, pod: Pod) -> bool:
+        """Return whether a mount pod serves this volume, by what its own cluster says."""
+        return self.by_cluster[cluster_of(pod.name)].belongs(pod)
+
     def config(self, pod: Pod) -> dict[str, Any] | None:
         """Read what the client in a mount pod believes, see `read_config`; None where the pod serves another volume.
 
@@ -263,7 +314,7 @@ class VolumePods:
             StorageSwitchError: The pod serves this volume and cannot be asked.
         """
         try:
-            config = read_config(self.cluster, pod)
+            config = read_config(self.clusters, pod)
         except StorageSwitchError as error:
             # One that is being deleted has a session for as long as its client lives: that is looked at.
             if pod.terminating or not self.belongs(pod):
@@ -283,7 +334,7 @@ class VolumePods:
         """
         pods = [
             pod
-            for pod in running_mount_pods(self.cluster)
+            for pod in running_mount_pods(self.clusters)
             if not pod.terminating and (among is None or pod.uid in among)
         ]
         with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
@@ -292,11 +343,21 @@ class VolumePods:
 
     def leaving(self) -> list[str]:
         """List the mount paths of the pods, of whichever volume, that are being deleted and may still run."""
-        return [path for pod in running_mount_pods(self.cluster) if pod.terminating and (path := find_mount_path(pod))]
+        return [path for pod in running_mount_pods(self.clusters) if pod.terminating and (path := find_mount_path(pod))]
 
     def _mount(self, pod: Pod) -> MountPod | None:
         config = self.config(pod)
-        return _mount_pod(pod, config, _read_stats(self.cluster, pod)) if config else None
+        return _mount_pod(pod, config, _read_stats(self.clusters, pod)) if config else None
+
+
+def mounts_in(cluster: str, mounts: Sequence[MountPod]) -> list[MountPod]:
+    """Return those of some mount pods that are in a cluster."""
+    return [mount for mount in mounts if cluster_of(mount.name) == cluster]
+
+
+def _served(cluster: Cluster, mounts: Sequence[MountPod]) -> list[PersistentVolume]:
+    handles = {mount.volume_id for mount in mounts}
+    return [volume for volume in cluster.persistent_volumes() if volume.volume_handle in handles]
 
 
 def _mount_pod(pod: Pod, config: Mapping[str, Any], stats: Mapping[str, float]) -> MountPod:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from include.juicefs_storage.errors import TransientError
-from include.juicefs_storage.ports import Cluster
+from include.juicefs_storage.ports import PodAccess
 from include.juicefs_storage.volume.bucket_url import BucketUrl
 
 _REACH_TIMEOUT_S = 30
@@ -28,7 +28,7 @@ def is_about_certificate(problem: str) -> bool:
     return "certificate" in problem or "x509" in problem
 
 
-def cannot_reach(cluster: Cluster, pod: str, container: str, url: BucketUrl) -> str | None:
+def cannot_reach(cluster: PodAccess, pod: str, container: str, url: BucketUrl) -> str | None:
     """Connect from a pod to an endpoint, without keys: any answer will do.
 
     Args:

@@ -12,6 +12,7 @@ import pytest
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.finish.refresh import Refresh
 from include.juicefs_storage.ports import ExecResult, PersistentVolume, Pod
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.csi import CSI_NODE_SELECTOR
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, VolumePods
 from tests.support.fakes import METAURL, MOUNT, NEW, OLD, UUID, FakeCluster, FakeStore, setting
@@ -86,7 +87,7 @@ def refresh(cluster: Cluster, *, on_store: bool = True) -> Refresh:
     def sleep(seconds: float) -> None:
         time[0] += seconds
 
-    pods = VolumePods(cluster, setting(NEW), "main")
+    pods = VolumePods(Clusters(cluster), setting(NEW), "main")
     return Refresh(pods, NEW, store, ".storage-switch-x", lambda: time[0], sleep)
 
 

@@ -17,6 +17,7 @@ from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.switch.backup import FORMAT, Backup, backup_ids, deviation, foreign_to, read_backup
 from include.juicefs_storage.switch.marks import read_mark
 from include.juicefs_storage.switch.plan import Plan, StorageView, fingerprint
+from include.juicefs_storage.volume.clusters import FIRST
 from tests.support.fakes import NEW, OLD, UUID, FakeVault, backup, plan, setting
 
 WRITTEN = Path(__file__).parent / "backups"
@@ -30,9 +31,11 @@ def test_a_backup_of_every_format_can_be_read(format_: int) -> None:
     vault = FileVault(Keyring(b"n" * 32, (KEY,)), ObjectStoragePath((WRITTEN / f"format-{format_}").as_uri()))
     found = read_backup(vault, RECORDED)
     assert (found.format, found.setting.uuid, found.setting.config) == (format_, UUID, OLD)
-    assert found.storage_values["juicefs-sc-secret"] == {
+    assert found.storage_values[FIRST]["juicefs-sc-secret"] == {
         "storage": "minio", "bucket": OLD.bucket, "access-key": "OLDKEY", "secret-key": "old-secret-value",
     }  # fmt: skip
+    more = {} if format_ < 3 else {"kubernetes_east": {"juicefs-sc-secret": {"bucket": OLD.bucket}}}
+    assert {name: values for name, values in found.storage_values.items() if name != FIRST} == more
     assert found.new == NEW
     assert found.plan is not None
     assert found.created_at.year == 2026
@@ -51,7 +54,11 @@ def written(**changes: Any) -> bytes:
 def test_the_essentials_are_enough() -> None:
     record = {"setting_hex": setting(OLD).raw.hex(), "secrets": {"s": {"bucket": "b", "metaurl": "m"}}}
     found = Backup.from_bytes(json.dumps(record).encode(), "myjfs.a")
-    assert (found.setting.uuid, found.setting.config, found.storage_values) == (UUID, OLD, {"s": {"bucket": "b"}})
+    assert (found.setting.uuid, found.setting.config, found.storage_values) == (
+        UUID,
+        OLD,
+        {FIRST: {"s": {"bucket": "b"}}},
+    )
     with pytest.raises(PermanentError, match="does not record where its run moved the volume to"):
         found.new  # noqa: B018  the property raises
 

@@ -15,6 +15,7 @@ from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.ports import DumpKind, Pod
 from include.juicefs_storage.switch.collect_diagnostics import Diagnostics, Masker, collect, secret_values
 from include.juicefs_storage.tasks.show_diagnostics import main
+from include.juicefs_storage.volume.clusters import Clusters
 from tests.support.bare import BareCluster, BareJuiceFS
 
 SECRET = 'p+/ss"wörd=='
@@ -45,7 +46,7 @@ class World(BareCluster, BareJuiceFS):
 
 
 def gather(world: World, *, clock: Callable[[], float] = lambda: 0.0, timeout_s: float = 10) -> Diagnostics:
-    return collect(world, world, Masker([SECRET]), clock=clock, timeout_s=timeout_s)
+    return collect(Clusters(world), world, Masker([SECRET]), clock=clock, timeout_s=timeout_s)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.ports import Lease, LeaseStore
-from include.juicefs_storage.switch.lease import VolumeLease, check_lease, lease_name
+from include.juicefs_storage.switch.lease import VolumeLease, VolumeLeases, check_leases, lease_name
+from include.juicefs_storage.volume.clusters import FIRST
 
 NAME = "juicefs-storage-uuid"
 MINUTE = timedelta(minutes=1)
@@ -215,12 +216,59 @@ def test_a_long_task_renews_on_the_way(
     assert leases.kept == before
 
 
+def alone(lease: VolumeLease) -> VolumeLeases:
+    return VolumeLeases({FIRST: lease}, needs_all=True)
+
+
 def test_the_check_refuses_where_another_run_is_at_work(run: TakeAs, clock: Clock) -> None:
-    assert [finding.level for finding in check_lease(run("dag/first"))] == ["ok"]
+    assert [finding.level for finding in check_leases(alone(run("dag/first")))] == ["ok"]
     run("dag/first").acquire()
-    assert [finding.level for finding in check_lease(run("dag/first"))] == ["ok"]
-    (finding,) = check_lease(run("dag/second"))
+    assert [finding.level for finding in check_leases(alone(run("dag/first")))] == ["ok"]
+    (finding,) = check_leases(alone(run("dag/second")))
     assert (finding.level, "dag/first" in finding.message) == ("refusal", True)
     assert "delete lease" in finding.remedy
     clock.time += 10 * MINUTE
-    assert [finding.level for finding in check_lease(run("dag/second"))] == ["ok"]
+    assert [finding.level for finding in check_leases(alone(run("dag/second")))] == ["ok"]
+
+
+class Away(FakeLeases):
+    """A cluster that does not answer."""
+
+    def lease(self, name: str) -> Lease | None:
+        self.writes += 1
+        raise TransientError("The Kubernetes API cannot be reached.")
+
+
+def in_both(holder: str, west: FakeLeases, east: FakeLeases, clock: Clock, *, needs_all: bool = True) -> VolumeLeases:
+    leases = {FIRST: west, "east": east}
+    made = {
+        name: VolumeLease(kept, NAME, holder, clock, sleep=lambda _: None, cluster=name)
+        for name, kept in leases.items()
+    }
+    return VolumeLeases(made, needs_all=needs_all)
+
+
+def test_two_runs_whose_first_clusters_are_not_the_same_meet(leases: FakeLeases, clock: Clock) -> None:
+    east = FakeLeases()
+    in_both("dag/of-the-west", leases, east, clock).acquire()
+    with pytest.raises(NeedsHumanError, match="dag/of-the-west holds this volume"):
+        in_both("dag/of-the-east", east, leases, clock).acquire()
+    (finding,) = check_leases(in_both("dag/of-the-north", FakeLeases(), east, clock))
+    assert (finding.level, "(in cluster east)" in finding.remedy) == ("refusal", True)
+    ours = in_both("dag/of-the-west", leases, east, clock)
+    ours.confirm()
+    ours.release()
+    assert (leases.held.holder, east.held.holder) == ("", "")
+
+
+def test_a_cluster_that_is_away_stops_a_run_forward_and_no_way_back(leases: FakeLeases, clock: Clock) -> None:
+    with pytest.raises(TransientError, match="Cluster east: "):
+        in_both("dag/first", leases, Away(), clock).acquire()
+    away = Away()
+    back = in_both("dag/first", leases, away, clock, needs_all=False)
+    back.acquire()
+    back.confirm()
+    back.release()
+    assert away.writes == 1, "it is not asked again"
+    with pytest.raises(TransientError):
+        in_both("dag/first", Away(), leases, clock, needs_all=False).acquire()

@@ -36,6 +36,8 @@ def test_defaults_are_the_safe_ones() -> None:
         ({"on_failure": "panic"}, ["`on_failure`", "'rollback' or 'hold'", "panic"]),
         ({"accept_clients": ["vm-7"]}, ["`accept_clients`", "'vm-7'", "session id"]),
         ({"accept_clients": ["*:*"]}, ["`accept_clients`", "more than `*`"]),
+        ({"more_kubernetes_conn_ids": ["kubernetes_default"]}, ["`more_kubernetes_conn_ids`", "once"]),
+        ({"more_kubernetes_conn_ids": ["east", "east"]}, ["`more_kubernetes_conn_ids`", "found east"]),
         ({"settle_s": -1}, ["`settle_s`", "greater than or equal to 0"]),
         ({"client_timeout_s": "soon"}, ["`client_timeout_s`", "soon"]),
     ],
@@ -50,6 +52,30 @@ def test_a_kind_of_storage_is_read_as_juicefs_reads_it() -> None:
     assert resolve_switch_params(GOOD | {"target_storage": "S3"}, {}).target_storage == "s3"
     assert resolve_switch_params(GOOD, {"home": GOOD}).target_storage is None
     assert resolve_switch_params({"volume": "home"}, {"home": GOOD | {"target_storage": "s3"}}).target_storage == "s3"
+
+
+@pytest.mark.parametrize("left", ["", None, (), []])
+def test_further_clusters_come_from_the_registry_where_a_run_gives_none(left: Any) -> None:
+    """A form sends its default, an empty list, for a field that nobody has filled in."""
+    registry = {"home": GOOD | {"more_kubernetes_conn_ids": ["east"]}}
+
+    def clusters(given: Any) -> tuple[str, ...]:
+        params = {"volume": "home", "more_kubernetes_conn_ids": given}
+        return resolve_switch_params(params, registry).more_kubernetes_conn_ids
+
+    assert clusters(left) == ("east",)
+    assert clusters(["west", ""]) == ("west",)
+
+
+def test_a_revert_looks_at_the_clusters_of_the_run_unless_it_is_told_otherwise() -> None:
+    recorded = {"more_kubernetes_conn_ids": ["east"]}
+
+    def clusters(**given: Any) -> tuple[str, ...]:
+        form = RevertForm.validated(given)
+        return resolve_revert_params(form, "b", recorded, "data", still_there=False).more_kubernetes_conn_ids
+
+    assert clusters() == clusters(more_kubernetes_conn_ids="") == ("east",)
+    assert clusters(more_kubernetes_conn_ids=[]) == ()
 
 
 def test_all_bad_params_are_reported_together_with_an_example() -> None:

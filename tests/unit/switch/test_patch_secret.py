@@ -6,6 +6,7 @@ import pytest
 
 from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
+from include.juicefs_storage.volume.clusters import FIRST, Clusters
 from tests.support.fakes import METAURL, NEW, OLD, FakeCluster
 
 
@@ -23,7 +24,7 @@ def cluster() -> FakeCluster:
 
 
 def test_every_copy_of_the_values_is_patched_and_no_other_volumes(cluster: FakeCluster) -> None:
-    step = PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW)
+    step = PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "myjfs", NEW)
     assert step.apply() == ["juicefs/juicefs-sc-secret", "juicefs/juicefs-pvc-1-secret"]
     assert cluster.store["juicefs-sc-secret"].data["bucket"] == NEW.bucket
     assert cluster.store["juicefs-sc-secret"].data["secret-key"] == "new-secret-value"
@@ -35,28 +36,30 @@ def test_every_copy_of_the_values_is_patched_and_no_other_volumes(cluster: FakeC
 
 def test_a_secret_without_storage_and_bucket_does_not_get_them(cluster: FakeCluster) -> None:
     cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs")
-    assert PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW).apply() == ["juicefs/juicefs-pvc-1-secret"]
+    assert PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "myjfs", NEW).apply() == [
+        "juicefs/juicefs-pvc-1-secret"
+    ]
     assert "bucket" not in cluster.store["juicefs-sc-secret"].data
 
 
 def test_a_patch_that_does_not_last_is_reported(cluster: FakeCluster) -> None:
     cluster.refuse_patches = True
     with pytest.raises(TransientError, match="do not hold the values"):
-        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW).apply()
+        PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "myjfs", NEW).apply()
 
 
 def test_going_back_gives_the_backed_up_values_and_old_keys_where_there_were_none(cluster: FakeCluster) -> None:
     cluster.add(
         "juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket="http://old.alias:9000/data"
     )
-    PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW).apply()
+    PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "myjfs", NEW).apply()
     assert cluster.store["juicefs-sc-secret"].data["access-key"] == "NEWKEY"
-    exact = {"juicefs-sc-secret": {"storage": "minio", "bucket": "http://old.alias:9000/data"}}
-    PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", OLD, exact=exact).apply()
+    exact = {FIRST: {"juicefs-sc-secret": {"storage": "minio", "bucket": "http://old.alias:9000/data"}}}
+    PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "myjfs", OLD, exact=exact).apply()
     data = cluster.store["juicefs-sc-secret"].data
     assert (data["bucket"], data["access-key"]) == ("http://old.alias:9000/data", "OLDKEY")
 
 
 def test_the_secret_of_another_volume_is_refused(cluster: FakeCluster) -> None:
     with pytest.raises(PermanentError, match="name='another'"):
-        PatchSecrets(cluster, "juicefs-sc-secret", "another", NEW).apply()
+        PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "another", NEW).apply()

@@ -15,6 +15,7 @@ from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.ports import ExecResult, PersistentVolume, Pod, SecretObject, Session
 from include.juicefs_storage.switch.prove_clients import ClientProof, prove_every_client
 from include.juicefs_storage.volume.canary import Move
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.mount_pods import VolumePods
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.bare import BareCluster
@@ -115,7 +116,8 @@ def prove(
         clients.now_s += seconds
 
     return prove_every_client(
-        VolumePods(clients, setting(NEW), "main"), Move(NEW, clients.new, clients.old, SINCE, returning), "canary",
+        VolumePods(Clusters(clients), setting(NEW), "main"),
+        Move(NEW, clients.new, clients.old, SINCE, returning), "canary",
         timeout_s=timeout_s, clock=lambda: clients.now_s, sleep=sleep,
         unstick=unstick, sessions=sessions,
     )  # fmt: skip
@@ -177,6 +179,45 @@ class WithAnotherVolumes(Clients):
 def test_a_client_is_looked_at_again_though_another_volumes_pods_took_the_whole_time() -> None:
     clients = WithAnotherVolumes({"own": Client(shows=OLD, uses=OLD), "another": Client()})
     assert [proof.pod for proof in prove(clients, timeout_s=20)] == ["own"]
+
+
+@dataclass
+class Away(Clients):
+    """A cluster that does not answer until some time."""
+
+    until_s: float = 1e9
+    clock: Callable[[], float] = lambda: 0.0
+
+    def pods(self, label_selector: str = "", namespace: str | None = None) -> list[Pod]:
+        if self.clock() < self.until_s:
+            raise TransientError("The Kubernetes API cannot be reached.")
+        return super().pods(label_selector, namespace)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_cluster_that_is_away_is_waited_for_and_named_while_the_others_are_proven(comes_back: bool) -> None:
+    west = Clients({"well": Client(), "late": Client(shows=OLD, uses=OLD)})
+    east = Away({"afar": Client()}, new=west.new, old=west.old, clock=lambda: west.now_s)
+    east.until_s = 3 if comes_back else 1e9
+
+    def sleep(seconds: float) -> None:
+        west.now_s += seconds
+        west.clients["late"] = Client()
+
+    def proven() -> list[str]:
+        found = prove_every_client(
+            VolumePods(Clusters(west, {"east": east}), setting(NEW), "main"),
+            Move(NEW, west.new, west.old, SINCE), "canary", timeout_s=5, clock=lambda: west.now_s, sleep=sleep,
+        )  # fmt: skip
+        return [proof.pod for proof in found]
+
+    if comes_back:
+        assert proven() == ["east/afar", "late", "well"]
+        return
+    with pytest.raises(PermanentError, match="1 of 3 clients do not use") as refused:
+        proven()
+    assert "- clients in cluster east: Cluster east: The Kubernetes API cannot be reached." in str(refused.value)
+    assert "late" not in str(refused.value)
 
 
 def test_a_remedy_that_cannot_be_applied_is_reported() -> None:

@@ -11,6 +11,7 @@ from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.ports import PersistentVolume, Pod
 from include.juicefs_storage.switch.plan import Plan
 from include.juicefs_storage.switch.prove_no_restarts import PodChanges, compare_pods
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, VolumePods
 from include.juicefs_storage.volume.users import PodIdentity
 from tests.support.fakes import METAURL, MOUNT, FakeCluster, plan, setting
@@ -45,7 +46,7 @@ class Pods(FakeCluster):
 
 def compared(cluster: Pods, before: Plan) -> PodChanges:
     cluster.add("juicefs-sc-secret", name="myjfs", metaurl=METAURL)
-    return compare_pods(VolumePods(cluster, setting(), "juicefs-sc-secret"), before)
+    return compare_pods(VolumePods(Clusters(cluster), setting(), "juicefs-sc-secret"), before)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.ports import Workload, WorkloadKind
 from include.juicefs_storage.switch.restart_csi import RestartCsi
+from include.juicefs_storage.volume.clusters import Clusters
 from tests.support.bare import BareCluster
 
 STAMP = "juicefs-storage-switch/restarted-by"
@@ -41,7 +42,7 @@ class Workloads(BareCluster):
 )
 def test_a_restart_whose_answer_is_lost_is_looked_up(answers: list[str], calls: int) -> None:
     cluster = Workloads(answers=list(answers))
-    assert RestartCsi(cluster, "run-1").apply() == [
+    assert RestartCsi(Clusters(cluster), "run-1").apply() == [
         "StatefulSet/juicefs-csi-controller",
         "DaemonSet/juicefs-csi-node",
     ]
@@ -52,6 +53,6 @@ def test_a_restart_whose_answer_is_lost_is_looked_up(answers: list[str], calls: 
 def test_a_restart_that_cannot_be_ordered_fails_and_says_so() -> None:
     cluster = Workloads(answers=["request lost"] * 99)
     with pytest.raises(TransientError, match="request lost"):
-        RestartCsi(cluster, "run-1").apply()
+        RestartCsi(Clusters(cluster), "run-1").apply()
     assert cluster.stamps == {}
     assert cluster.calls == 6

@@ -9,6 +9,7 @@ from include.juicefs_storage.ports import Pod
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.settle import guard_setting
 from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.setting import Setting
 from tests.support.fakes import METAURL, NEW, OLD, FakeCluster, FakeJuiceFS, FakeMetadata, setting
 
@@ -32,7 +33,7 @@ def cluster() -> FakeCluster:
 def agreeing(cluster: FakeCluster) -> PatchSecrets:
     """Secrets that hold the new values and stay so."""
     cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=NEW.bucket)
-    step = PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW)
+    step = PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "myjfs", NEW)
     step.apply()
     return step
 

@@ -6,6 +6,7 @@ import pytest
 
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.write_setting import WriteSetting
+from include.juicefs_storage.volume.clusters import Clusters
 from tests.support.fakes import METAURL, NEW, OLD, FakeCluster, FakeJuiceFS, FakeMetadata, setting
 
 
@@ -30,7 +31,7 @@ def test_no_step_writes_without_the_lease() -> None:
     cluster.add("juicefs-sc-secret", metaurl=METAURL, name="myjfs", storage="minio", bucket=OLD.bucket)
     before = dict(cluster.store)
     with pytest.raises(LostError):
-        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, confirm_lease=lost).apply()
+        PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "myjfs", NEW, confirm_lease=lost).apply()
     assert cluster.store == before
 
 
@@ -47,5 +48,5 @@ def test_a_lease_that_is_lost_between_two_writes_stops_the_second(monkeypatch: p
         left.pop()
 
     with pytest.raises(LostError):
-        PatchSecrets(cluster, "juicefs-sc-secret", "myjfs", NEW, confirm_lease=confirm).apply()
+        PatchSecrets(Clusters(cluster), "juicefs-sc-secret", "myjfs", NEW, confirm_lease=confirm).apply()
     assert [secret.data["bucket"] for secret in cluster.store.values()] == [NEW.bucket, OLD.bucket]

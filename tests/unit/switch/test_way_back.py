@@ -11,6 +11,7 @@ import pytest
 from include.juicefs_storage.errors import NeedsHumanError, TransientError
 from include.juicefs_storage.ports import PersistentVolume, Pod
 from include.juicefs_storage.switch.way_back import WayBack
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.setting import Setting
 from tests.support.fakes import METAURL, NEW, OLD, FakeCluster, FakeMetadata, backup, setting
 
@@ -36,7 +37,7 @@ class Cluster(FakeCluster):
 def way(row: Setting | None = None) -> WayBack:
     cluster = Cluster()
     cluster.add("s", name="myjfs", metaurl=METAURL, storage="minio", bucket=NEW.bucket, access_key="NEWKEY")
-    return WayBack(BACKUP, cluster, FakeMetadata(row or setting(NEW, TrashDays=9)), "s")
+    return WayBack(BACKUP, Clusters(cluster), FakeMetadata(row or setting(NEW, TrashDays=9)), "s")
 
 
 def test_the_plan_says_what_would_be_written_and_no_key() -> None:
@@ -57,7 +58,7 @@ def test_only_the_storage_goes_back() -> None:
     now = back.metadata.read_setting()
     assert now.config == OLD
     assert now._fields["TrashDays"] == 9
-    data = back.cluster.secret("s").data
+    data = back.clusters.first.secret("s").data
     assert {key: data[key] for key in STORED} == STORED
     # The password of the metadata may have changed since for good reasons.
     assert data["metaurl"] == METAURL

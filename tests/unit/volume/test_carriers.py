@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from include.juicefs_storage.ports import PersistentVolume, Pod, SecretObject, StorageClass, WorkloadTemplate
 from include.juicefs_storage.volume.carriers import Carrier, find_carriers, name_some, restarts_that_write
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.mount_pods import MOUNT_POD_SELECTOR, VolumePods
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.fakes import METAURL, NEW, OLD, FakeCluster, setting
@@ -74,7 +75,7 @@ def cluster(config: StorageConfig, *running: Pod) -> Cluster:
 
 
 def carriers(found: Cluster, target: StorageConfig = NEW, *, will_patch: bool = False) -> list[Carrier]:
-    pods = VolumePods(found, setting(OLD), "main")
+    pods = VolumePods(Clusters(found), setting(OLD), "main")
     return find_carriers(pods, "main", target, left=[OLD.bucket], will_patch=will_patch)
 
 

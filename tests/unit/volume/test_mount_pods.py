@@ -13,10 +13,12 @@ import pytest
 
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.ports import ExecResult, PersistentVolume, Pod, SecretObject
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.mount_pods import (
     _READ_CONFIG,
     _READ_STATS,
     MountPod,
+    VolumeInCluster,
     VolumePods,
     request_errors,
     stale_mount_pods,
@@ -82,7 +84,7 @@ class Mounts(BareCluster):
 
 
 def of(cluster: Mounts) -> VolumePods:
-    return VolumePods(cluster, setting(), "main")
+    return VolumePods(Clusters(cluster), setting(), "main")
 
 
 def names(mounts: Sequence[MountPod]) -> list[str]:
@@ -153,10 +155,10 @@ def test_a_pod_that_is_being_deleted_is_no_part_of_the_plan_and_no_stranger() ->
 
 
 def test_a_volumes_pvs_are_found_by_their_secrets_and_by_who_serves_them() -> None:
-    pods = of(Mounts([]))
-    assert [volume.name for volume in pods.persistent_volumes] == ["pv-pvc-1", "pv-pvc-copied"]
-    found = pods.volumes_of([MOUNT.model_copy(update={"volume_id": "pvc-9"})])
-    assert [volume.name for volume in found] == ["pv-pvc-1", "pv-pvc-copied", "pv-pvc-9"]
+    volume = VolumeInCluster(Mounts([]), setting(), "main")
+    assert [pv.name for pv in volume.persistent_volumes] == ["pv-pvc-1", "pv-pvc-copied"]
+    found = volume.volumes_of([MOUNT.model_copy(update={"volume_id": "pvc-9"})])
+    assert [pv.name for pv in found] == ["pv-pvc-1", "pv-pvc-copied", "pv-pvc-9"]
 
 
 def test_the_files_of_a_mount_with_prefix_internal_are_read_as_well(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_the_files_of_a_mount_with_prefix_internal_are_read_as_well(tmp_path: Pa
 def test_failed_requests_of_a_client_that_cannot_be_asked_are_left_out() -> None:
     mounts = [MOUNT.model_copy(update={"name": name, "uid": name}) for name in ("well", "broken", "gone")]
     cluster = Mounts([pod("well"), pod("broken")], {"well": UUID})
-    assert request_errors(cluster, mounts) == {"well": 3}
+    assert request_errors(Clusters(cluster), mounts) == {"well": 3}
 
 
 def test_who_may_write_old_values() -> None:
@@ -193,5 +195,5 @@ def test_who_may_write_old_values() -> None:
         pod("leaving", "9", old, terminating=True),
     ]
     known = [MOUNT, MOUNT.model_copy(update={"uid": "2"})]
-    found = stale_mount_pods(Mounts(pods), known, NEW)
+    found = stale_mount_pods(Clusters(Mounts(pods)), known, NEW)
     assert [pod.name for pod in found] == ["restarted", "new", "another-pv"]

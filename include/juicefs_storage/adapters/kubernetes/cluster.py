@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from include.juicefs_storage.adapters.connections import missing_connections_explained
@@ -35,13 +35,19 @@ _MERGE_PATCH = "application/merge-patch+json"
 
 
 class KubernetesCluster:
-    """`ports.Cluster`, seen from one namespace."""
+    """`ports.Cluster`, seen from one namespace.
 
-    def __init__(self, api_client: ApiClient, namespace: str) -> None:
+    Args:
+        api_client: A client of the Kubernetes API.
+        namespace: The CSI driver's.
+        is_away: Whether a read that fails need not be tried again: others have just waited in vain.
+    """
+
+    def __init__(self, api_client: ApiClient, namespace: str, is_away: Callable[[], bool] = lambda: False) -> None:
         from kubernetes import client
 
         self.namespace = namespace
-        self._requests = Requests(api_client, namespace)
+        self._requests = Requests(api_client, namespace, is_away)
         self._api = self._requests.api
         self._core = client.CoreV1Api(self._api)
         self._apps = client.AppsV1Api(self._api)
@@ -50,8 +56,15 @@ class KubernetesCluster:
         self._leases = Leases(self._requests)
 
     @classmethod
-    def from_connection(cls, conn_id: str, namespace: str) -> KubernetesCluster:
+    def from_connection(
+        cls, conn_id: str, namespace: str, is_away: Callable[[], bool] = lambda: False
+    ) -> KubernetesCluster:
         """Use an Airflow connection of type Kubernetes (in-cluster, kubeconfig, extras).
+
+        Args:
+            conn_id: The connection's id.
+            namespace: The CSI driver's.
+            is_away: Whether a read that fails need not be tried again: others have just waited in vain.
 
         Raises:
             PermanentError: There is none, or it leads to no cluster.
@@ -78,7 +91,7 @@ class KubernetesCluster:
                 f"Connection {conn_id!r}: expected the way to a cluster, found none: {why}",
                 next_step="correct its kubeconfig in Airflow (Admin → Connections)",
             ) from None
-        return cls(api_client, namespace)
+        return cls(api_client, namespace, is_away)
 
     @classmethod
     def from_kubeconfig(cls, kubeconfig: str | None, context: str | None, namespace: str) -> KubernetesCluster:

@@ -24,14 +24,16 @@ class Requests:
     Args:
         api_client: A client of the Kubernetes API.
         namespace: The namespace that remedies name.
+        is_away: Asked before a read is tried again: whether it need not be, since others have just waited in vain.
     """
 
-    def __init__(self, api_client: ApiClient, namespace: str) -> None:
+    def __init__(self, api_client: ApiClient, namespace: str, is_away: Callable[[], bool] = lambda: False) -> None:
         from kubernetes import client
 
         # urllib3 would send a PUT again by itself, and wait for as long as a Retry-After says.
         api_client.configuration.retries = False
         self.namespace = namespace
+        self._is_away = is_away
         self.api = client.ApiClient(api_client.configuration)
 
     @contextmanager
@@ -64,7 +66,10 @@ class Requests:
         from tenacity import Retrying, retry_if_exception, stop_after_delay
 
         tries = Retrying(
-            retry=retry_if_exception(_may_pass), wait=_pause_s, stop=stop_after_delay(_READ_FOR_S), reraise=True
+            retry=retry_if_exception(lambda error: _may_pass(error) and not self._is_away()),
+            wait=_pause_s,
+            stop=stop_after_delay(_READ_FOR_S),
+            reraise=True,
         )
         with self.explained(action):
             return tries(call, *args, _request_timeout=REQUEST_TIMEOUT_S, **more)

@@ -7,11 +7,16 @@ from include.juicefs_storage.switch.checks.clients import (
     check_runner,
     check_volume,
 )
-from include.juicefs_storage.switch.checks.cluster import check_csi, check_rights, needed_rights
+from include.juicefs_storage.switch.checks.cluster import check_csi, check_distinct, check_rights, needed_rights
 from include.juicefs_storage.switch.checks.consistency import check_consistency
 from include.juicefs_storage.switch.checks.door import check_door, check_old_key
 from include.juicefs_storage.switch.checks.places import check_places
-from include.juicefs_storage.switch.checks.proofs import check_canaries, check_metadata, check_room
+from include.juicefs_storage.switch.checks.proofs import (
+    check_canaries,
+    check_metadata,
+    check_room,
+    check_secret_leads_to,
+)
 from include.juicefs_storage.switch.checks.secret import check_secrets
 from include.juicefs_storage.switch.checks.target import (
     check_absent,
@@ -28,6 +33,7 @@ __all__ = [
     "check_canaries",
     "check_consistency",
     "check_csi",
+    "check_distinct",
     "check_door",
     "check_expired_sessions",
     "check_fence",
@@ -40,6 +46,7 @@ __all__ = [
     "check_rights",
     "check_room",
     "check_runner",
+    "check_secret_leads_to",
     "check_secrets",
     "check_target",
     "check_use",

@@ -129,7 +129,7 @@ def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) 
 def _unproven(session: Session, *, accepted: bool) -> Finding:
     """Refuse a client that is no mount pod, or warn of one that a person has accepted."""
     problem = (
-        f"Session {session.sid} on {session.host} at {session.mount_point} is no mount pod of this cluster: "
+        f"Session {session.sid} on {session.host} at {session.mount_point} is no mount pod of the run's clusters: "
         "it cannot be proven to have followed"
     )
     if accepted:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from itertools import combinations
 
 from include.juicefs_storage.ports import Cluster, Right, Workload
 from include.juicefs_storage.switch.findings import Finding, ok, refusal
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.csi import CSI_CONFIG_MAP, CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
 
 #: Why a container of a pod that is getting on waits; any other reason is trouble.
@@ -50,6 +52,23 @@ def check_rights(cluster: Cluster) -> list[Finding]:
     return [
         refusal("rights", f"The connection's user may not {right}.", "apply deploy/rbac.yaml") for right in missing
     ] or [ok("rights", f"all {len(rights)} rights are granted")]
+
+
+def check_distinct(clusters: Clusters) -> list[Finding]:
+    """Refuse one cluster by two connections: its clients would be counted twice.
+
+    The UIDs of the pods in the driver's namespace tell, which takes no right that a run does not need anyway.
+    """
+    uids = dict(clusters.ask_all(lambda name, cluster: [(name, {pod.uid for pod in cluster.pods()})]))
+    return [
+        refusal(
+            "csi",
+            f"Connections {one or 'kubernetes_conn_id'} and {other} lead to the same cluster.",
+            f"take {other} out of more_kubernetes_conn_ids, or correct its kubeconfig",
+        )
+        for one, other in combinations(uids, 2)
+        if uids[one] & uids[other]
+    ]
 
 
 def check_csi(cluster: Cluster, *, rollout_timeout_s: float, now: datetime) -> list[Finding]:

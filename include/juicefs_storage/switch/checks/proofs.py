@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.ports import Cluster, JuiceFS, MetadataStore
+from include.juicefs_storage.ports import JuiceFS, MetadataStore, PodAccess
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.canary import Move, prove_client, room_of
+from include.juicefs_storage.volume.clusters import kubectl
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, running_mount_pods
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
@@ -49,7 +50,26 @@ def check_metadata(metadata: MetadataStore, juicefs: JuiceFS, setting: Setting) 
     return [ok("metadata", "the setting can be updated, juicefs reads the same volume")]
 
 
-def check_room(cluster: Cluster, mounts: Sequence[MountPod]) -> list[Finding]:
+def check_secret_leads_to(juicefs: JuiceFS, setting: Setting) -> list[Finding]:
+    """Check that the Secret of a further cluster is this volume's: another one may have its name, or its address there.
+
+    Args:
+        juicefs: In that cluster, with the metaurl of its Secret.
+        setting: The volume's setting.
+    """
+    found = (juicefs.status().get("Setting") or {}).get("UUID")
+    if found != setting.uuid:
+        return [
+            refusal(
+                "metadata",
+                f"With the Secret's metaurl juicefs reads volume {found}, expected {setting.uuid}.",
+                "take the cluster out of more_kubernetes_conn_ids, or correct the Secret there",
+            )
+        ]
+    return [ok("metadata", "juicefs reads the same volume there")]
+
+
+def check_room(cluster: PodAccess, mounts: Sequence[MountPod]) -> list[Finding]:
     """Check that every mount has room for the canaries: neither the volume nor a directory is at its quota.
 
     Args:
@@ -112,7 +132,7 @@ def check_canaries(
             )
         ]
     tried = {mount.uid for mount in mounts if mount.bucket == config.bucket and not mount.read_only}
-    found = [pod for pod in running_mount_pods(pods.cluster) if pod.uid in tried]
+    found = [pod for pod in running_mount_pods(pods.clusters) if pod.uid in tried]
 
     # A client whose reload failed once has kept this storage: its log alone does not speak against it.
     move = Move(config, store, returning=True)
@@ -121,7 +141,7 @@ def check_canaries(
         pod = found[number]
         try:
             name = f"{canary}-{pod.uid}"
-            return prove_client(pods.cluster, pod, move, name, timeout_s=_CANARY_TIMEOUT_S).problem
+            return prove_client(pods.clusters, pod, move, name, timeout_s=_CANARY_TIMEOUT_S).problem
         except StorageSwitchError as error:
             return error.problem
 
@@ -132,7 +152,7 @@ def check_canaries(
         grade(
             check,
             f"Mount pod {pod.name} cannot be proven on the store that the volume is on: {text}",
-            f"kubectl -n {pod.namespace} logs {pod.name}; a client that cannot be proven now cannot be proven later",
+            f"{kubectl(pod.namespace, 'logs', pod.name)}; a client that cannot be proven now cannot be proven later",
         )
         for pod, text in zip(found, problems, strict=True)
         if text

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, UnreachableError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.ports import Cluster, JuiceFS
+from include.juicefs_storage.ports import JuiceFS
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.bucket_url import SKIP_VERIFY
+from include.juicefs_storage.volume.clusters import Clusters, kubectl
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR
 from include.juicefs_storage.volume.layout import UUID_OBJECT
 from include.juicefs_storage.volume.mount_pods import MOUNT_CONTAINER, MountPod
@@ -174,26 +175,26 @@ def _remedy(problem: str, origin: str) -> str:
 
 
 def check_reach(
-    cluster: Cluster, target: StorageConfig, mounts: Sequence[MountPod], origin: str, *, controller: bool
+    clusters: Clusters, target: StorageConfig, mounts: Sequence[MountPod], origin: str, *, controller: bool
 ) -> list[Finding]:
     """Check that the endpoint can be reached where it will be used, and that its certificate is trusted there.
 
     A client that cannot build its new storage logs a warning once and stays on the old one.
 
     Args:
-        cluster: Where the pods are.
+        clusters: Where the pods are.
         target: The storage that the setting will name.
         mounts: The volume's mount pods.
         origin: Where it was configured, for messages.
-        controller: Ask the CSI controller too: juicefs runs there.
+        controller: Ask the CSI controller of the first cluster too: juicefs runs there.
     """
     check, url = "reach", target.url
     endpoint = url.endpoint
     places = [(mount.name, MOUNT_CONTAINER) for mount in mounts]
     if controller:
-        places += [(pod.name, CSI_CONTAINER) for pod in cluster.pods(CSI_CONTROLLER_SELECTOR) if pod.ready][:1]
+        places += [(pod.name, CSI_CONTAINER) for pod in clusters.first.pods(CSI_CONTROLLER_SELECTOR) if pod.ready][:1]
     with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-        answers = list(pool.map(lambda place: cannot_reach(cluster, place[0], place[1], url), places))
+        answers = list(pool.map(lambda place: cannot_reach(clusters, place[0], place[1], url), places))
     findings = [
         refusal(
             check,
@@ -204,8 +205,8 @@ def check_reach(
         else refusal(
             check,
             f"The new store, by {origin}: pod {name} cannot use {endpoint}: {problem}.",
-            f"kubectl -n {cluster.namespace} exec {name} -c {container} -- curl -v {endpoint}/ (route, firewall, DNS, "
-            "proxy); `target_endpoint` is the endpoint as the pods reach it",
+            kubectl(clusters.namespace, "exec", name, f"-c {container} -- curl -v {endpoint}/")
+            + " (route, firewall, DNS, proxy); `target_endpoint` is the endpoint as the pods reach it",
         )
         for (name, container), problem in zip(places, answers, strict=True)
         if problem

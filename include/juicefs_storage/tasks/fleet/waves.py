@@ -42,6 +42,7 @@ from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.volume.canary import Move, canary_name
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.difference import missing_blocks
 
 _WATCH: dict[str, Any] = {"kind": "sensor", "mode": "reschedule", "poke_interval": POLL_S, "timeout": LONGEST_WAIT_S}
@@ -257,7 +258,7 @@ def restart_csi() -> dict[str, Any]:
     places = _places(planned) if planned and planned.params.restart_csi else {}
     if not places:
         raise AirflowSkipException("No volume was moved after the canary, or restart_csi is off.")
-    return {where: RestartCsi(runtime.cluster, run_id()).apply() for where, runtime in places.items()}
+    return {where: RestartCsi(cluster, run_id()).apply() for where, cluster in places.items()}
 
 
 @runbook_task(kind="sensor", mode="reschedule", poke_interval=3, timeout=7300)
@@ -266,15 +267,21 @@ def wait_for_rollouts() -> PokeReturnValue:
 
     **Changes** nothing. **Safe to clear**: yes.
     """
-    return rollouts_done(list(_places(approved_plan()).values()), "restart_csi")
+    planned = approved_plan()
+    return rollouts_done(list(_places(planned).values()), "restart_csi", planned.params.rollout_timeout_s)
 
 
-def _places(planned: FleetPlan) -> dict[str, Runtime]:
+def _places(planned: FleetPlan) -> dict[str, Clusters]:
     """List the CSI installations of the volumes that were moved after the canary."""
     volumes = volume_states(planned)
     moved = [planned.member(key) for key in planned.keys[1:] if volumes[key] == "moved"]
     runtimes = [Runtime(SwitchParams.model_validate(member.params)) for member in moved]
-    return {f"{runtime.params.kubernetes_conn_id}/{runtime.params.namespace}": runtime for runtime in runtimes}
+    places: dict[str, Clusters] = {}
+    for runtime in runtimes:
+        conn_ids = [runtime.params.kubernetes_conn_id, *runtime.params.more_kubernetes_conn_ids]
+        for conn_id, cluster in zip(conn_ids, runtime.clusters.each.values(), strict=True):
+            places[f"{conn_id}/{runtime.params.namespace}"] = Clusters(cluster)
+    return places
 
 
 @runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from include.juicefs_storage.code_version import code_version
 from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.switch.plan import StorageView
-from include.juicefs_storage.tasks.context import log, task_states
+from include.juicefs_storage.tasks.context import log, note_away, task_states
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 
 
@@ -46,6 +46,8 @@ def back() -> SwitchRun:
     run = SwitchRun.current()
     _refuse_if_superseded(run)
     run.lease.acquire()
+    for cluster in run.lease.silent:
+        note_away(cluster)
     return run
 
 

@@ -10,8 +10,9 @@ from airflow.sdk import PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.objects.one_store import new_probe_key
+from include.juicefs_storage.ports import Cluster
 from include.juicefs_storage.switch import checks
-from include.juicefs_storage.switch.backup import FORMAT, Backup, deviation
+from include.juicefs_storage.switch.backup import FORMAT, Backup, ClusterBackup, deviation
 from include.juicefs_storage.switch.marks import moved_by
 from include.juicefs_storage.switch.plan import StorageView, has_fingerprint
 from include.juicefs_storage.switch.prove_fresh_mount import prove_status, use_fresh_mount
@@ -19,6 +20,7 @@ from include.juicefs_storage.switch.prove_no_restarts import compare_pods
 from include.juicefs_storage.tasks.context import run_id, task_states, triggered_at
 from include.juicefs_storage.tasks.metrics import gauge
 from include.juicefs_storage.tasks.runbook import runbook_task
+from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
@@ -94,17 +96,18 @@ def backup() -> dict[str, Any]:
             next_step="start a new run, so that the plan shows what will be done",
         )
     created = _create_bucket(run, setting, target) if run.plan.creates_bucket else False
-    secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
+    first, *others = runtime.clusters.ask_all(lambda name, cluster: [(name, _recorded(runtime, cluster, setting))])
     record = Backup(
         format=FORMAT,
         backup_id=name,
         run_id=run_id(),
         created_at=datetime.now(UTC),
         setting_hex=setting.raw.hex(),
-        secrets={secret.name: dict(secret.data) for secret in secrets},
+        secrets=first[1].secrets,
         namespace=runtime.cluster.namespace,
         triggered_at=triggered_at(),
-        templates=dict(runtime.cluster.templates()),
+        templates=first[1].templates,
+        more_clusters=dict(others),
         target=Backup.target_of(target),
         plan=run.plan,
         params=runtime.params.model_dump(mode="json"),
@@ -112,6 +115,14 @@ def backup() -> dict[str, Any]:
     )
     runtime.vault.save(name, record.to_bytes())
     return {"backup_id": name, "written": True, "bucket_created": created}
+
+
+def _recorded(runtime: Runtime, cluster: Cluster, setting: Setting) -> ClusterBackup:
+    """Read what a backup records of a cluster."""
+    secrets = volume_secrets(cluster, runtime.params.secret_name, setting.name)
+    return ClusterBackup(
+        secrets={secret.name: dict(secret.data) for secret in secrets}, templates=dict(cluster.templates())
+    )
 
 
 def _create_bucket(run: SwitchRun, setting: Setting, target: StorageConfig) -> bool:
@@ -182,6 +193,7 @@ def write_setting() -> dict[str, Any]:
     followed = run.catches_up and copies.await_follower("follow_writes", required=not there)
     fenced, quiet = False, {}
     if not there:
+        run.patch_secret.plan()  # while nothing is changed: every cluster must answer
         quiet = proofs.await_quiet(run)
         proofs.count_failed_requests(run)
         fenced = followed and write_fence.put_up(run)
@@ -236,7 +248,7 @@ def wait_for_rollouts() -> PokeReturnValue:
     """
     run = admission.forward(take_lease=False)
     run.lease.renew()
-    return rollouts_done([run.runtime] if run.runtime.params.restart_csi else [], "restart_csi")
+    return rollouts_done(run.restarted, "restart_csi", run.runtime.params.rollout_timeout_s)
 
 
 @runbook_task

@@ -15,13 +15,13 @@ from include.juicefs_storage.code_version import code_version
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.objects.no_bucket import NoBucketYet
 from include.juicefs_storage.objects.one_store import new_probe_key
-from include.juicefs_storage.ports import Place
+from include.juicefs_storage.ports import Cluster, Place
 from include.juicefs_storage.switch import checks
 from include.juicefs_storage.switch.backup import backup_size
 from include.juicefs_storage.switch.change import Change, find_change
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.forecast import reading_rate
-from include.juicefs_storage.switch.lease import check_lease
+from include.juicefs_storage.switch.lease import check_leases
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.params import resolve_switch_params
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
@@ -36,13 +36,14 @@ from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import IDENTITY, runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.door import planned_door
-from include.juicefs_storage.tasks.switch.run import volume_lease
+from include.juicefs_storage.tasks.switch.run import volume_leases
 from include.juicefs_storage.volume.canary import canary_name
+from include.juicefs_storage.volume.clusters import FIRST, name_in
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
-from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods
+from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, mounts_in
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting
-from include.juicefs_storage.volume.users import accepted_clients, business_pods, unknown_sessions
+from include.juicefs_storage.volume.users import accepted_clients, unknown_sessions
 
 #: The checks by task id, for whoever makes them outside of a run of their own.
 CHECK_FUNCTIONS: dict[str, Callable[[Runtime], list[Finding]]] = {}
@@ -95,17 +96,47 @@ def check_rights(runtime: Runtime) -> list[Finding]:
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream. Remedy for a refusal: `deploy/rbac.yaml`.
     """
-    return checks.check_rights(runtime.cluster)
+    return _in_each(runtime, "rights", lambda _, cluster: checks.check_rights(cluster))
 
 
 @check_task
 def check_csi(runtime: Runtime) -> list[Finding]:
     """Check that the CSI driver runs in mount-pod mode and is healthy, and that no other run holds the volume's Lease.
 
+    Of several clusters, that they are not one by two connections.
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
-    csi = checks.check_csi(runtime.cluster, rollout_timeout_s=runtime.params.rollout_timeout_s, now=datetime.now(UTC))
-    return [*csi, *check_lease(volume_lease(runtime.cluster, runtime.setting().uuid))]
+    timeout_s, now = runtime.params.rollout_timeout_s, datetime.now(UTC)
+    uuid = runtime.setting().uuid
+    return checks.gather(
+        "csi",
+        lambda: _in_each(
+            runtime, "csi", lambda _, cluster: checks.check_csi(cluster, rollout_timeout_s=timeout_s, now=now)
+        ),
+        lambda: checks.check_distinct(runtime.clusters),
+        lambda: check_leases(volume_leases(runtime, uuid, needs_all=True)),
+    )
+
+
+def _in_each(runtime: Runtime, check: str, look: Callable[[str, Cluster], list[Finding]]) -> list[Finding]:
+    """Make a check in every cluster. What it finds begins with the cluster's name, but for the first one's.
+
+    Args:
+        runtime: Of the run.
+        check: The check's name.
+        look: Makes it in one, given its name.
+    """
+
+    def found_in(name: str, cluster: Cluster) -> list[Finding]:
+        found = look(name, cluster)
+        if not name:
+            return found
+        return [finding.model_copy(update={"message": f"Cluster {name}: {finding.message}"}) for finding in found]
+
+    findings, silent = runtime.clusters.ask_each(found_in)
+    if error := silent.get(FIRST):
+        raise error
+    return [*findings, *(checks.refusal(check, error.problem, error.next_step) for error in silent.values())]
 
 
 @check_task
@@ -117,7 +148,7 @@ def check_volume(runtime: Runtime) -> list[Finding]:
     **Changes** nothing in a dry run; else a small file is written through each mount and removed.
     **Safe to clear**: yes, with Downstream.
     """
-    setting, volumes = runtime.setting(), runtime.cluster.persistent_volumes()
+    setting = runtime.setting()
     pods, timeout_s = runtime.volume_pods(setting), runtime.params.client_timeout_s
     mounts = pods.mounts()
     return checks.gather(
@@ -125,7 +156,7 @@ def check_volume(runtime: Runtime) -> list[Finding]:
         lambda: checks.check_volume(
             setting,
             mounts,
-            volumes,
+            pods.served(mounts),
             runtime.metadata,
             timeout_s,
             leaving=pods.leaving(),
@@ -133,13 +164,24 @@ def check_volume(runtime: Runtime) -> list[Finding]:
         ),
         lambda: checks.check_expired_sessions(runtime.metadata, mounts),
         lambda: checks.check_metadata(runtime.metadata, runtime.juicefs, setting),
-        lambda: checks.check_room(runtime.cluster, mounts),
+        lambda: _other_clusters(runtime, setting),
+        lambda: checks.check_room(runtime.clusters, mounts),
         lambda: _canaries(runtime, pods, mounts),
         lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
         lambda: checks.check_late_commits(runtime.params.late_commit_s),
         # A run that has switched the volume before, and is cleared, keeps its fence.
         lambda: [] if setting.uses(runtime.target(setting)) else _fence(runtime, setting),
     )
+
+
+def _other_clusters(runtime: Runtime, setting: Setting) -> list[Finding]:
+    """Check that the Secret of each further cluster leads to this volume, and to no other one of its name."""
+
+    def look(name: str, cluster: Cluster) -> list[Finding]:
+        # The first one is looked at by `check_metadata`.
+        return checks.check_secret_leads_to(runtime.juicefs_in(cluster), setting) if name else []
+
+    return _in_each(runtime, "metadata", look)
 
 
 def _fence(runtime: Runtime, setting: Setting) -> list[Finding]:
@@ -172,12 +214,13 @@ def check_secrets(runtime: Runtime) -> list[Finding]:
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     setting = runtime.setting()
-    secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
-    return checks.gather(
-        "secrets",
-        lambda: checks.check_secrets(runtime.cluster, setting, secrets, runtime.volume_pods(setting).mounts()),
-        lambda: planned_door(runtime, setting),
-    )
+    mounts = runtime.volume_pods(setting).mounts()
+
+    def look(name: str, cluster: Cluster) -> list[Finding]:
+        secrets = volume_secrets(cluster, runtime.params.secret_name, setting.name)
+        return checks.check_secrets(cluster, setting, secrets, mounts_in(name, mounts))
+
+    return checks.gather("secrets", lambda: _in_each(runtime, "secrets", look), lambda: planned_door(runtime, setting))
 
 
 @check_task
@@ -189,8 +232,13 @@ def check_vault(runtime: Runtime) -> list[Finding]:
     **Changes** nothing in the volume. **Safe to clear**: yes, with Downstream.
     """
     setting = runtime.setting()
-    secrets = volume_secrets(runtime.cluster, runtime.params.secret_name, setting.name)
-    size_bytes = backup_size(setting, [secret.data for secret in secrets], runtime.cluster.templates())
+    recorded = runtime.clusters.ask_all(
+        lambda _, cluster: [
+            *(dict(secret.data) for secret in volume_secrets(cluster, runtime.params.secret_name, setting.name)),
+            dict(cluster.templates()),
+        ]
+    )
+    size_bytes = backup_size(setting, recorded)
     runtime.vault.check_room(size_bytes)
     proven = f"a file of {size_bytes // 1024} KiB was written to {runtime.vault.folder}, read back and removed"
     return [
@@ -229,7 +277,7 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
 
     def look_from_pods() -> list[Finding]:
         mounts = runtime.volume_pods(setting).mounts()
-        found = checks.check_reach(runtime.cluster, target, mounts, origin, controller=controller)
+        found = checks.check_reach(runtime.clusters, target, mounts, origin, controller=controller)
         reach.extend(found if mounts or controller else ())
         return found
 
@@ -290,7 +338,7 @@ def _change(runtime: Runtime, setting: Setting) -> Change:
     def why_not_served() -> str:
         pods = [mount.name for mount in runtime.volume_pods(setting).mounts()]
         location = Location(before, source)
-        return find_problem(runtime.cluster, runtime.juicefs, runtime.metadata, setting, location, pods, write=False)
+        return find_problem(runtime.clusters, runtime.juicefs, runtime.metadata, setting, location, pods, write=False)
 
     try:
         return find_change(
@@ -394,11 +442,18 @@ def make_plan(
     mounts = pods.mounts()
     others = unknown_sessions(runtime.metadata.sessions(), [mount.mount_path for mount in mounts])
     before, after = runtime.source(setting), runtime.target(setting)
-    exact = recorded.secrets if recorded else {}
-    patches = PatchSecrets(runtime.cluster, params.secret_name, setting.name, after, exact=exact).plan()
-    workloads = [f"{kind}/{name}" for kind, name in CSI_WORKLOADS] if params.restart_csi else []
+    exact = recorded.storage_values if recorded else {}
+    patches = PatchSecrets(runtime.clusters, params.secret_name, setting.name, after, exact=exact).plan()
+    restarted = list(runtime.clusters.each) if params.restart_csi else []
+    workloads = [name_in(cluster, f"{kind}/{name}") for cluster in restarted for kind, name in CSI_WORKLOADS]
     secrets = [
-        SecretChange(namespace=secret.namespace, name=secret.name, keys=tuple(values)) for secret, values in patches
+        SecretChange(
+            cluster=patch.cluster,
+            namespace=patch.secret.namespace,
+            name=patch.secret.name,
+            keys=tuple(patch.values),
+        )
+        for patch in patches
     ]
     write = WriteSetting(
         runtime.metadata, runtime.juicefs, setting, after, recorded=recorded.setting if recorded else None
@@ -413,7 +468,8 @@ def make_plan(
         secrets=tuple(secrets),
         workloads=tuple(workloads),
         mount_pods=tuple(mounts),
-        business_pods=tuple(business_pods(runtime.cluster, pods.volumes_of(mounts))),
+        business_pods=tuple(pods.business_pods(mounts)),
+        more_clusters=params.more_kubernetes_conn_ids,
         missing_objects=missing_objects,
         blocks_s=blocks_s,
         lost_blocks=tuple(lost_blocks),
@@ -424,7 +480,9 @@ def make_plan(
         secret_keys=(digest(before.secret_key, runtime.vault.key), digest(after.secret_key, runtime.vault.key)),
         steps=(
             *([f"make the bucket `{after.bucket}`"] if runtime.lacks_bucket else []),
-            *planned_steps(params, change, write.plan(), workloads, [secret.name for secret in secrets]),
+            *planned_steps(
+                params, change, write.plan(), workloads, [name_in(secret.cluster, secret.name) for secret in secrets]
+            ),
         ),
         findings=tuple(findings),
     )

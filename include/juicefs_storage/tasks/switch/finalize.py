@@ -79,6 +79,7 @@ def finalize() -> dict[str, Any]:
     lines = [*made_again, *(_fence(run, outcome) if run else [])]
     if run and (how := _MARKS.get(outcome)) and (unrecorded := run.record.mark(how)):
         lines.append(f"how this run ended is not recorded beside its backup: {unrecorded}")
+    lines += _release_lease(run)
     report = _report(run, outcome, missing, states, evidence, progress, lines)
     report = report.model_copy(update={"carriers": tuple(carriers), "door": tuple(door)})
     if run:
@@ -86,7 +87,6 @@ def finalize() -> dict[str, Any]:
     push("report", report.model_dump(mode="json"))
     push("markdown", report.to_markdown())
     push("note", report.to_note())
-    _release_lease(run)
     if outcome not in GREEN:
         raise PermanentError(report.to_error())
     return {"outcome": outcome}
@@ -195,7 +195,7 @@ def _fence(run: SwitchRun, outcome: str) -> list[str]:
             return [
                 "the write fence on the old store was taken down: clients that have not moved may write there again"
             ]
-        if pods := mount_pods_naming(run.runtime.cluster, run.before.bucket):
+        if pods := mount_pods_naming(run.runtime.clusters, run.before.bucket):
             listed = ", ".join(f"`{pod}`" for pod in pods)
             return [f"the write fence on the old store stays up, since mount pods carry its values: {listed}"]
         run.write_fence.down()
@@ -220,11 +220,19 @@ def _window_s(evidence: Mapping[str, Evidence]) -> float | None:
     return (proven.ended_at - written.ended_at).total_seconds() if written and proven else None
 
 
-def _release_lease(run: SwitchRun | None) -> None:
+def _release_lease(run: SwitchRun | None) -> list[str]:
+    """Give the Leases back; say of another cluster than the first that it did not answer."""
     try:
-        (run or SwitchRun.current()).lease.release()
+        lease = (run or SwitchRun.current()).lease
+        lease.release()
     except StorageSwitchError as error:
         log.warning("The volume's Lease was not released, it expires by itself: %s", error.problem)
+        return []
+    return [
+        f"cluster {cluster} did not answer: the volume's Lease there may still be this run's, and expires within an "
+        "hour: once it answers, clear `finalize` to give it back"
+        for cluster in sorted(lease.silent)
+    ]
 
 
 def _bucket_now() -> str | None:

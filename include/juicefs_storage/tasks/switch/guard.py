@@ -28,12 +28,12 @@ def settle(
         source: Where clients may have gone for a moment.
         target: Where they belong.
     """
-    params, cluster, mounts = run.runtime.params, run.runtime.cluster, run.plan.mount_pods
+    params, clusters, mounts = run.runtime.params, run.runtime.clusters, run.plan.mount_pods
     with run.lease.kept_renewed():
         settled = guard_setting(
             step,
             secrets,
-            lambda: stale_mount_pods(cluster, mounts, target.config),
+            lambda: stale_mount_pods(clusters, mounts, target.config),
             for_s=params.settle_s,
             clock=time.monotonic,
             sleep=time.sleep,

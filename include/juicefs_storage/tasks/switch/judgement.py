@@ -12,6 +12,7 @@ from include.juicefs_storage.tasks.context import log, pull, task_states
 from include.juicefs_storage.tasks.switch import proofs
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.run import SwitchRun
+from include.juicefs_storage.volume.clusters import FIRST
 from include.juicefs_storage.volume.mount_pods import MountPod
 
 #: The tasks of the way back, see `rollback`.
@@ -52,16 +53,25 @@ def touched(run: SwitchRun) -> bool:
 def differences(run: SwitchRun) -> list[str]:
     """List what differs from the backup now, one line each.
 
+    Another cluster than the first that does not answer is among it, unless no write has come so far as its Secrets:
+    they are patched after the setting is written.
+
     Raises:
         StorageSwitchError: It cannot be read.
     """
     setting = run.runtime.setting()
     lines = [] if setting.uses(run.before.config) else [f"the setting names {setting.bucket}"]
-    lines += [f"Secret {secret.namespace}/{secret.name} holds other values" for secret, _ in run.restore_secret.plan()]
-    return [
-        *lines,
-        *(["the write fence on the old store is up"] if run.write_fence and run.write_fence.is_up() else []),
-    ]
+    patches, silent = run.restore_secret.look()
+    if error := silent.get(FIRST):
+        raise error
+    lines += [f"Secret {patch.name} holds other values" for patch in patches]
+    if run.write_fence and run.write_fence.is_up():
+        lines.append("the write fence on the old store is up")
+    back = went_back(run)
+    if lines or back:
+        then = " Once it answers, clear `restore_secret` with Downstream" if back else ""
+        lines += [f"what the Secrets hold is not known: {error.problem}{then}" for error in silent.values()]
+    return lines
 
 
 def went_back(run: SwitchRun) -> bool:
@@ -118,7 +128,8 @@ class Judgement:
                 if not back_missing and stale_proofs_of_blocks(ROLLBACK, self.evidence):
                     self._prove_blocks_again(forward=False)
                 on_new = run.runtime.setting().uses(run.new.config)
-                secrets = tuple(f"Secret {item.name} holds other values" for item, _ in run.patch_secret.plan())
+                patches, silent = run.patch_secret.look()
+                secrets = *(f"Secret {patch.name} holds other values" for patch in patches), *silent
                 observed = Observed(on_new=on_new, differs=differs, not_on_new=secrets)
             else:
                 observed, proven = self._forward(differs, proven, complete=not forward_missing)
@@ -140,12 +151,15 @@ class Judgement:
         run = self.run
         setting = run.runtime.setting()
         on_new = setting.uses(run.new.config)
+        if not complete and not differs:
+            # Nothing was changed. Whether every client and every cluster answers now makes no difference.
+            return Observed(on_new=on_new), proven
         mounts = run.runtime.volume_pods(setting).mounts()
         if complete and on_new:
             proven = self._prove_again(mounts, proven)
         bucket = run.new.config.bucket
         not_on_new = [f"client {mount.name} shows {mount.bucket}" for mount in mounts if mount.bucket != bucket]
-        not_on_new += [f"Secret {item.namespace}/{item.name} holds other values" for item, _ in run.patch_secret.plan()]
+        not_on_new += [f"Secret {patch.name} holds other values" for patch in run.patch_secret.plan()]
         clients = {mount.uid: mount.name for mount in mounts}
         # Once more: the clients may have taken long, and a mount pod that restarts writes the setting.
         on_new = on_new and run.runtime.setting().uses(run.new.config)

@@ -74,8 +74,8 @@ def _give_a_heartbeat(run: SwitchRun, *, forward: bool) -> list[str]:
     Returns:
         Their names.
     """
-    cluster = run.runtime.cluster
-    others = unknown_sessions(run.runtime.metadata.sessions(), map(find_mount_path, running_mount_pods(cluster)))
+    mounted = map(find_mount_path, running_mount_pods(run.runtime.clusters))
+    others = unknown_sessions(run.runtime.metadata.sessions(), mounted)
     others = [session for session in others if run.canary not in session.mount_point]
     if accepted := accepted_clients(others, run.runtime.params.accept_clients):
         since_s = (datetime.now(UTC) - _written_at(run, forward=forward)).total_seconds()
@@ -249,7 +249,7 @@ def await_quiet(run: SwitchRun) -> dict[str, Any]:
 def count_failed_requests(run: SwitchRun) -> None:
     """Record how many object requests have failed in each client, right before the clients begin to move."""
     try:
-        push(_FAILED_BEFORE, request_errors(run.runtime.cluster, run.carried_out.mount_pods))
+        push(_FAILED_BEFORE, request_errors(run.runtime.clusters, run.carried_out.mount_pods))
     except StorageSwitchError as error:
         log.warning("Failed requests are counted from the plan on: %s", error.problem)
 
@@ -259,7 +259,7 @@ def failed_requests_since(run: SwitchRun, task_id: str) -> dict[str, Any]:
     mounts = run.carried_out.mount_pods
     before = pull(task_id, _FAILED_BEFORE) or {mount.name: int(mount.request_errors) for mount in mounts}
     failed = {
-        name: errors - before.get(name, 0) for name, errors in request_errors(run.runtime.cluster, mounts).items()
+        name: errors - before.get(name, 0) for name, errors in request_errors(run.runtime.clusters, mounts).items()
     }
     return {
         "failed_requests": sum(failed.values()),

@@ -12,6 +12,7 @@ from typing import Any, overload
 from airflow.sdk import BaseHook, PokeReturnValue, TriggerRule
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.ports import Cluster
 from include.juicefs_storage.switch.collect_diagnostics import Masker, collect, secret_values
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.probe_location import find_problem
@@ -23,6 +24,7 @@ from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.judgement import DIAGNOSTICS, HELD_BECAUSE, missing_proofs, touched
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
+from include.juicefs_storage.volume.clusters import FIRST, Clusters
 from include.juicefs_storage.volume.secret import metaurl_secrets
 
 #: Tasks during which clients may be on either store.
@@ -93,7 +95,7 @@ def _problem_of(run: SwitchRun, location: Location, *, write: bool) -> str:
         location = replace(location, store=runtime.clients_store(location.config))
     pods = [mount.name for mount in run.carried_out.mount_pods]
     return find_problem(
-        runtime.cluster,
+        runtime.clusters,
         runtime.juicefs,
         runtime.metadata,
         run.before,
@@ -181,10 +183,11 @@ def collect_diagnostics(run: SwitchRun) -> dict[str, Any]:
     runtime, name = run.runtime, f"{run.backup_id}.diagnostics"
     if runtime.vault.load(name):
         return {"diagnostics_id": name, "sections": 0, "problems": []}
+    clusters, secrets = _readable(run)
     found = collect(
-        runtime.cluster,
+        clusters,
         runtime.juicefs,
-        Masker(_secrets(run)),
+        Masker([*secrets, *_secrets(run)]),
         clock=time.monotonic,
         timeout_s=_DIAGNOSTICS_TIMEOUT_S,
     )
@@ -192,15 +195,33 @@ def collect_diagnostics(run: SwitchRun) -> dict[str, Any]:
     return {"diagnostics_id": name, "sections": found.sections, "problems": list(found.problems)}
 
 
+def _readable(run: SwitchRun) -> tuple[Clusters, list[str]]:
+    """Return the clusters whose Secrets can be read, and the values in these: in no other could they be masked.
+
+    Raises:
+        StorageSwitchError: Those of the first cluster cannot be read.
+    """
+    clusters = run.runtime.clusters
+
+    def read(_: str, cluster: Cluster) -> Iterator[str]:
+        for secret in cluster.secrets():
+            yield from secret_values(secret.data)
+            yield from metaurl_secrets(secret)
+
+    values, silent = clusters.ask_each(read)
+    if error := silent.get(FIRST):
+        raise error
+    more = {name: cluster for name, cluster in clusters.more.items() if name not in silent}
+    return Clusters(clusters.first, more), values
+
+
 def _secrets(run: SwitchRun) -> Iterator[str]:
-    """Yield every secret value that this run can know of. Where they cannot be read, nothing is collected."""
+    """Yield every other secret value that this run can know of."""
     for config in (run.old.config, run.new.config):
         yield from config.secrets
-    for secret in run.runtime.cluster.secrets():
-        yield from secret_values(secret.data)
-        yield from metaurl_secrets(secret)
-    for data in run.backup.secrets.values():
-        yield from secret_values(data)
+    for secrets in run.backup.secrets_by_cluster.values():
+        for data in secrets.values():
+            yield from secret_values(data)
     if conn_id := run.runtime.params.meta_conn_id:
         yield BaseHook.get_connection(conn_id).password or ""
 
@@ -309,7 +330,7 @@ def wait_for_rollouts_again(run: SwitchRun) -> PokeReturnValue:
     **Changes** nothing. **Safe to clear**: yes.
     """
     run.lease.renew()
-    return rollouts_done([run.runtime] if run.runtime.params.restart_csi else [], "restart_csi_again")
+    return rollouts_done(run.restarted, "restart_csi_again", run.runtime.params.rollout_timeout_s)
 
 
 @undo_task

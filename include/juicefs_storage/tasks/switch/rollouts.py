@@ -10,29 +10,30 @@ from airflow.sdk import PokeReturnValue, get_current_context
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.switch.restart_csi import RestartCsi
 from include.juicefs_storage.tasks.context import pull
-from include.juicefs_storage.tasks.runtime import Runtime
+from include.juicefs_storage.volume.clusters import Clusters
 
 
-def rollouts_done(restarted: Sequence[Runtime], started: str) -> PokeReturnValue:
+def rollouts_done(restarted: Sequence[Clusters], started: str, timeout_s: float) -> PokeReturnValue:
     """Poll the rollouts of some installations of the driver once.
 
     A task that is cleared has the whole time again: what held the rollout up may just have been put right.
 
     Args:
-        restarted: Each installation by one of its runtimes; they have the same `rollout_timeout_s`.
+        restarted: The clusters of the installations.
         started: The task that restarted them.
+        timeout_s: How long they may take, in seconds.
 
     Raises:
         PermanentError: They take too long.
     """
-    waiting = [line for runtime in restarted for line in RestartCsi(runtime.cluster, "").verify()]
+    waiting = [line for clusters in restarted for line in RestartCsi(clusters, "").verify()]
     timing = pull(started, "timing")
     context, now = get_current_context(), datetime.now(UTC)
     looking_since = context["ti"].get_first_reschedule_date(context) or now
     since = max(datetime.fromisoformat(timing["applied_at"]), looking_since) if timing else now
     waited_s = (now - since).total_seconds()
-    if waiting and waited_s > restarted[0].params.rollout_timeout_s:
-        namespaces = ", ".join(sorted({runtime.params.namespace for runtime in restarted}))
+    if waiting and waited_s > timeout_s:
+        namespaces = ", ".join(sorted({clusters.namespace for clusters in restarted}))
         raise PermanentError(
             f"Rollouts not done after {waited_s:.0f} s: {'; '.join(waiting)}.",
             state="the existing mounts keep working",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from airflow.sdk import get_current_context
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError
-from include.juicefs_storage.ports import LeaseStore, WriteFence
+from include.juicefs_storage.ports import WriteFence
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.change import Change
-from include.juicefs_storage.switch.lease import VolumeLease, lease_name
+from include.juicefs_storage.switch.lease import VolumeLease, VolumeLeases, lease_name
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.patch_secret import PatchSecrets
 from include.juicefs_storage.switch.plan import Plan
@@ -21,8 +21,9 @@ from include.juicefs_storage.switch.restart_csi import RestartCsi
 from include.juicefs_storage.switch.run_record import RunRecord, backup_of_run
 from include.juicefs_storage.switch.write_setting import WriteSetting
 from include.juicefs_storage.tasks.context import mask_keys, pull, run_id, triggered_at
-from include.juicefs_storage.tasks.runtime import Runtime, open_vault
+from include.juicefs_storage.tasks.runtime import Runtime, VolumeRuntime, open_vault
 from include.juicefs_storage.volume.canary import canary_name
+from include.juicefs_storage.volume.clusters import FIRST, Clusters
 from include.juicefs_storage.volume.secret import written_by_format
 from include.juicefs_storage.volume.setting import Setting
 
@@ -34,10 +35,20 @@ if TYPE_CHECKING:
     from include.juicefs_storage.objects.flow import Flow
 
 
-def volume_lease(leases: LeaseStore, uuid: str) -> VolumeLease:
-    """Return the Lease of a volume, for the run that is running: `<dag id>/<run id>`."""
+def volume_leases(runtime: VolumeRuntime, uuid: str, *, needs_all: bool) -> VolumeLeases:
+    """Return the Leases of a volume, for the run that is running: `<dag id>/<run id>`.
+
+    Args:
+        runtime: Its clusters hold one each.
+        uuid: Of the volume.
+        needs_all: Whether a cluster that does not answer stops the run.
+    """
     holder = f"{get_current_context()['dag'].dag_id}/{run_id()}"
-    return VolumeLease(leases, lease_name(uuid), holder, now=lambda: datetime.now(UTC))
+    leases = {
+        name: VolumeLease(cluster, lease_name(uuid), holder, now=lambda: datetime.now(UTC), cluster=name)
+        for name, cluster in {FIRST: runtime.cluster, **runtime.clusters.more}.items()
+    }
+    return VolumeLeases(leases, needs_all=needs_all)
 
 
 class SwitchRun:
@@ -166,9 +177,9 @@ class SwitchRun:
         return NativeEngine(from_store, to_store, flow=flow, limits=limits, copy_damaged=True)
 
     @cached_property
-    def lease(self) -> VolumeLease:
-        """The volume's Lease."""
-        return volume_lease(self.runtime.cluster, self.plan.uuid)
+    def lease(self) -> VolumeLeases:
+        """The volume's Leases. On the way back no other cluster than the first is needed."""
+        return volume_leases(self.runtime, self.plan.uuid, needs_all=self.forward)
 
     def confirm_lease(self) -> None:
         """Confirm right before a write that this run may still make it.
@@ -204,7 +215,12 @@ class SwitchRun:
             self.new.config,
             confirm_lease=self.confirm_lease,
             recorded=recorded.setting if recorded else None,
-            stale=[stale for values in self.backup.storage_values.values() if (stale := written_by_format(values))],
+            stale=[
+                stale
+                for secrets in self.backup.storage_values.values()
+                for values in secrets.values()
+                if (stale := written_by_format(values))
+            ],
         )
 
     @property
@@ -212,7 +228,7 @@ class SwitchRun:
         """The step that puts the new location's values into the Secrets."""
         recorded = self.runtime.recorded
         return PatchSecrets(
-            self.runtime.cluster,
+            self.runtime.clusters,
             self.runtime.params.secret_name,
             self.before.name,
             self.new.config,
@@ -224,7 +240,7 @@ class SwitchRun:
     def restore_secret(self) -> PatchSecrets:
         """The step that puts the backed-up values into the Secrets."""
         return PatchSecrets(
-            self.runtime.cluster,
+            self.runtime.clusters,
             self.runtime.params.secret_name,
             self.before.name,
             self.old.config,
@@ -235,7 +251,12 @@ class SwitchRun:
     def restart_csi(self, stamp: str) -> RestartCsi | None:
         """Return the step that restarts the CSI components; None where `restart_csi` is off."""
         wanted = self.runtime.params.restart_csi
-        return RestartCsi(self.runtime.cluster, stamp, self.confirm_lease) if wanted else None
+        return RestartCsi(self.runtime.clusters, stamp, self.confirm_lease) if wanted else None
+
+    @property
+    def restarted(self) -> list[Clusters]:
+        """The installations of the driver that the run restarts."""
+        return [self.runtime.clusters] if self.runtime.params.restart_csi else []
 
     @cached_property
     def write_fence(self) -> WriteFence | None:

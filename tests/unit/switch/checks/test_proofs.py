@@ -12,6 +12,7 @@ from include.juicefs_storage.errors import PermanentError, TransientError
 from include.juicefs_storage.ports import ExecResult, Pod
 from include.juicefs_storage.switch.checks.proofs import check_canaries, check_metadata, check_room
 from include.juicefs_storage.switch.findings import Finding
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods
 from tests.support.bare import BareCluster, BareJuiceFS
 from tests.support.fakes import MOUNT, OLD, UUID, FakeMetadata, FakeStore, setting
@@ -97,7 +98,7 @@ def test_room_for_the_proofs(room: str, level: str) -> None:
 
 
 def canaries(cluster: Mounts, *, mounts: Sequence[MountPod] = (MOUNT,), going_back: bool = False) -> list[Finding]:
-    pods = VolumePods(cluster, setting(), "main")
+    pods = VolumePods(Clusters(cluster), setting(), "main")
     return check_canaries(pods, mounts, OLD, cluster.store, "canary", going_back=going_back)
 
 

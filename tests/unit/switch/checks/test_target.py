@@ -10,6 +10,7 @@ import pytest
 from include.juicefs_storage.errors import PermanentError, TransientError, UnreachableError
 from include.juicefs_storage.ports import ExecResult
 from include.juicefs_storage.switch.checks.target import check_reach, check_target, check_use, only_pods_reach
+from include.juicefs_storage.volume.clusters import Clusters
 from tests.support.bare import BareCluster
 from tests.support.fakes import MOUNT, NEW, FakeJuiceFS, FakeMetadata, FakeStore, setting
 
@@ -43,13 +44,13 @@ class Pods(BareCluster):
     ],
 )
 def test_what_the_pods_say_about_the_endpoint(answer: ExecResult | TransientError, level: str) -> None:
-    (finding,) = check_reach(Pods(answer), NEW, [MOUNT], "connection 'new'", controller=False)
+    (finding,) = check_reach(Clusters(Pods(answer)), NEW, [MOUNT], "connection 'new'", controller=False)
     assert finding.level == level
 
 
 def test_a_certificate_that_a_pod_does_not_trust_is_called_one() -> None:
     pods = Pods(ExecResult(60, "", "curl: (60) SSL certificate problem: self-signed certificate"))
-    (finding,) = check_reach(pods, NEW, [MOUNT], "connection 'new'", controller=False)
+    (finding,) = check_reach(Clusters(pods), NEW, [MOUNT], "connection 'new'", controller=False)
     assert "new store, by connection 'new'" in finding.message
     assert f"pod {MOUNT.name} does not trust the certificate of https://new:9000" in finding.message
     assert "extra.verify=false in connection 'new'" in finding.remedy
@@ -57,8 +58,8 @@ def test_a_certificate_that_a_pod_does_not_trust_is_called_one() -> None:
 
 def test_pods_check_no_certificate_that_clients_do_not_check() -> None:
     pods = Pods(ExecResult(0, "", ""))
-    check_reach(pods, NEW, [MOUNT], "connection 'new'", controller=False)
-    check_reach(pods, INSECURE, [MOUNT], "connection 'new'", controller=False)
+    check_reach(Clusters(pods), NEW, [MOUNT], "connection 'new'", controller=False)
+    check_reach(Clusters(pods), INSECURE, [MOUNT], "connection 'new'", controller=False)
     assert [command[-1] for command in pods.commands] == ["", "--insecure"]
 
 

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException
 from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.switch.change import Change
-from include.juicefs_storage.switch.lease import VolumeLease
+from include.juicefs_storage.switch.lease import VolumeLeases
 from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch import copies, proofs
@@ -33,7 +33,7 @@ def test_the_late_proof_waits_only_where_a_task_has_proven_the_clients(
     )
     run = SwitchRun(cast("Runtime", SimpleNamespace(params=SimpleNamespace(late_commit_s=60))))
     run.change = Change()
-    run.lease = cast("VolumeLease", SimpleNamespace(renew=lambda: None))
+    run.lease = cast("VolumeLeases", SimpleNamespace(renew=lambda: None))
     looked: list[Location] = []
 
     def find_missing(_: SwitchRun, location: Location) -> Difference:

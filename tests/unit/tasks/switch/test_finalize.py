@@ -16,7 +16,7 @@ from tests.support.fakes import OLD, FakeWriteFence, backup
 
 @pytest.fixture
 def run() -> SwitchRun:
-    made = SwitchRun(cast("Runtime", SimpleNamespace(cluster=None)))
+    made = SwitchRun(cast("Runtime", SimpleNamespace(clusters=None)))
     made.backup = backup("myjfs.run", datetime(2026, 1, 1, tzinfo=UTC))
     made.write_fence = FakeWriteFence(raised=True)
     return made
