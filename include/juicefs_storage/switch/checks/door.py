@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from include.juicefs_storage.errors import StorageSwitchError
+from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.carriers import Carrier, name_some, restarts_that_write
 from include.juicefs_storage.volume.setting import StorageConfig
@@ -43,16 +44,16 @@ def check_door(
     open_for = [carrier for carrier in restarts_that_write(carriers) if _takes(try_storage, carrier.writes)]
     if open_for:
         message = (
-            f"Restarted, {len(open_for)} pods that were made with the old values write {old.bucket} back into the "
-            f"setting within seconds, and the old store takes their keys: {name_some(open_for)}. All clients would "
-            "follow, and what was written since the switch would be EIO."
+            f"Restarted, {counted(len(open_for), 'pod')} made with the old values would write {old.bucket} back into "
+            f"the setting within seconds: {name_some(open_for)}. That store takes the keys that they would have, or "
+            "could not be asked. All clients would follow, and what is on the new store alone would be EIO."
         )
         return [found(CHECK, message, _CURE)]
     if _takes(try_storage, old):
         message = (
-            f"The old store takes the old key. A restart of {name_some(carriers)} writes nothing back, since the "
-            "Secret's new secret key does not fit there; but who has kept the old values whole can, such as a Secret "
-            "that somebody restores."
+            f"The old store takes the old key, or could not be asked. A restart of {name_some(carriers)} writes "
+            "nothing back, since the Secret's new secret key does not fit there; but who has kept the old values "
+            "whole can, such as a Secret that somebody restores."
         )
         return [found(CHECK, message, "withdraw the old key when the run is green; see docs/finish.md")]
     return [ok(CHECK, f"the old store takes neither the old key nor what {name_some(carriers)} would write")]

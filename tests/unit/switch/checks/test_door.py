@@ -30,12 +30,12 @@ def unreachable(config: StorageConfig) -> str | None:
     ("carriers", "try_storage", "level", "words"),
     [
         ([], takes(OLD), "ok", "nothing carries"),
-        ([POD], takes(OLD, AT_RESTART), "warning", "Restarted, 1 pods"),
+        ([POD], takes(OLD, AT_RESTART), "warning", "Restarted, 1 pod made"),
         ([POD], takes(OLD), "warning", "takes the old key"),
         ([POD], takes(), "ok", "takes neither"),
         ([HARMLESS], takes(OLD, AT_RESTART), "warning", "takes the old key"),
-        ([POD], unreachable, "warning", "Restarted, 1 pods"),
-        ([POD], lambda config: None, "warning", "Restarted, 1 pods"),
+        ([POD], unreachable, "warning", "Restarted, 1 pod made"),
+        ([POD], lambda config: None, "warning", "Restarted, 1 pod made"),
     ],
     ids=["nothing", "open", "ajar", "closed", "no update", "cannot be asked", "cannot be tried"],
 )
