@@ -95,7 +95,7 @@ class _Run:
                 ok("door", "nothing carries other values") if not carriers else warning("door", unknown, "ask there")
             )
             return carriers, [found]
-        try_storage = self.runtime.juicefs.try_storage
+        try_storage = self.runtime.try_storage
         return carriers, [*check_door(carriers, left, try_storage), check_old_key(left, try_storage)]
 
 

@@ -147,6 +147,18 @@ class VolumeRuntime:
             return S3Bucket.from_connection(conn_id, config.endpoint_and_bucket[1])
         return self._by_setting(config)
 
+    def try_storage(self, config: StorageConfig) -> str | None:
+        """Try whether a store takes a storage's keys: from Airflow, which takes a moment; else as the clients reach it.
+
+        A store that Airflow cannot use, for whatever reason, may well serve the clients. See `ports.JuiceFS`.
+        """
+        mask_keys(config)
+        try:
+            self._by_setting(config).check()
+        except StorageSwitchError:
+            return self.juicefs.try_storage(config)
+        return ""
+
     def _by_setting(self, config: StorageConfig) -> S3Bucket:
         from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 

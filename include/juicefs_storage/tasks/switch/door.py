@@ -21,7 +21,7 @@ def planned_door(runtime: Runtime, setting: Setting) -> list[Finding]:
     return check_door(
         carriers,
         before,
-        runtime.juicefs.try_storage,
+        runtime.try_storage,
         # Where the bucket stays no fence stays: it would refuse the new key's writes as well.
         fenced=bool(params.fence_conn_id) and before.place != after.place,
         required=params.require_closed_door,
@@ -40,7 +40,7 @@ def door_now(run: SwitchRun) -> tuple[list[str], list[str]]:
         carriers = find_carriers(pods, run.runtime.params.secret_name, after, left=[run.before.bucket])
         fenced = bool(run.write_fence and run.write_fence.is_up())
         before = run.runtime.source(run.before)
-        found = check_door(carriers, before, run.runtime.juicefs.try_storage, fenced=fenced)
+        found = check_door(carriers, before, run.runtime.try_storage, fenced=fenced)
     except StorageSwitchError as error:
         return [], [f"what still carries other values could not be found out: {error.problem}"]
     meaning = [f"{finding.message}{f' Remedy: {finding.remedy}' if finding.remedy else ''}" for finding in found]
