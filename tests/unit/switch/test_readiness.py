@@ -128,4 +128,5 @@ def test_a_check_that_breaks_is_a_blocker_like_any_other(monkeypatch: pytest.Mon
     monkeypatch.setattr(rehearsal, "_restored", lambda *_: [])
     registry = {"home": {"target_conn_id": "minio_new", "target_bucket": "data"}}
     blockers = rehearsal.rehearse_volume("home", registry, []).blockers
-    assert [blocker.split(":")[0] for blocker in blockers] == ["check_a", "target"]
+    # There is no connection to read the setting by either.
+    assert [blocker.split(":")[0] for blocker in blockers] == ["check_a", "target", "setting"]
