@@ -123,6 +123,7 @@ def test_a_run_that_copies_nothing_does_not_count(stores: StubStores, tmp_path: 
         race(case, [Idle()], stores, tmp_path, 0)  # type: ignore[list-item]
 
 
+@pytest.mark.slow
 def test_a_quick_race_counts_every_program(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     cases = ["4k", "mix", "delta", "content"]
@@ -139,6 +140,7 @@ def test_a_quick_race_counts_every_program(tmp_path: Path) -> None:
     assert "stub-key" not in json.dumps(document["commands"])
 
 
+@pytest.mark.slow
 def test_what_a_volume_needs_is_what_fsck_uses() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.needed", "--slices=12000", "--rounds=1"],
