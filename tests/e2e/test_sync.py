@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -84,7 +85,12 @@ def kill_planner(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
         )
         os.kill(source.pid, signal.SIGSTOP)
         slots(airflow, POOL_SLOTS)
-        wait_for("a planner is at work", lambda: airflow.api("GET", path)["state"] == "running", deadline_s=RUN_S)
+        planner = ("list_source", index, "running")  # it is not there before the check has been mapped over
+        wait_for(
+            "a planner is at work",
+            lambda: planner in {(t.task_id, t.map_index, t.state) for t in airflow.task_states(DAG_ID, run_id)},
+            deadline_s=RUN_S,
+        )
         kill(lab, airflow, path)
     finally:
         os.kill(source.pid, signal.SIGCONT)
@@ -93,7 +99,9 @@ def kill_planner(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
 
 def slots(airflow: Airflow, count: int) -> None:
     """Let so many tasks of copies run at once."""
-    airflow.api("PATCH", f"/pools/{COPY_POOL}", json={"slots": count}, params={"update_mask": "slots"})
+    # Airflow wants every field of the pool, whatever the mask says.
+    pool = {"pool": COPY_POOL, "slots": count, "include_deferred": False}
+    airflow.api("PATCH", f"/pools/{COPY_POOL}", json=pool, params={"update_mask": "slots"})
 
 
 def kill_copy(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
@@ -115,19 +123,28 @@ def states(airflow: Airflow, run_id: str) -> list[str]:
     return [task["state"] for task in answer.json()["tasks"]]
 
 
+@contextmanager
+def paused(airflow: Airflow) -> Iterator[None]:
+    """Pause every copy while the block lasts."""
+    airflow.api("POST", "/variables", json={"key": PACE, "value": '{"paused": true}'})
+    try:
+        yield
+    finally:
+        airflow.api("DELETE", f"/variables/{PACE}")
+
+
 def puts(requests: dict[tuple[str, str], int]) -> int:
     return sum(count for (kind, status), count in requests.items() if kind == "PUT" and status == "200")
 
 
 def test_a_killed_planner_and_partition_run_again_alone_and_nothing_is_copied_twice(lab: Lab, airflow: Airflow) -> None:
     written, before = lab.old_store.mutating_requests(), puts(lab.new_store.requests())
-    airflow.api("POST", "/variables", json={"key": PACE, "value": '{"paused": true}'})
-    slots(airflow, 0)
-    run_id = start(lab, airflow, dry_run=False, bandwidth_mib_s=4, planners=2)
-    kill_planner(lab, airflow, run_id, 1)
-    wait_for("all are paused", lambda: states(airflow, run_id) == ["paused"] * 3, deadline_s=RUN_S, poll_s=0.5)
-    assert lab.new_store.objects(PREFIX) == {}
-    airflow.api("DELETE", f"/variables/{PACE}")
+    with paused(airflow):
+        slots(airflow, 0)
+        run_id = start(lab, airflow, dry_run=False, bandwidth_mib_s=4, planners=2)
+        kill_planner(lab, airflow, run_id, 1)
+        wait_for("all are paused", lambda: states(airflow, run_id) == ["paused"] * 3, deadline_s=120, poll_s=0.5)
+        assert lab.new_store.objects(PREFIX) == {}
     kill_copy(lab, airflow, run_id, 1)
     state, report = finish(airflow, run_id)
     assert states(airflow, run_id) == ["ended"] * 6
