@@ -14,7 +14,7 @@ CASE ?= copy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse check lint unit project test test-parts test-runs test-soak fleet faults soak simulate \
+.PHONY: help setup system fuse check lint unit project test test-parts test-faults test-e2e slow fleet faults soak simulate \
 	demo demo-down bench needed window chart lock docs
 
 help: ## this list
@@ -43,18 +43,21 @@ unit: setup ## the unit tests: no server, no network; under a minute
 project: setup ## the DAGs' promises, the docs, the repository itself
 	$(BIN)/python -m pytest tests/project
 
-test: fuse lint ## lint, then the unit, integration and e2e tests, a few of the faults, and a short soak
+test: fuse lint ## lint, then the unit, integration and e2e tests, and a few of the faults
 	@# Much of their time is spent waiting. What each prints comes at its end, in one piece.
-	@$(MAKE) --no-print-directory -j3 -O test-parts test-runs test-soak
+	@$(MAKE) --no-print-directory -j3 -O test-parts test-faults test-e2e
 
 test-parts:
 	$(BIN)/python -m pytest -m "not slow" tests/unit tests/project tests/simulation tests/integration
 
-test-runs:
-	$(BIN)/python -m pytest -m "not slow" tests/faults tests/e2e
+test-faults:
+	$(BIN)/python -m pytest -m "not slow" tests/faults
 
-test-soak:
-	$(BIN)/python -m pytest -m "not slow" tests/soak
+test-e2e:
+	$(BIN)/python -m pytest -m "not slow" tests/e2e
+
+slow: fuse setup ## the tests that `make test` leaves out for their time, but those of `make faults`; half an hour
+	$(BIN)/python -m pytest -m slow tests/project tests/integration tests/e2e tests/soak
 
 demo: fuse setup ## a whole environment on this machine, and a live volume switched in it; CASE=copy, rotation, move
 	$(BIN)/python -m lab.demo --case $(CASE)

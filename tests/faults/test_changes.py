@@ -210,6 +210,7 @@ def test_a_client_that_keeps_the_old_key_is_not_proven(
     _assert_stuck_rolls_back(lab, start(rotated), stuck)
 
 
+@pytest.mark.slow
 def test_another_address_of_one_store_is_told_from_another_store(lab: Lab, start: Callable[..., Run]) -> None:
     address = lab.old_store.endpoint_url.replace("127.0.0.1", "localhost")
     dry = start(lab.old_store, endpoint=address, dry_run=True)

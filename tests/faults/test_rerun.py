@@ -64,6 +64,7 @@ def test_with_downstream_after_a_rollback_rolls_back_once_more(
     assert_nothing_lost(fault_lab, writer)
 
 
+@pytest.mark.slow
 def test_nothing_of_an_old_run_moves_a_volume_that_another_run_moved_since(
     rolled_back: Run, start: Start, fault_lab: Lab, sides: Sides
 ) -> None:

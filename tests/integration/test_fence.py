@@ -229,6 +229,7 @@ def test_behind_a_fence_no_block_lands_on_the_old_store_and_no_write_fails(
     assert_nothing_lost(lab, writer)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_revert_puts_its_fence_on_the_store_that_the_volume_leaves(lab: Lab, tmp_path: Path) -> None:
     lab.seed(5)

@@ -48,6 +48,7 @@ def failures(run: Run) -> dict[str, str]:
     return {task: error for task, error in run.errors.items() if error}
 
 
+@pytest.mark.slow
 def test_back_to_the_backup_of_a_switch(lab: Lab, runs: Any) -> None:
     first_row = row(lab)
     target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}

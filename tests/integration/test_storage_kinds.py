@@ -82,6 +82,7 @@ def test_a_failure_after_the_cut_over_brings_back_kind_bucket_and_no_token(
     assert_nothing_lost(lab, writer)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_there_and_back_by_the_setting_alone(lab: Lab, front: S3Proxy, tmp_path: Path) -> None:
     """The way back is a switch whose old store is known by the setting: kind, TLS and token stand there."""
@@ -122,6 +123,7 @@ def test_there_and_back_by_the_setting_alone(lab: Lab, front: S3Proxy, tmp_path:
     assert_nothing_lost(lab, writer)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_revert_goes_back_to_the_kind_and_the_keys_of_the_backup(lab: Lab, front: S3Proxy, tmp_path: Path) -> None:
     lab.seed(5)

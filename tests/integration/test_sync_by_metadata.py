@@ -136,6 +136,7 @@ def objects(report: dict[str, Any], phase: int = 0) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_copy_then_deltas_then_the_proof(lab: Lab, files: Path, start: Start) -> None:
     source, bucket, prefix = lab.old_store.client(), lab.old_store.bucket, f"{lab.volume.name}/"
     for key in lab.new_store.objects(f"{prefix}chunks/"):

@@ -12,7 +12,7 @@ from tests.support.labs import lab_required
 
 HEARTBEATS_S = (1, 2, 4)
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
@@ -21,7 +21,6 @@ def test_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
         assert in_a_lab(tmp_path / "soak", HEARTBEATS_S[0], soak) == []
 
 
-@pytest.mark.slow
 def test_the_checker_finds_what_a_switch_without_catch_up_loses(tmp_path: Path) -> None:
     with lab_required():
         assert in_a_lab(tmp_path / "control", HEARTBEATS_S[0], partial(run_control, heartbeat_s=6)) == []

@@ -30,6 +30,11 @@ def finish(airflow: Airflow, dag_id: str, run_id: str) -> tuple[str, dict[str, A
     return state, report
 
 
+def note_of(airflow: Airflow, run_id: str) -> str:
+    """Return the note of a switch's run."""
+    return str(airflow.api("GET", f"/dags/{SWITCH}/dagRuns/{run_id}")["note"])
+
+
 def buckets(lab: Lab) -> set[str]:
     """Return where the setting, the Secret and every mount point to."""
     secret = json.loads(lab.kubectl("get", "secret", "juicefs-sc-secret", "-n", "juicefs", "-o", "json"))
