@@ -14,6 +14,7 @@ import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
 from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.switch.checks import check_volume
 from include.juicefs_storage.tasks import registry
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from include.juicefs_storage.volume.metaurl import Metaurl
@@ -283,6 +284,10 @@ def test_a_run_for_each_bucket_of_a_sharded_volume(
     lists = [blocks(source, name) for source in sources]
     assert [needed(mariadb, shard) for shard in range(3)] == lists
     assert all(lists)
+    metadata = MySqlMetadata.from_metaurl(Metaurl.parse(mariadb.meta_url_with_password))
+    (refused,) = check_volume(metadata.read_setting(), [], [], metadata, 60)
+    assert refused.level == "refusal"
+    assert f"names them all by one pattern, {lab.old_store.endpoint_url}/{template}." in refused.message
     assert sum(map(len, lists)) == len(needed(mariadb)) == 36
 
     def go(run_id: str, shard: int, **params: Any) -> SyncRun:

@@ -10,19 +10,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.params import BUCKET_NAME, Params, describe, describe_field, param, refused, without_empty
 from include.juicefs_storage.volume.setting import ENDPOINT
+from include.juicefs_storage.volume.storage_kinds import why_not
 
 Consistency = Literal["off", "sample", "listing", "metadata", "content", "target", "target_content"]
 Runner = Literal["controller", "worker"]
 TargetStorage = Literal["minio", "s3"]
 OnFailure = Literal["rollback", "hold"]
-#: Kinds of JuiceFS 1.4 for which a switch is refused by name (pkg/object): by the SDK of S3, and by others.
-_BUCKET_IN_HOST = frozenset({"eos", "ks3", "oos", "scw", "space", "wasabi"})
-_OWN_PROTOCOL = frozenset(
-    {
-        "b2", "bos", "bunny", "cos", "gs", "ibmcos", "obs", "oss", "qingstor", "qiniu", "storj", "swift", "tos",
-        "ufile", "wasb",
-    }
-)  # fmt: skip
 
 
 class MoveParams(Params):
@@ -239,16 +232,8 @@ class SwitchParams(MoveParams):
     @classmethod
     def _known_storage(cls, value: Any) -> Any:
         kind = str(value).lower() if value is not None else value
-        if kind in _BUCKET_IN_HOST:
-            raise ValueError(
-                "JuiceFS takes bucket and region of this kind from the host's name, which no test here has tried; "
-                "expected `s3` with the same store's S3 endpoint, or `minio`"
-            )
-        if kind in _OWN_PROTOCOL:
-            raise ValueError(
-                "JuiceFS speaks the vendor's own protocol to this kind, and Airflow S3; expected `s3` with the S3 "
-                "endpoint of the store, where it has one, or `minio`"
-            )
+        if kind is not None and (reason := why_not(kind)):
+            raise ValueError(f"{reason}; expected `s3` with the S3 endpoint of the store, where it has one, or `minio`")
         return kind
 
     @field_validator("target_endpoint")

@@ -21,8 +21,6 @@ from include.juicefs_storage.volume.bucket_url import BucketUrl, parse_bucket_ur
 
 #: The fields of the setting that a switch changes. Everything else in the row is left as it is found.
 STORAGE_FIELDS = ("Storage", "Bucket", "AccessKey", "SecretKey", "SessionToken", "KeyEncrypted")
-#: The kinds of storage whose objects this project can reach: both speak S3.
-S3_STORAGES = ("minio", "s3")
 #: What JuiceFS and S3 clients read in the same way; a path or keys in it they do not.
 ENDPOINT = re.compile(r"^https?://[^/\s?#@]+/?$")
 _NONCE_BYTES = 12

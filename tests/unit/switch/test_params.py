@@ -32,7 +32,7 @@ def test_defaults_are_the_safe_ones() -> None:
         ({"target_endpoint": "http://key:secret@h:9000"}, ["`target_endpoint`", "//***@h:9000"]),
         ({"target_storage": "oss"}, ["`target_storage`", "own protocol", "S3 endpoint", '"oss"']),
         ({"target_storage": "Wasabi"}, ["`target_storage`", "host's name", "`s3`"]),
-        ({"target_storage": "ceph"}, ["`target_storage`", "'minio' or 's3'"]),
+        ({"target_storage": "ceph"}, ["`target_storage`", "no store that speaks S3", "`minio`"]),
         ({"on_failure": "panic"}, ["`on_failure`", "'rollback' or 'hold'", "panic"]),
         ({"accept_clients": ["vm-7"]}, ["`accept_clients`", "'vm-7'", "session id"]),
         ({"accept_clients": ["*:*"]}, ["`accept_clients`", "more than `*`"]),

@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 from include.juicefs_storage.ports import MetadataStore, PersistentVolume, Session, WriteFence
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.mount_pods import MountPod, storage_overrides
-from include.juicefs_storage.volume.setting import S3_STORAGES, Setting
+from include.juicefs_storage.volume.setting import Setting
+from include.juicefs_storage.volume.storage_kinds import BY_HAND, S3_STORAGES, why_not
 from include.juicefs_storage.volume.users import is_accepted, session_name, unknown_sessions
 
 MINIMUM_VERSION = (1, 1)
@@ -53,27 +54,7 @@ def check_volume(
     """
     check, sessions = "volume", metadata.sessions()
     findings = [finding for mount in mounts for finding in _mount_findings(mount, setting, client_timeout_s)]
-    findings += [*_too_old(sessions, mounts), *_only_readers(mounts)]
-    if setting.shards > 1:
-        findings.append(
-            refusal(
-                check,
-                f"The volume is sharded: JuiceFS spreads its blocks over {setting.shards} buckets by a hash of each "
-                f"block's key, and the setting names them all by one pattern, {setting.bucket}. The clients would move "
-                "to as many new buckets at once; a run compares, copies and proves one bucket.",
-                "copy each bucket to its counterpart (juicefs_storage_sync), the same number for the same number and "
-                f"{setting.shards} of them; unmount all clients; then `juicefs config --bucket` with the new pattern. "
-                "Or copy the files to a volume without shards",
-            )
-        )
-    if setting.storage not in S3_STORAGES:
-        findings.append(
-            refusal(
-                check,
-                f"The volume's storage is of kind {setting.storage!r}, expected one of {', '.join(S3_STORAGES)}.",
-                "only volumes on S3 stores can be moved, and their kind stays what it is",
-            )
-        )
+    findings += [*_too_old(sessions, mounts), *_only_readers(mounts), *_immovable(setting)]
     served = {mount.volume_id for mount in mounts}
     findings += [
         refusal(
@@ -90,6 +71,27 @@ def check_volume(
     if any(finding.level == "refusal" for finding in findings):
         return findings
     return [*findings, ok(check, f"{setting.name} ({setting.uuid}), {len(mounts)} mount pods, all can follow")]
+
+
+def _immovable(setting: Setting) -> Iterator[Finding]:
+    """Refuse what no run can move: several buckets, and stores that cannot be looked at."""
+    if setting.shards > 1:
+        yield refusal(
+            "volume",
+            f"The volume is sharded: JuiceFS spreads its blocks over {setting.shards} buckets by a hash of each "
+            f"block's key, and the setting names them all by one pattern, {setting.bucket}. The clients would move "
+            "to as many new buckets at once; a run compares, copies and proves one bucket.",
+            "copy each bucket to its counterpart (juicefs_storage_sync), the same number for the same number and "
+            f"{setting.shards} of them; unmount all clients; then `juicefs config --bucket` with the new pattern. "
+            "Or copy the files to a volume without shards",
+        )
+    if reason := why_not(setting.storage):
+        yield refusal(
+            "volume",
+            f"The volume's storage is of kind {setting.storage!r}, expected one of {', '.join(S3_STORAGES)}: "
+            f"{reason}. The proofs look for blocks by S3, also where only the keys change.",
+            BY_HAND,
+        )
 
 
 def _mount_findings(mount: MountPod, setting: Setting, client_timeout_s: float) -> Iterator[Finding]:

@@ -43,6 +43,38 @@ def test_a_client_that_cannot_follow_or_be_proven(changes: dict[str, Any], words
     assert words in message
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        *((kind, "the vendor's own protocol") for kind in ("oss", "cos", "obs", "gs", "tos", "bos", "OSS")),
+        ("wasabi", "from the host's name"),
+        ("file", "no store that speaks S3"),
+    ],
+)
+def test_a_volume_on_a_kind_that_no_run_can_look_at_is_refused_by_its_name(kind: str, words: str) -> None:
+    """Other keys alone make no difference: no block of a client could be looked for."""
+    row = setting(replace(OLD, storage=kind, bucket="https://data.oss-cn-hangzhou.aliyuncs.com"))
+    found = check_volume(row, [MOUNT.model_copy(update={"bucket": row.bucket})], [], FakeMetadata(row), 60)
+    (refused,) = (finding for finding in found if finding.level == "refusal")
+    assert f"of kind {kind.lower()!r}" in refused.message
+    assert words in refused.message
+    assert "also where only the keys change" in refused.message
+    assert "`juicefs config --access-key … --secret-key …` and the Secret" in refused.remedy
+
+
+def test_a_volume_over_several_buckets_is_refused_with_the_reason_and_what_is_left() -> None:
+    row = setting(replace(OLD, bucket="http://old:9000/data%d"), Shards=3)
+    found = check_volume(row, [MOUNT.model_copy(update={"bucket": row.bucket})], [], FakeMetadata(row), 60)
+    (refused,) = (finding for finding in found if finding.level == "refusal")
+    assert "spreads its blocks over 3 buckets by a hash of each block's key" in refused.message
+    assert "one pattern, http://old:9000/data%d" in refused.message
+    assert "a run compares, copies and proves one bucket" in refused.message
+    assert "copy each bucket to its counterpart (juicefs_storage_sync), the same number for the same number and 3" in (
+        refused.remedy
+    )
+    assert [level for level, _ in findings(setting(Shards=1))] == ["ok"]
+
+
 GATEWAY = Session(7, "1.4.2", "vm", "s3gateway", datetime(2026, 1, 31, tzinfo=UTC))
 
 
