@@ -47,3 +47,25 @@ def test_a_bucket_is_made_after_the_approval_where_that_was_asked_for(
         S3Bucket.from_storage(replace(made, secret_key=SecretStr("not the secret key"))).create()
     back = start(target_conn_id="minio_old", target_bucket=fault_lab.old_store.bucket)
     assert back.go() == "switched", back.errors
+
+
+@pytest.mark.slow
+def test_a_bucket_that_goes_away_after_it_was_checked_is_not_made_by_juicefs_config(
+    fault_lab: Lab, sides: Sides, start: Start
+) -> None:
+    bucket, before, was = "gone-again", _buckets(sides), row(fault_lab)
+    run = start(target_bucket=bucket, create_bucket=True)
+
+    def remove() -> None:
+        s3 = sides.target.client()
+        for found in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for item in found.get("Contents", []):
+                s3.delete_object(Bucket=bucket, Key=item["Key"])
+        s3.delete_bucket(Bucket=bucket)
+
+    run.before = {"write_setting": remove}
+    assert run.go() == "failed", run.errors
+    assert "expected a bucket, found none" in run.errors["write_setting"]
+    assert _buckets(sides) == before
+    assert row(fault_lab) == was
+    assert_nothing_lost(fault_lab)

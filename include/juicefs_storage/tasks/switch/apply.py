@@ -196,6 +196,9 @@ def write_setting() -> dict[str, Any]:
         run.patch_secret.plan()  # while nothing is changed: every cluster must answer
         quiet = proofs.await_quiet(run)
         proofs.count_failed_requests(run)
+        if not run.runtime.recorded:
+            # `juicefs config` would make a bucket that has gone since it was checked, and clients would find it empty.
+            run.new.store.check(f"{run.before.name}/")
         fenced = followed and write_fence.put_up(run)
     gauge("between_stores", 1, run.before.name)
     try:
