@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import airflow.sdk.execution_time.context
 import kubernetes.stream
-import MySQLdb
 
 import lab.preload
 from tests.support.graph import find_dag
