@@ -6,6 +6,8 @@ import base64
 import json
 import time
 
+import httpx
+
 from lab.airflow import Airflow
 from lab.environment import Lab
 from lab.keys import random_part
@@ -43,6 +45,22 @@ def test_a_live_volume_moves_and_nothing_is_lost(lab: Lab, airflow: Airflow) -> 
     assert_no_secrets(lab, airflow, run_id)
     lab.old_store.stop()
     assert_nothing_lost(lab, writer)
+
+
+def test_the_plan_and_the_report_are_pages_for_those_who_may_see_the_run(lab: Lab, airflow: Airflow) -> None:
+    runs = airflow.api("GET", f"/dags/{SWITCH}/dagRuns", params={"order_by": "-start_date"})["dag_runs"]
+    run_id = next(run["dag_run_id"] for run in runs if run["state"] == "success")
+    links = airflow.api("GET", f"/dags/{SWITCH}/dagRuns/{run_id}/taskInstances/finalize/links")["extra_links"]
+    for name, words in {"Plan": "Switch of volume", "Report": "Switched: volume"}.items():
+        page = f"{airflow.url}/{links[name]}"
+        assert httpx.get(page).status_code == httpx.codes.UNAUTHORIZED
+        token = httpx.post(
+            f"{airflow.url}/auth/token", json={"username": "viewer", "password": airflow.viewer_password}
+        ).json()["access_token"]
+        shown = httpx.get(page, headers={"Authorization": f"Bearer {token}"})
+        assert shown.status_code == httpx.codes.OK
+        assert words in shown.text
+        assert lab.old_store.access_key not in shown.text
 
 
 def assert_no_secrets(lab: Lab, airflow: Airflow, run_id: str) -> None:
