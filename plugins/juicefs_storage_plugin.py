@@ -1,18 +1,21 @@
 """Links from the task instances of the storage DAGs to the plan and the report of their run, and the pages behind them.
 
-Both are the Markdown that the tasks leave in XCom `markdown`, also where they then fail. A fleet has a third: where
-each of its volumes stands now. One page more, in the navigation, tells of each registered volume whether it is ready
-to be switched: the last event of the rehearsal.
+A third page of each run, a tab of it in Airflow's UI, says what is so now (include/juicefs_storage/run_status.py).
+Plan and report are the Markdown that the tasks leave in XCom `markdown`, also where they then fail. A fleet has one
+page more: where each of its volumes stands now. Another, in the navigation, tells of each registered volume whether it
+is ready to be switched: the last event of the rehearsal.
 How a run ended is in its note, with the task that failed first and the link to its report; also where a person marked
 the run, and no task could write a report.
 """
 
+import hashlib
 import html
 import re
-from functools import cached_property
+from base64 import b64encode
+from functools import cache, cached_property
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
@@ -36,6 +39,8 @@ from include.juicefs_storage.names import (
     run_url,
     volume_run_id,
 )
+from include.juicefs_storage.run_status import Row, Run, describe, first_failed, steps_of
+from include.juicefs_storage.run_steps import STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,11 +48,12 @@ if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
     from fastapi import FastAPI
 
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'self'",
-}
 TEMPLATE = Path(__file__).with_name("juicefs_storage_page.html")
+#: What the page of a run has in it before its script has asked for the first time.
+RUN_TEMPLATE = TEMPLATE.with_name("juicefs_storage_run.html")
+SCRIPT = TEMPLATE.with_suffix(".js")
+#: The pages that are Markdown.
+Written = Literal["plan", "report"]
 
 #: How the outcome begins in a run's note, a line of its own; as many characters as Airflow's table takes.
 OUTCOME, NOTE_LENGTH = "**[Outcome](", 1000
@@ -58,15 +64,26 @@ FAILED = re.compile(r"^\*\*\[\w+\]\([^)]*\) failed\*\*: .*$", re.MULTILINE)
 OURS = re.compile(rf"{FAILED.pattern}|^{re.escape(OUTCOME)}.*$", re.MULTILINE)
 
 #: The tasks that write each page; a DAG has one of them.
-WRITERS: dict[Page, tuple[str, ...]] = {"plan": ("plan", "plan_partitions"), "report": ("finalize",)}
+WRITERS: dict[Written, tuple[str, ...]] = {"plan": ("plan", "plan_partitions"), "report": ("finalize",)}
 #: The tasks that link to each page.
-LINKED: dict[Page, frozenset[str]] = {
+LINKED: dict[Written, frozenset[str]] = {
     "plan": frozenset({"plan", "plan_partitions", "choose_path", "approve", "decide", "finalize"}),
     "report": frozenset({"finalize"}),
 }
 
 
-def page_link(page: Page, ti_key: TaskInstanceKey) -> str:
+@cache
+def headers() -> dict[str, str]:
+    """Return the headers of every answer. The script of the pages may run and fetch from here, no other may."""
+    script = b64encode(hashlib.sha256(SCRIPT.read_bytes()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; connect-src 'self'; "
+        "frame-ancestors 'self'"
+    )
+    return {"Cache-Control": "no-store", "Content-Security-Policy": policy}
+
+
+def page_link(page: Written, ti_key: TaskInstanceKey) -> str:
     """Return the page's URL, relative to the root of the UI; empty, so that no link shows, where the task has none."""
     if not ti_key.dag_id.startswith(DAG_PREFIX) or ti_key.task_id not in LINKED[page]:
         return ""
@@ -103,34 +120,46 @@ class ReportLink(BaseOperatorLink):
         return page_link("report", ti_key)
 
 
-def render_page(page: Page, dag_id: str, run_id: str, markdown: str | None) -> str:
+def render_page(page: Written, dag_id: str, run_id: str, markdown: str | None) -> str:
     """Render a page; it says so where there is no Markdown yet. Nothing in the Markdown is taken as HTML."""
     if markdown is None:
         writer = " or ".join(f"`{task}`" for task in WRITERS[page])
         markdown = f"## No {page} yet\nTask {writer} writes it; in this run it has not done so."
-    current = {page: ' aria-current="page"'}
-    tabs = "".join(f'<a href="{name}"{current.get(name, "")}>{name.capitalize()}</a>' for name in WRITERS)
-    run = f"../../../../{run_url(dag_id, run_id)}"
     # Links of a plan or report are relative to the root of the UI, where its tasks show them too.
     markdown = re.sub(rf"\]\((?=dags/|{PAGES}/)", "](../../../../", markdown)
+    return _run_html(page, dag_id, run_id, _rendered(markdown))
+
+
+def render_run(dag_id: str, run_id: str) -> str:
+    """Render the page of what is so now in a run; its script fills it."""
+    return _run_html("run", dag_id, run_id, RUN_TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _run_html(page: Page, dag_id: str, run_id: str, body: str) -> str:
+    """Put a page of a run together, with the links to its others. `body` is HTML."""
+    current = {page: ' aria-current="page"'}
+    tabs = "".join(f'<a href="{name}"{current.get(name, "")}>{name.capitalize()}</a>' for name in ("run", *WRITERS))
+    run = f"../../../../{run_url(dag_id, run_id)}"
     return _html(
         f"{page.capitalize()} of {dag_id}",
         nav=f'<a href="{run}">← The run in Airflow</a>{tabs}',
         about=f"{html.escape(dag_id)} · {html.escape(run_id)}",
-        markdown=markdown,
+        body=body,
     )
 
 
-def _html(title: str, *, nav: str, about: str, markdown: str) -> str:
-    """Put a whole page together. `nav` and `about` are HTML; the Markdown is not trusted."""
+def _html(title: str, *, nav: str, about: str, body: str) -> str:
+    """Put a whole page together. `nav`, `about` and `body` are HTML."""
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(title), nav=nav, about=about, body=body, script=SCRIPT.read_text(encoding="utf-8")
+    )
+
+
+def _rendered(markdown: str) -> str:
+    """Render Markdown that is not trusted."""
     from markdown_it import MarkdownIt
 
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(title),
-        nav=nav,
-        about=about,
-        body=MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown),
-    )
+    return MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
 
 
 def render_volumes(events: "Sequence[tuple[Mapping[str, Any], str | None]]") -> str:
@@ -158,7 +187,7 @@ def render_volumes(events: "Sequence[tuple[Mapping[str, Any], str | None]]") -> 
     if last:
         lines += ["", "To go back to a backup, give its id to `juicefs_storage_revert`."]
     # No way back to Airflow: the page stands inside of its UI.
-    return _html("JuiceFS volumes", nav="", about=REHEARSAL, markdown="\n".join(lines))
+    return _html("JuiceFS volumes", nav="", about=REHEARSAL, body=_rendered("\n".join(lines)))
 
 
 def _readiness_row(volume: str, event: "Mapping[str, Any]", run_id: str | None) -> list[str]:
@@ -188,7 +217,9 @@ def render_fleet(run_id: str, planned: "Mapping[str, Any] | None", runs: "Mappin
         lines += table(["wave", "volume", "run", "how it ended"], rows)
     fleet = f"../../{run_url(FLEET, run_id)}"
     nav = f'<a href="{fleet}">← The run in Airflow</a>'
-    return _html("Volumes of a fleet", nav=nav, about=html.escape(f"{FLEET} · {run_id}"), markdown="\n".join(lines))
+    return _html(
+        "Volumes of a fleet", nav=nav, about=html.escape(f"{FLEET} · {run_id}"), body=_rendered("\n".join(lines))
+    )
 
 
 def _fleet_row(number: int, key: str, run_id: str, runs: "Mapping[str, tuple[str, str]]") -> list[str]:
@@ -280,10 +311,99 @@ def _note_end(dag_run: "DagRun", how: str) -> None:
     dag_run.note = add_outcome(dag_run.note or "", str(said), page_url("report", dag_id, run_id), failure)
 
 
-def make_app() -> "FastAPI":
-    """Make the web application of the pages: GET /runs/{dag_id}/{run_id}/plan and …/report, /fleets/…, /volumes.
+def run_now(session: Any, dag_id: str, run_id: str) -> "dict[str, Any] | None":
+    """Read what is so in a run, by four queries whatever its size; None where there is no such run of ours.
 
-    And of JSON for pages: …/progress, how far each long task of a run is (`Progress` in objects/progress.py).
+    Args:
+        session: Of the database.
+        dag_id: The DAG.
+        run_id: The run.
+    """
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance as Instance
+    from airflow.models.xcom import XComModel
+    from sqlalchemy import and_, func, or_, select
+
+    state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    if state is None or dag_id not in STEPS:
+        return None
+    times = func.min(Instance.start_date), func.max(Instance.end_date)
+    counts = func.count(), func.max(Instance.try_number), *times, func.min(Instance.map_index)
+    grouped = select(Instance.task_id, Instance.state, *counts).group_by(Instance.task_id, Instance.state)
+    rows = session.execute(grouped.where(Instance.dag_id == dag_id, Instance.run_id == run_id))
+    steps = steps_of(dag_id, [Row(task_id, str(was or "none"), *rest) for task_id, was, *rest in rows])
+
+    def xcoms(*where: Any) -> list[tuple[str, int, str, Any]]:
+        # Columns and not objects, each of which would bring its run along.
+        query = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value)
+        found = session.execute(query.where(XComModel.dag_id == dag_id, XComModel.run_id == run_id, *where))
+        return [(row.task_id, row.map_index, row.key, XComModel.deserialize_value(row)) for row in found]
+
+    key, task = XComModel.key, XComModel.task_id
+    failed = first_failed(steps) or ("", -1)
+    left = xcoms(
+        or_(
+            and_(key == "return_value", task.in_(["resolve_params", "plan"])),
+            and_(key == "note", task == LAST),
+            and_(key == ERROR, task == failed[0], XComModel.map_index == failed[1]),
+        )
+    )
+    progress: dict[str, list[dict[str, Any]]] = {}
+    for task_id, _, _, value in xcoms(key == PROGRESS):
+        progress.setdefault(task_id, []).append(value)
+    results = {task_id: value for task_id, _, name, value in left if name == "return_value"}
+    note = next((str(value) for _, _, name, value in left if name == "note"), "")
+    errors = {(task_id, index): value for task_id, index, name, value in left if name == ERROR}
+    return describe(Run(dag_id, run_id, str(state), steps, results, note, errors, progress))
+
+
+def _add_pages_of_runs(app: "FastAPI") -> None:
+    from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+    from airflow.api_fastapi.common.db.common import SessionDep
+    from airflow.api_fastapi.core_api.security import requires_access_dag
+    from airflow.models.xcom import XComModel
+    from fastapi import Depends
+    from fastapi.responses import HTMLResponse, JSONResponse
+
+    readable = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
+
+    # These before the pages, whose names are checked.
+    @app.get("/runs/{dag_id}/{run_id}/run", dependencies=[readable])
+    def run(dag_id: str, run_id: str) -> HTMLResponse:
+        # Airflow shows the tab in the runs of every DAG.
+        if dag_id in STEPS:
+            return HTMLResponse(render_run(dag_id, run_id), headers=headers())
+        text = f"<p>This page is for the runs of {html.escape(', '.join(STEPS))}.</p>"
+        return HTMLResponse(_html("Not a storage run", nav="", about="", body=text), status_code=404, headers=headers())
+
+    @app.get("/runs/{dag_id}/{run_id}/status", dependencies=[readable])
+    def status(dag_id: str, run_id: str, session: SessionDep) -> JSONResponse:
+        found = run_now(session, dag_id, run_id)
+        return JSONResponse(found or {}, status_code=200 if found else 404, headers=headers())
+
+    # One query for all tasks, some hundred bytes each.
+    @app.get("/runs/{dag_id}/{run_id}/progress", dependencies=[readable])
+    def progress(dag_id: str, run_id: str, session: SessionDep) -> JSONResponse:
+        rows: Sequence[Any] = session.scalars(XComModel.get_many(run_id=run_id, dag_ids=dag_id, key=PROGRESS)).all()
+        tasks = [
+            {"task_id": row.task_id, "map_index": row.map_index, **XComModel.deserialize_value(row)} for row in rows
+        ]
+        return JSONResponse({"tasks": tasks}, headers=headers())
+
+    @app.get("/runs/{dag_id}/{run_id}/{page}", dependencies=[readable])
+    def show(dag_id: str, run_id: str, page: Written, session: SessionDep) -> HTMLResponse:
+        query = XComModel.get_many(run_id=run_id, dag_ids=dag_id, task_ids=WRITERS[page], key="markdown", limit=1)
+        found = session.scalars(query).first()
+        markdown = str(XComModel.deserialize_value(found)) if found else None
+        content = render_page(page, dag_id, run_id, markdown)
+        return HTMLResponse(content, status_code=200 if found else 404, headers=headers())
+
+
+def make_app() -> "FastAPI":
+    """Make the web application of the pages: GET /runs/{dag_id}/{run_id}/run, …/plan and …/report, /fleets/…, /volumes.
+
+    And of JSON: …/status, what the page of a run shows (run_status.py); …/progress, how far each long task of a run is
+    (`Progress` in objects/progress.py).
 
     Whoever may read the DAG's XComs may read them; 401 or 403 for everybody else, 404 where there is no such page yet.
     This and RunNote are the only places that know Airflow's own tables and API internals.
@@ -295,28 +415,11 @@ def make_app() -> "FastAPI":
     from airflow.models.dagrun import DagRun
     from airflow.models.xcom import XComModel
     from fastapi import Depends, FastAPI
-    from fastapi.responses import HTMLResponse, JSONResponse
+    from fastapi.responses import HTMLResponse
     from sqlalchemy import select
 
     app = FastAPI(title="JuiceFS storage", docs_url=None, redoc_url=None, openapi_url=None)
-    readable = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
-
-    # Before the pages, whose names are checked. One query for all tasks, some hundred bytes each.
-    @app.get("/runs/{dag_id}/{run_id}/progress", dependencies=[readable])
-    def progress(dag_id: str, run_id: str, session: SessionDep) -> JSONResponse:
-        rows: Sequence[Any] = session.scalars(XComModel.get_many(run_id=run_id, dag_ids=dag_id, key=PROGRESS)).all()
-        tasks = [
-            {"task_id": row.task_id, "map_index": row.map_index, **XComModel.deserialize_value(row)} for row in rows
-        ]
-        return JSONResponse({"tasks": tasks}, headers=HEADERS)
-
-    @app.get("/runs/{dag_id}/{run_id}/{page}", dependencies=[readable])
-    def show(dag_id: str, run_id: str, page: Page, session: SessionDep) -> HTMLResponse:
-        query = XComModel.get_many(run_id=run_id, dag_ids=dag_id, task_ids=WRITERS[page], key="markdown", limit=1)
-        found = session.scalars(query).first()
-        markdown = str(XComModel.deserialize_value(found)) if found else None
-        content = render_page(page, dag_id, run_id, markdown)
-        return HTMLResponse(content, status_code=200 if found else 404, headers=HEADERS)
+    _add_pages_of_runs(app)
 
     # What is shown of the volumes' runs, the state and the outcome, is in the fleet's own report at its end.
     @app.get("/fleets/{run_id}", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM, FLEET))])
@@ -327,7 +430,7 @@ def make_app() -> "FastAPI":
         keys = [volume_run_id(run_id, key) for wave in (planned or {}).get("waves", []) for key in wave]
         rows = session.scalars(select(DagRun).where(DagRun.dag_id == SWITCH, DagRun.run_id.in_(keys)))
         runs = {row.run_id: (str(row.state), row.note or "") for row in rows}
-        return HTMLResponse(render_fleet(run_id, planned, runs), headers={**HEADERS, "Refresh": "15"})
+        return HTMLResponse(render_fleet(run_id, planned, runs), headers={**headers(), "Refresh": "15"})
 
     # What the rehearsal found out is in the XComs of its DAG too: the same people may read it.
     @app.get("/volumes", dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.XCOM, REHEARSAL))])
@@ -339,7 +442,7 @@ def make_app() -> "FastAPI":
             .order_by(AssetEvent.timestamp.desc())
             .limit(READINESS_LOOK_BACK)
         )
-        return HTMLResponse(render_volumes([(row[0], row[1]) for row in session.execute(query)]), headers=HEADERS)
+        return HTMLResponse(render_volumes([(row[0], row[1]) for row in session.execute(query)]), headers=headers())
 
     return app
 
@@ -360,7 +463,13 @@ class JuiceFSStoragePlugin(AirflowPlugin):
             "href": f"{PAGES}/volumes",
             "destination": "nav",
             "url_route": "juicefs-volumes",
-        }
+        },
+        {
+            "name": "Storage",
+            "href": f"{PAGES}/runs/{{DAG_ID}}/{{RUN_ID}}/run",
+            "destination": "dag_run",
+            "url_route": "juicefs-run",
+        },
     ]
 
     @cached_property

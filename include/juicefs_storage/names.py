@@ -30,7 +30,7 @@ PROGRESS = "progress"
 
 #: Where the plugin's pages are, relative to the root of the UI. No leading slash: the UI may be below a prefix.
 PAGES = "juicefs-storage"
-Page = Literal["plan", "report"]
+Page = Literal["run", "plan", "report"]
 
 
 def run_url(dag_id: str, run_id: str) -> str:
@@ -39,7 +39,7 @@ def run_url(dag_id: str, run_id: str) -> str:
 
 
 def page_url(page: Page, dag_id: str, run_id: str) -> str:
-    """Build the URL of a run's plan or report, relative to the root of the UI.
+    """Build the URL of a page of a run, relative to the root of the UI.
 
     Args:
         page: Which of them.

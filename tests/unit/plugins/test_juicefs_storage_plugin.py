@@ -5,16 +5,22 @@ Airflow runs in a process of its own here, so that neither its settings nor its 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from include.juicefs_storage.run_steps import STEPS
+
 ROOT = Path(__file__).parents[3]
+SCRIPT = (ROOT / "plugins/juicefs_storage_page.js").read_text()
 RUN_ID = "manual__2026-11-23T08:00:00+00:00"
 RUN_PATH = "manual__2026-11-23T08%3A00%3A00%2B00%3A00"
 PLANNED = (
@@ -78,9 +84,17 @@ print(json.dumps({
     "foreign": [link.get_link(None, ti_key=key("another_dag", "plan")) for link in links],
     "anonymous": {
         path: ask(path)
-        for path in ["/runs/d/r/plan", "/runs/d/r/report", "/volumes", "/fleets/r", "/docs", "/openapi.json"]
+        for path in [
+            "/runs/d/r/run", "/runs/d/r/status", "/runs/d/r/plan", "/runs/d/r/report", "/volumes", "/fleets/r", "/docs",
+            "/openapi.json",
+        ]
     },
-    "views": [view["href"] for view in plugins_manager._get_ui_plugins()[0]],
+    "views": {view["destination"]: view["href"] for view in plugins_manager._get_ui_plugins()[0]},
+    "run": plugin.render_run("<d>", "<r>&"),
+    "policy": plugin.headers()["Content-Security-Policy"],
+    "steps": {
+        dag_id: [task.task_id for task in one.topological_sort()] for dag_id, one in DagBag(dag_folder).dags.items()
+    },
     "volumes": plugin.render_volumes([(event, "r 1") for event in json.loads(events)]),
     "no_volumes": plugin.render_volumes([]),
     "planned": plugin.render_page("plan", dag.dag_id, run_id, planned),
@@ -145,7 +159,14 @@ def test_tasks_of_other_dags_have_no_link(plugin: dict[str, Any]) -> None:
 
 
 def test_pages_are_closed_to_strangers(plugin: dict[str, Any]) -> None:
-    pages = {"/runs/d/r/plan": 401, "/runs/d/r/report": 401, "/volumes": 401, "/fleets/r": 401}
+    pages = {
+        "/runs/d/r/run": 401,
+        "/runs/d/r/status": 401,
+        "/runs/d/r/plan": 401,
+        "/runs/d/r/report": 401,
+        "/volumes": 401,
+        "/fleets/r": 401,
+    }
     assert plugin["anonymous"] == pages | {"/docs": 404, "/openapi.json": 404}
 
 
@@ -154,7 +175,7 @@ def test_page_shows_the_markdown_and_the_way_back(plugin: dict[str, Any]) -> Non
     assert "<h2>Switch of volume <code>myjfs</code></h2>" in page
     assert "<td><code>new</code></td>" in page
     assert f'href="../../../../dags/juicefs_storage_switch/runs/{RUN_PATH}"' in page
-    assert '<a href="plan" aria-current="page">Plan</a><a href="report">Report</a>' in page
+    assert '<a href="run">Run</a><a href="plan" aria-current="page">Plan</a><a href="report">Report</a>' in page
 
 
 def test_links_of_a_plan_lead_to_the_same_place_on_its_page(plugin: dict[str, Any]) -> None:
@@ -164,9 +185,9 @@ def test_links_of_a_plan_lead_to_the_same_place_on_its_page(plugin: dict[str, An
 
 
 def test_nothing_in_a_page_is_executed_or_fetched(plugin: dict[str, Any]) -> None:
-    page = plugin["hostile"]
+    page, _, script = plugin["hostile"].partition("<script>")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "<script" not in page
+    assert script == f"{SCRIPT}</script>\n</body>\n</html>\n"
     assert "<img" not in page
     assert 'href="javascript:' not in page
     assert "<d>" not in page
@@ -196,12 +217,37 @@ def test_volumes_are_listed_with_what_blocks_them_and_since_when(plugin: dict[st
         ["data", "ready", "2026-10-01 00:00 UTC", "<code>data.run-1</code>, 2026-09-30 10:11 UTC", report],
     ]
     assert "target: No bucket." in page
-    assert "<script" not in page
+    assert page.count("<script") == 1
     assert "<img" not in page
 
 
+def test_only_the_script_of_the_pages_may_run(plugin: dict[str, Any]) -> None:
+    page = plugin["run"]
+    assert "&lt;r&gt;&amp;" in page
+    assert "<d>" not in page
+    assert page.count("<script") == 1
+    assert f"<script>{SCRIPT}</script>" in page
+    digest = b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in plugin["policy"]
+    # What the server sends is never taken as HTML.
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", SCRIPT)
+
+
+def test_every_id_that_the_script_fills_is_in_the_page(plugin: dict[str, Any]) -> None:
+    asked = set(re.findall(r'(?:field|row)\("([\w-]+)"', SCRIPT))
+    assert asked
+    assert asked <= set(re.findall(r'id="([\w-]+)"', plugin["run"]))
+
+
+def test_the_steps_in_words_are_those_of_the_dags_in_their_order(plugin: dict[str, Any]) -> None:
+    assert {dag_id: list(steps) for dag_id, steps in STEPS.items()} == plugin["steps"]
+
+
 def test_the_page_of_the_volumes_is_in_the_navigation_and_says_when_it_is_empty(plugin: dict[str, Any]) -> None:
-    assert plugin["views"] == ["juicefs-storage/volumes"]
+    assert plugin["views"] == {
+        "nav": "juicefs-storage/volumes",
+        "dag_run": "juicefs-storage/runs/{DAG_ID}/{RUN_ID}/run",
+    }
     assert "No volume was rehearsed yet" in plugin["no_volumes"]
 
 

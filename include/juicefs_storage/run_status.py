@@ -1,0 +1,495 @@
+"""What is so in a run now, in words for a person: decided from the states of its tasks and what they left.
+
+The plugin reads the rows and shows the words. Imports nothing heavy: every process that loads plugins loads this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+from include.juicefs_storage.failures import LAST, Failure, first_failure, unreported_end
+from include.juicefs_storage.markdown import counted
+from include.juicefs_storage.names import FINISH, FLEET, REHEARSAL, REVERT, SWITCH, SYNC, task_url
+from include.juicefs_storage.run_steps import BESIDE, HUMAN, ROLLBACK, STEPS
+
+#: The states of a task in which something goes on, what shows first before what shows last.
+ACTIVE = (
+    "running", "restarting", "awaiting_input", "deferred", "up_for_reschedule", "up_for_retry", "queued", "scheduled",
+)  # fmt: skip
+#: Of several instances of a task the first of these states is the task's.
+_ORDER = (*ACTIVE, "none", "failed", "upstream_failed", "success", "skipped", "removed")
+_NOT_BEGUN = {"none", "queued", "scheduled"}
+_ANSWER_WITHIN = timedelta(hours=24)
+#: Waits that end at a known time: the tasks that it is counted from, and the param with the seconds.
+_WAITS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "catch_up_late": (("prove_clients", "settle"), "late_commit_s"),
+    "copy_back_late": (("prove_clients_on_old", "settle_again"), "late_commit_s"),
+}
+#: What to do after each end that is red, as docs/re-running.md has it.
+_AFTER = {
+    "refused": "Remove what was refused, then trigger a new run. Or clear the failed check with Downstream.",
+    "rejected": "Trigger a new run.",
+    "failed": "Clear the failed task with Downstream, or trigger a new run.",
+    "held": "Clear the failed task with Downstream to go on. To go back: a new run of juicefs_storage_revert.",
+    "rolled back": "Remove the cause, then trigger a new run. This run never moves the volume forward again.",
+    "half rolled back": "Remove the cause, then clear the failed task of the rollback with Downstream. Look now.",
+    "superseded": "Nothing in this run: another one moved the volume since. See that run.",
+    "moved on": "Find out who changed the setting or a Secret.",
+    "unknown": "Clear finalize as soon as the metadata database, the cluster and the folder of backups answer.",
+}
+
+
+class Row(NamedTuple):
+    """The instances of a task that are in one state, as the database groups them.
+
+    Attributes:
+        task_id: The task.
+        state: Their state; `none` before it has one.
+        instances: How many there are.
+        tries: The most tries that one of them had, counted when it is scheduled.
+        started: When the first one started.
+        ended: When the last one ended.
+        first: The lowest map index; -1 where the task is not mapped.
+    """
+
+    task_id: str
+    state: str
+    instances: int
+    tries: int
+    started: datetime | None
+    ended: datetime | None
+    first: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A task of the run.
+
+    Attributes:
+        task_id: The task.
+        states: State -> how many instances are in it.
+        begun: Whether an instance has begun, now or before it was cleared: what it changes may be changed.
+        started: When the first one started.
+        ended: When the last one ended; None while one has not.
+        first: State -> the lowest map index.
+    """
+
+    task_id: str
+    states: Mapping[str, int] = field(default_factory=dict)
+    begun: bool = False
+    started: datetime | None = None
+    ended: datetime | None = None
+    first: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """The state of the task as a whole."""
+        found = next((state for state in _ORDER if state in self.states), "none")
+        # Of a mapped task some instances may have ended while others have not begun.
+        return "running" if found == "none" and len(self.states) > 1 else found
+
+    @property
+    def active(self) -> bool:
+        """Whether something goes on."""
+        return self.state in ACTIVE
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the database has it.
+
+    Attributes:
+        dag_id: The DAG.
+        run_id: The run.
+        state: As Airflow has it.
+        steps: Task id -> its step, in the runbook's order.
+        results: Task id -> return value, of `plan` and the task that validates the params.
+        note: What the last task said of the end; empty before.
+        errors: (Task id, map index) -> XCom `error`.
+        progress: Task id -> the `Progress` of each instance, as XCom `progress` has it.
+    """
+
+    dag_id: str
+    run_id: str
+    state: str
+    steps: Mapping[str, Step] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    errors: Mapping[tuple[str, int], Mapping[str, str]] = field(default_factory=dict)
+    progress: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether Airflow has ended it."""
+        return self.state in {"success", "failed"}
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Its params, once they are validated."""
+        found = self.results.get("resolve_params")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def moves_a_volume(self) -> bool:
+        """Whether it has a point of no return and a way back."""
+        return self.dag_id in {SWITCH, REVERT}
+
+    def step(self, task_id: str) -> Step:
+        """Return a step; an empty one where the run does not have it."""
+        return self.steps.get(task_id, Step(task_id))
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a rollback has begun."""
+        return any(self.step(task_id).begun for task_id in ROLLBACK)
+
+
+def steps_of(dag_id: str, rows: Iterable[Row]) -> dict[str, Step]:
+    """Put the rows of a run together, in the order of the runbook; tasks that it does not name come last.
+
+    Args:
+        dag_id: The DAG.
+        rows: Of the run, in any order.
+    """
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.task_id, []).append(row)
+    known = STEPS.get(dag_id, {})
+    order = [*(task_id for task_id in known if task_id in found), *(task for task in found if task not in known)]
+    return {task_id: _step(task_id, found[task_id]) for task_id in order}
+
+
+def _step(task_id: str, rows: Sequence[Row]) -> Step:
+    states = Counter[str]()
+    for row in rows:
+        states[row.state] += row.instances
+    ran = [row for row in rows if row.state not in {"skipped", "upstream_failed", "removed"}]
+    goes_on = any(row.state in {*ACTIVE, "none"} for row in rows)
+    return Step(
+        task_id,
+        dict(states),
+        any(map(_has_begun, rows)),
+        min((row.started for row in ran if row.started), default=None),
+        None if goes_on else max((row.ended for row in ran if row.ended), default=None),
+        {row.state: row.first for row in rows},
+    )
+
+
+def _has_begun(row: Row) -> bool:
+    # A try is counted when it is scheduled, and a cleared task keeps the number of those that it had. A sensor that
+    # waits for its next look keeps its start.
+    waits = row.state in {"queued", "scheduled"}
+    return row.tries > waits or (waits and row.started is not None)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Say what is so in a run now.
+
+    Returns:
+        What the page shows, as JSON has it: times are ISO 8601, URLs relative to the root of the UI.
+        `ended`, `tone`, `sentence`, `since`, `until`, `no_return`, `abort` (`safe`, `text`), `next`, `failure`,
+        `progress`, `steps`.
+    """
+    failure = _failure(run)
+    main = _main(run)
+    progress = [shown for task_id, records in run.progress.items() if (shown := _progress(run.step(task_id), records))]
+    return {
+        "ended": run.ended,
+        "tone": _tone(run, failure, main),
+        "sentence": _ended_sentence(run) if run.ended else _sentence(run, main, progress),
+        "since": None if run.ended else _iso(main.started if main else None),
+        "until": None if run.ended else _iso(_until(run, main)),
+        "no_return": _no_return(run),
+        "abort": None if run.ended else dict(zip(("safe", "text"), _abort(run, failure), strict=True)),
+        "next": _next(run, failure),
+        "failure": _shown_failure(failure),
+        "progress": progress,
+        "steps": [_shown_step(run, step) for step in run.steps.values() if _is_shown(run, step)],
+    }
+
+
+# The sentence
+
+
+def _main(run: Run) -> Step | None:
+    """Return the step that the sentence is about: the furthest one at work, those beside the others last."""
+    active = [step for step in run.steps.values() if step.active]
+    order = list(run.steps)
+    rank = {"queued": 1, "scheduled": 2}
+    active.sort(key=lambda step: (rank.get(step.state, 0), step.task_id in BESIDE, -order.index(step.task_id)))
+    return active[0] if active else None
+
+
+def _sentence(run: Run, main: Step | None, progress: Sequence[Mapping[str, Any]]) -> str:
+    if run.state == "queued":
+        return "The run is queued: Airflow starts it when the DAG is not paused and its other runs allow it."
+    if main is None:
+        return "No task is at work: the scheduler is about to start the next one."
+    words = f"{main.task_id} {STEPS.get(run.dag_id, {}).get(main.task_id, 'is at work')}"
+    if main.state in {"queued", "scheduled"}:
+        return f"{main.task_id} waits for a worker. {_capital(words)}."
+    if main.state == "up_for_retry":
+        return f"{main.task_id} failed and is tried again in a moment. {_capital(words)}."
+    parts = [words, *_how_far(main, progress)]
+    beside = [step.task_id for step in run.steps.values() if step.active and step.task_id in BESIDE - {main.task_id}]
+    more = f" Beside it: {', '.join(beside)}." if beside else ""
+    return f"{': '.join([parts[0], ', '.join(parts[1:])]) if parts[1:] else parts[0]}.{more}"
+
+
+def _how_far(step: Step, progress: Sequence[Mapping[str, Any]]) -> list[str]:
+    parts = []
+    total = sum(step.states.values())
+    if total > 1:
+        parts.append(f"{step.states.get('success', 0):,} of {total:,} done")
+        failed = step.states.get("failed", 0)
+        parts += [f"{failed:,} failed"] if failed else []
+    shown = next((each for each in progress if each["task"] == step.task_id), None)
+    if shown and shown["percent"] is not None:
+        parts.append(f"{shown['percent']:.1f} %")
+    if shown and shown["because"]:
+        parts.append(str(shown["because"]))
+    return parts
+
+
+def _ended_sentence(run: Run) -> str:
+    states = {task_id: step.state for task_id, step in run.steps.items()}
+    if run.note and states.get(LAST) in {"success", "failed"}:
+        return _plain(_capital(run.note))
+    return _plain(_capital(unreported_end(run.dag_id, run.state, states, run.results, run.params)))
+
+
+def _tone(run: Run, failure: Failure | None, main: Step | None) -> Literal["good", "bad", "waits", "works"]:
+    if run.state == "success":
+        return "good"
+    if run.state == "failed" or failure:
+        return "bad"
+    return "waits" if main and main.task_id in HUMAN and main.state != "running" else "works"
+
+
+def _until(run: Run, main: Step | None) -> datetime | None:
+    if main is None:
+        return None
+    if main.task_id in HUMAN:
+        return main.started + _ANSWER_WITHIN if main.started else None
+    after, param = _WAITS.get(main.task_id, ((), ""))
+    times = [step.ended for step in map(run.step, after) if step.ended]
+    seconds = run.params.get(param)
+    # Past that time it copies and proves, for as long as that takes.
+    if main.state != "up_for_reschedule" or not times or not isinstance(seconds, int | float):
+        return None
+    return max(times) + timedelta(seconds=seconds)
+
+
+# The point of no return, and what aborting would do
+
+
+def _no_return(run: Run) -> str:
+    if run.dag_id == FLEET:
+        return "Each volume's own run has one: see the page Volumes of this run."
+    if run.dag_id == FINISH:
+        begun = run.step("refresh_mount_pods").begun
+        return "Passed for each mount pod that was replaced." if begun else "Not passed: no mount pod was replaced."
+    return _no_return_of_move(run) if run.moves_a_volume else "None: this DAG moves no volume."
+
+
+def _no_return_of_move(run: Run) -> str:
+    write = run.step("write_setting")
+    if not write.begun:
+        return "Not passed: write_setting has not begun, and the setting is as it was."
+    if run.step("restore_setting").state == "success":
+        return "Passed and undone: restore_setting put the setting back."
+    if write.state == "success":
+        return "Passed: write_setting has written the setting, and the clients move."
+    if write.active and write.state not in {"queued", "scheduled"}:
+        return "About to be passed: write_setting is at work, and the setting may name either store."
+    return "May be passed: write_setting had begun, and the setting may name either store."
+
+
+def _abort(run: Run, failure: Failure | None) -> tuple[Literal["yes", "no"], str]:
+    mark = "To abort, mark the run as failed."
+    if run.dag_id == SYNC:
+        return "yes", f"What was copied stays, and nothing is deleted. {mark}"
+    if run.dag_id == FLEET:
+        started = run.step("start_canary").begun
+        stays = "No volume was moved." if not started else "Runs of volumes that were started go on by themselves."
+        return ("no" if started else "yes"), f"{stays} {mark}"
+    if run.dag_id == REHEARSAL:
+        return "yes", f"Nothing was changed. {mark}"
+    if run.dag_id == FINISH:
+        if run.step("refresh_mount_pods").active:
+            return "no", "A mount pod may be half replaced. The run stops by itself at one that is not as before."
+        return "yes", f"Mount pods that were replaced stay as they are. {mark}"
+    return _abort_move(run, failure) if run.moves_a_volume else ("no", "Nothing is known of this DAG.")
+
+
+def _abort_move(run: Run, failure: Failure | None) -> tuple[Literal["yes", "no"], str]:
+    write = run.step("write_setting")
+    if run.goes_back:
+        return "no", "The run rolls back. Let it end: until then clients may be on either store."
+    if not write.begun:
+        if write.active:
+            return "no", "write_setting is about to begin. Wait until it has ended."
+        return "yes", f"{_changed_before_the_write(run)} To abort, mark the run as failed."
+    if run.step("decide").active or run.step(LAST).active:
+        return "no", "The run is about to end. Let it judge where the volume is."
+    does = (
+        "leaves the volume where it is, since on_failure is hold"
+        if run.params.get("on_failure") == "hold"
+        else "rolls back, where the old store still serves"
+    )
+    stays = "Marked as failed, the run would stop half-way and roll nothing back."
+    if failure:
+        return "no", f"{stays} A step has failed. Let the run end: decide {does}."
+    return "no", f"{stays} To go back, mark the task that is at work as failed: decide then {does}."
+
+
+def _changed_before_the_write(run: Run) -> str:
+    if run.params.get("dry_run") or not run.step("backup").begun:
+        return "Nothing was changed."
+    made = "a bucket that the run made and " if run.params.get("create_bucket") else ""
+    return (
+        f"The setting and the Secrets are as they were. On the new store stay {made}blocks that the run copied; the "
+        "volume's Lease expires within an hour."
+    )
+
+
+# What comes next
+
+
+def _next(run: Run, failure: Failure | None) -> str:
+    if run.ended:
+        return _after_end(run, failure)
+    words = STEPS.get(run.dag_id, {})
+    if main := _main(run):
+        if main.task_id in HUMAN and main.state not in _NOT_BEGUN:
+            return f"Read the plan and answer in task {main.task_id}, under Required Actions. No answer rejects."
+        after = list(run.steps)[list(run.steps).index(main.task_id) + 1 :]
+    else:
+        after = list(run.steps)
+    if run.moves_a_volume and failure and not run.goes_back:
+        after = [task_id for task_id in ("decide", LAST) if task_id in after]
+    elif run.params.get("dry_run") and run.step(LAST).state == "none":
+        after = [task_id for task_id in after if task_id in {"plan", LAST} or task_id.startswith("check")]
+    back = run.goes_back
+    for task_id in after:
+        if run.step(task_id).state == "none" and (task_id not in ROLLBACK or back):
+            return f"{task_id} {words.get(task_id, '')}".strip() + "."
+    return "The run ends."
+
+
+def _after_end(run: Run, failure: Failure | None) -> str:
+    outcome = re.match(r"[a-z ]+", run.note)
+    if run.state == "success":
+        if outcome and outcome[0] == "planned":
+            return "Read the plan. Trigger again with dry_run=false to carry it out."
+        return "Nothing is left to do in this run: see the report."
+    if run.moves_a_volume and outcome and outcome[0] in _AFTER:
+        return _AFTER[outcome[0]]
+    if failure:
+        return f"Remove the cause, then clear {failure.task} with Downstream, or trigger a new run."
+    return "See what is still held above, and the logs of the tasks that did not end."
+
+
+def _failure(run: Run) -> Failure | None:
+    failures = [
+        Failure.of(run.dag_id, run.run_id, task_id, index, run.errors.get((task_id, index), {}))
+        for task_id, step in run.steps.items()
+        if (index := step.first.get("failed")) is not None
+    ]
+    return first_failure(failures, run.steps)
+
+
+def first_failed(steps: Mapping[str, Step]) -> tuple[str, int] | None:
+    """Return the task instance whose error a page needs: the one that caused the others; None where none failed."""
+    found = first_failure([Failure(task, step.first["failed"]) for task, step in steps.items()
+                           if "failed" in step.first], steps)  # fmt: skip
+    return (found.task, found.map_index) if found else None
+
+
+def _shown_failure(failure: Failure | None) -> dict[str, str] | None:
+    if failure is None:
+        return None
+    return {
+        "task": failure.task,
+        "url": failure.page,
+        "problem": _plain(failure.problem) or "No error was recorded: it was killed, marked as failed, or timed out.",
+        "state": _plain(failure.state),
+        "next": _plain(failure.next_step) or "see its log",
+    }
+
+
+# Steps and progress
+
+
+def _is_shown(run: Run, step: Step) -> bool:
+    return step.task_id not in ROLLBACK or run.goes_back or step.active
+
+
+def _shown_step(run: Run, step: Step) -> dict[str, Any]:
+    total = sum(step.states.values())
+    mapped = total > 1 or any(index >= 0 for index in step.first.values())
+    url = task_url(run.dag_id, run.run_id, step.task_id)
+    counts = ", ".join(f"{step.states[state]:,} {state}" for state in _ORDER if state in step.states)
+    return {
+        "task": step.task_id,
+        "about": STEPS.get(run.dag_id, {}).get(step.task_id, ""),
+        "state": step.state,
+        "counts": f"{counted(total, 'instance')}: {counts}" if mapped else "",
+        "started": _iso(step.started),
+        "ended": _iso(step.ended),
+        "url": f"{url}/mapped" if mapped else url,
+    }
+
+
+def _progress(step: Step, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Add up what the instances of a task have left. What is not known of one of them is not known of all."""
+    if not records:
+        return None
+    whole = len(records) >= sum(step.states.values())
+    working = [record for record in records if record.get("state") != "ended"] if step.active else []
+    latest = max(records, key=lambda record: str(record.get("at", "")))
+
+    def added(name: str, of: Iterable[Mapping[str, Any]]) -> float:
+        return sum(record.get(name) or 0 for record in of)
+
+    def expected(name: str) -> float | None:
+        known = whole and all(record.get(name) is not None for record in records)
+        return added(name, records) if known else None
+
+    done = {"objects": added("objects", records), "bytes": added("bytes", records)}
+    of = {"objects": expected("objects_expected"), "bytes": expected("bytes_expected")}
+    shares = [100 * done[name] / total for name, total in of.items() if total]
+    etas = [record.get("eta_s") for record in working]
+    return {
+        "task": step.task_id,
+        "doing": latest.get("doing", "") if working else "ended",
+        "because": latest.get("because", "") if working else "",
+        "objects": done["objects"],
+        "objects_expected": of["objects"],
+        "bytes": done["bytes"],
+        "bytes_expected": of["bytes"],
+        "percent": round(min(100.0, *shares), 1) if shares else None,
+        "objects_s": round(added("objects_s", working), 1),
+        "bytes_s": round(added("bytes_s", working), 1),
+        # Instances that wait for a worker come on top, for which nothing is known.
+        "eta_s": max(filter(None, etas), default=None) if whole and all(eta is not None for eta in etas) else None,
+        "at": latest.get("at", ""),
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _plain(text: str) -> str:
+    """Take the marks of Markdown out: the page shows text as it is."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("`", "").replace("**", "")
