@@ -14,7 +14,7 @@ CASE ?= copy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse check lint unit project test test-parts test-faults test-e2e slow fleet faults soak simulate \
+.PHONY: help setup system fuse check lint unit project test test-parts test-faults test-e2e slow fleet celery faults soak simulate \
 	demo demo-down bench needed window chart lock docs
 
 help: ## this list
@@ -57,6 +57,7 @@ test-e2e:
 	$(BIN)/python -m pytest -m "not slow" tests/e2e
 
 slow: fuse setup ## the tests that `make test` leaves out for their time, but those of `make faults`; half an hour
+	@./setup.sh celery
 	$(BIN)/python -m pytest -m slow tests/project tests/integration tests/e2e tests/soak
 
 demo: fuse setup ## a whole environment on this machine, and a live volume switched in it; CASE=copy, rotation, move
@@ -67,6 +68,10 @@ demo-down: ## stop what `make demo` left running
 
 fleet: fuse setup ## three volumes moved through Airflow: a canary, then a wave of two
 	$(BIN)/python -m pytest tests/e2e/test_fleet.py
+
+celery: fuse setup ## a Celery worker is killed in mid-copy, on PostgreSQL and Redis; five minutes
+	@./setup.sh celery
+	$(BIN)/python -m pytest tests/e2e/test_celery.py
 
 faults: fuse setup ## kill, fail and clear every task in turn; ends with a table of what came of it
 	$(BIN)/python -m pytest tests/faults

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the targets of the Makefile need on this machine. Whatever is there already is left alone.
 #   ./setup.sh system        Debian packages: MariaDB, FUSE, and what it takes to build mysqlclient
+#   ./setup.sh celery        Debian packages: PostgreSQL and Redis, for the test of Celery's workers
 #   ./setup.sh venv          .venv, exactly as the lock files say
 #   ./setup.sh mc            .venv/mc: MinIO's client, where this machine's package source has it and there is none yet
 #   ./setup.sh fuse          changes nothing: fails where nothing can be mounted
@@ -23,20 +24,22 @@ check_python() {
     die "$PYTHON is $("$PYTHON" -V 2>&1), 3.11 or later is needed: make PYTHON=/path/to/python3.11"
 }
 
+as_root() {
+  if ((EUID == 0)); then "$@"; else sudo "$@"; fi
+}
+
 install_packages() {
-  local root=()
   if ((EUID != 0)); then
     have sudo || die "missing: $* (you are not root and there is no sudo: install them, then run this again)"
     sudo true || die "missing: $* (sudo refused: install them, then run this again)"
-    root=(sudo)
   fi
   have apt-get || die "missing: $* (Debian's names; there is no apt-get here: install them, then run this again)"
   say "installing with apt-get: $*"
   local log
   log=$(mktemp)
   # A broken third-party source fails the update and need not matter to us: the install decides.
-  "${root[@]}" apt-get update -qq >"$log" 2>&1 || say "apt-get update had errors, going on with the lists there are"
-  if ! "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >>"$log" 2>&1; then
+  as_root apt-get update -qq >"$log" 2>&1 || say "apt-get update had errors, going on with the lists there are"
+  if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >>"$log" 2>&1; then
     die "apt-get could not install $*: $(grep -m1 '^E:' "$log" || tail -n1 "$log") (all of it: $log)"
   fi
   rm -f "$log"
@@ -62,6 +65,19 @@ PY
   ((headers)) || missing+=("$python-dev")
   ((ensurepip)) || missing+=("$python-venv")
   ((${#missing[@]} == 0)) || install_packages "${missing[@]}"
+}
+
+# Neither may start a service. Redis's server is also in redis-tools, as redis-check-rdb; PostgreSQL's service starts the
+# clusters that there are, and its package makes one unless it is told not to.
+celery() {
+  have redis-check-rdb || install_packages redis-tools
+  if compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then return; fi
+  install_packages postgresql-common
+  local folder=/etc/postgresql-common/createcluster.d
+  as_root mkdir -p "$folder"
+  trap "as_root rm -f $folder/none.conf" EXIT
+  as_root tee "$folder/none.conf" <<<'create_main_cluster = off' >/dev/null
+  install_packages postgresql
 }
 
 venv() {
@@ -150,6 +166,6 @@ compose() {
 }
 
 case ${1:-} in
-  system | venv | mc | fuse | compose) "$@" ;;
-  *) die "usage: ./setup.sh system|venv|mc|fuse|compose ..." ;;
+  system | celery | venv | mc | fuse | compose) "$@" ;;
+  *) die "usage: ./setup.sh system|celery|venv|mc|fuse|compose ..." ;;
 esac

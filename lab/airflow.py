@@ -1,4 +1,7 @@
-"""A real Airflow: API server, scheduler and DAG processor as processes of their own, LocalExecutor, SQLite."""
+"""A real Airflow: API server, scheduler and DAG processor as processes of their own.
+
+With LocalExecutor and SQLite; or with Celery workers, PostgreSQL and Redis, as docker-compose.yaml has them.
+"""
 
 import base64
 import configparser
@@ -8,7 +11,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -17,12 +20,14 @@ from typing import Any
 import httpx
 
 from include.juicefs_storage.names import BACKUP_CONN_ID, COPY_POOL
+from lab.celery import PostgreSQL, Redis
 from lab.mariadb import MariaDB
 from lab.process import LabError, Server, free_ports, run, wait_for
 from lab.seaweed import Store
 
 PROJECT = Path(__file__).resolve().parents[1]
-COMPONENTS = ("api-server", "scheduler", "dag-processor")
+#: Arguments of `airflow`, by the component's name.
+COMPONENTS = {name: (name,) for name in ("api-server", "scheduler", "dag-processor")}
 POOL_SLOTS = 4
 _END_STATES = {"success", "failed"}
 
@@ -51,8 +56,20 @@ class Airflow:
     user: str = "admin"
 
     @classmethod
-    def start(cls, state: Path) -> "Airflow":
-        """Write the configuration, make the database and start the components; does not wait for them: see connect."""
+    def start(
+        cls,
+        state: Path,
+        *,
+        settings: Mapping[str, Mapping[str, object]] | None = None,
+        components: Mapping[str, Sequence[str]] = COMPONENTS,
+    ) -> "Airflow":
+        """Write the configuration, make the database and start the components; does not wait for them: see connect.
+
+        Args:
+            state: the lab's folder.
+            settings: of airflow.cfg, section by section, over those of the lab.
+            components: the arguments of `airflow` by the component's name.
+        """
         home = state / "airflow"
         home.mkdir(parents=True, mode=0o700)
         self = cls(state, free_ports(1)[0], secrets.token_urlsafe(9), secrets.token_urlsafe(9))
@@ -61,22 +78,57 @@ class Airflow:
         )
         config = configparser.RawConfigParser()
         config.read_dict(self._config())
+        config.read_dict(settings or {})
         with (home / "airflow.cfg").open("w") as file:
             (home / "airflow.cfg").chmod(0o600)
             config.write(file)
         (home / "config").mkdir()
         (home / "config" / "airflow_local_settings.py").write_text(_PRELOAD)
         run([*_AIRFLOW, "db", "migrate"], env=self.environment, deadline_s=180)
-        self.restart()
+        self.restart(components)
         return self
 
-    def restart(self) -> None:
+    @classmethod
+    def start_with_celery(
+        cls,
+        state: Path,
+        postgresql: PostgreSQL,
+        redis: Redis,
+        *,
+        workers: Sequence[str],
+        settings: Mapping[str, Mapping[str, object]],
+    ) -> "Airflow":
+        """Start one with workers of Celery, named as docker-compose.yaml names database and queue; see start.
+
+        Args:
+            state: the lab's folder.
+            postgresql: its database.
+            redis: its queue.
+            workers: a name for each; its process is `airflow-<name>`.
+            settings: over those of the lab, as for start.
+        """
+        database = f"airflow:{postgresql.password}@127.0.0.1:{postgresql.port}/airflow"
+        celery = {
+            "broker_url": f"redis://:{redis.password}@127.0.0.1:{redis.port}/0",
+            "result_backend": f"db+postgresql://{database}",
+            "worker_concurrency": 2,
+        }
+        given: dict[str, dict[str, object]] = {
+            "core": {"executor": "CeleryExecutor"},
+            "database": {"sql_alchemy_conn": f"postgresql+psycopg2://{database}"},
+            "celery": celery,
+        }
+        for section, values in settings.items():
+            given.setdefault(section, {}).update(values)
+        worker = ("celery", "worker", "--skip-serve-logs", "--without-gossip", "--without-mingle")
+        flags = {name: (*worker, "--celery-hostname", f"{name}@lab", "--pid", f"{name}.pid") for name in workers}
+        return cls.start(state, settings=given, components={**COMPONENTS, **flags})
+
+    def restart(self, components: Mapping[str, Sequence[str]] = COMPONENTS) -> None:
         """Start the components on the same database, stopping first those that run."""
         self.stop()
-        for component in COMPONENTS:
-            Server.start(
-                self.state, f"airflow-{component}", [*_AIRFLOW, component], env=self.environment, cwd=self.home
-            )
+        for name, arguments in components.items():
+            Server.start(self.state, f"airflow-{name}", [*_AIRFLOW, *arguments], env=self.environment, cwd=self.home)
 
     def stop(self) -> None:
         """Stop the components. Idempotent."""
@@ -91,8 +143,7 @@ class Airflow:
         Raises:
             LabError: a component did not come up; the message carries its log's last lines.
         """
-        for component, server in zip(COMPONENTS, self.servers(), strict=True):
-            wait_for(f"{server.name} is healthy", partial(self._healthy, component), deadline_s=180, server=server)
+        self.wait_until_healthy()
         registered = {"myjfs": {"target_conn_id": "minio_new", "target_bucket": new_store.bucket}}
         (self.state / "volumes.yaml").write_text(json.dumps(registered))  # JSON is YAML
         backups = self.state / "backups"
@@ -117,6 +168,20 @@ class Airflow:
         }
         for name, values in connections.items():
             self._add_connection(name, values)
+        self.add_pool()
+
+    def wait_until_healthy(self) -> None:
+        """Wait until API server, scheduler and DAG processor serve.
+
+        Raises:
+            LabError: a component did not come up; the message carries its log's last lines.
+        """
+        for component in COMPONENTS:
+            server = Server.load(self.state, f"airflow-{component}")
+            wait_for(f"{component} is healthy", partial(self._healthy, component), deadline_s=180, server=server)
+
+    def add_pool(self) -> None:
+        """Create the pool of copies."""
         self.api("POST", "/pools", json={"name": COPY_POOL, "slots": POOL_SLOTS})
 
     def connect_store(self, conn_id: str, store: Store) -> None:
@@ -156,8 +221,8 @@ class Airflow:
 
     def servers(self) -> list[Server]:
         """Return the recorded processes."""
-        loaded = [Server.load(self.state, f"airflow-{component}") for component in COMPONENTS]
-        return [server for server in loaded if server]
+        names = [path.stem for path in (self.state / "run").glob("airflow-*.json")]
+        return [server for name in names if (server := Server.load(self.state, name))]
 
     def healthy(self) -> bool:
         """Return whether every component runs and says that it is well."""
@@ -366,11 +431,11 @@ class Airflow:
         }
 
 
-# Tasks are forked from the scheduler's workers: what it has imported, no task imports again.
+# Tasks are forked from the scheduler's, or Celery's, processes: what these have imported, no task imports again.
 _PRELOAD = """
 import sys
 
-if "scheduler" in sys.argv:
+if {"scheduler", "worker"} & set(sys.argv):
     import lab.preload
 """
 _AIRFLOW = (sys.executable, "-m", "airflow")

@@ -216,7 +216,7 @@ def tear_down(state: Path, *, remove: bool) -> None:
     state = state.resolve()
     servers = Server.load_all(state)
     # Those that use the mounts first, the mounts next, at last what the mounts need to end in order.
-    needed = {"mariadb", "old-store", "new-store"}
+    needed = {"mariadb", "old-store", "new-store", "postgresql", "redis"}
     _stop([server for server in servers if server.name not in needed])
     with contextlib.suppress(OSError, ValueError, KeyError):
         if kube := KubeServer.load(state / "kube"):
@@ -232,6 +232,6 @@ def tear_down(state: Path, *, remove: bool) -> None:
 
 def _stop(servers: list[Server]) -> None:
     # Only these need time to end in order: a store never ends by itself, and a writer may hang on a mount that is dead.
-    orderly = ("airflow-", "mariadb")
+    orderly = ("airflow-", "mariadb", "postgresql")
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda server: server.stop(deadline_s=15 if server.name.startswith(orderly) else 2), servers))

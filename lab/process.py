@@ -59,7 +59,10 @@ def binary(name: str) -> Path:
         return beside_python
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if not found:
-        package = {"mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server", "fusermount3": "fuse3"}
+        package = {
+            "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server", "fusermount3": "fuse3",
+            "redis-check-rdb": "redis-tools",
+        }  # fmt: skip
         remedy = f"apt-get install {package[name]}" if name in package else "pip install -r requirements-dev.txt"
         raise LabUnavailableError(f"expected the program {name}, found none: {remedy}")
     return Path(found)
@@ -217,7 +220,13 @@ def _record(state: Path, name: str) -> Path:
     return state / "run" / f"{name}.json"
 
 
-def run(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, deadline_s: float = 120.0) -> str:
+def run(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    deadline_s: float = 120.0,
+) -> str:
     """Run a program to its end and return what it wrote, to either output.
 
     Raises:
@@ -232,6 +241,7 @@ def run(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, dea
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **(env or {})},
+            cwd=cwd,
             timeout=deadline_s,
             check=False,
         )
