@@ -32,7 +32,7 @@ STARTS = sorted({
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Bucket]:
     store = Store.create(tmp_path_factory.mktemp("store"), "store", "bucket")
     try:
-        for key in (*(f"p/{key}" for key in KEYS), "o/q.x", "o/q/y", "o/q/z"):
+        for key in (*(f"p/{key}" for key in KEYS), "o/q.x", "o/q/y", "o/q/z", "v/w//b"):
             store.client().put_object(Bucket="bucket", Key=key, Body=b"" if key.endswith("/") else b"x")
         yield S3Bucket(S3Store(store.endpoint_url, "bucket", "p/", store.access_key, store.secret_key))
     finally:
@@ -75,6 +75,23 @@ def test_seaweedfs_folder_that_it_lists_too_early_is_refused(
                 listed(other, KeyRange(after, until))
     assert listed(other, below("q/")) == ["q/y", "q/z"]
     assert listed(other, KeyRange("q/a", "q/y")) == ["q/y"]
+
+
+@pytest.mark.parametrize("start", ["w//a", "w//", "w//b", "/", "w/../a"])
+def test_seaweedfs_lists_no_key_that_the_start_alone_suggests(seaweed: S3Bucket, start: str) -> None:
+    """SeaweedFS keeps `w//b` as `w/b`. After `w//a` it lists both, and below `w//` one that does not begin so."""
+    other = S3Bucket(replace(seaweed.store, prefix="v/"))
+    assert listed(other, KeyRange(start)) == ["w/b"]
+    assert listed(other, KeyRange(start, f"{start}~")) == []
+
+
+def test_a_store_that_keeps_any_key_is_listed_from_any_start() -> None:
+    with MemoryStore("b") as store:
+        for number in range(5000):
+            store.put("b", f"w//{number:04}", b"")
+        bucket = S3Bucket(S3Store(store.url, "b", "", "AK", "SK"))
+        assert listed(bucket, KeyRange("w//3999")) == [f"w//{number}" for number in range(4000, 5000)]
+        assert store.requests["GET"] <= 3
 
 
 @pytest.mark.parametrize("start", ["k", "k0000", "k0500x", "k2999", "k3", "k0999x"])

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from itertools import takewhile
 from os.path import commonprefix
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -62,8 +63,15 @@ class KeyRange:
 
         Who may use a part of a bucket may list only below that part.
         """
-        shared = commonprefix([self.after or "", self.until or ""])  # noqa: RUF071  (of keys, which are no paths)
-        return shared[: shared.rfind("/") + 1]
+        return plain_folder(commonprefix([self.after or "", self.until or ""]))  # noqa: RUF071  (of keys, no paths)
+
+
+def plain_folder(key: str) -> str:
+    """Return the deepest folder of a key whose parts are all names, with its `/`; empty: there is none.
+
+    Below it a key may mean another one (`a//b`, `a/../b`) to a store that keeps objects as files.
+    """
+    return "".join(f"{part}/" for part in takewhile(lambda part: part not in _NO_PART, key.split("/")[:-1]))
 
 
 def below(prefix: str) -> KeyRange:

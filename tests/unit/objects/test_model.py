@@ -27,6 +27,10 @@ def test_every_key_of_a_range_is_in_its_folder(after: str | None, until: str | N
         (below("vol/chunks/"), "vol/chunks/"),
         (KeyRange("vol/chunks/0/12_", "vol/chunks/0/13_0_4"), "vol/chunks/0/"),
         (KeyRange("vol/chunks/0/12", "vol/chunks/1/13"), "vol/chunks/"),
+        # Stores that keep objects as files refuse these prefixes, or list what is below another one.
+        (KeyRange("a//b", "a//c"), "a/"),
+        (KeyRange("/lea", "/lead"), ""),
+        (KeyRange("a/b/../c", "a/b/../d"), "a/b/"),
     ],
 )
 def test_the_folder_is_the_deepest_one(keys: KeyRange, folder: str) -> None:

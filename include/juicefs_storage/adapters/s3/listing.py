@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
 from include.juicefs_storage.adapters.s3.client import encoded
-from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, TransientError
 from include.juicefs_storage.objects.merge import slice_page
-from include.juicefs_storage.objects.model import KeyRange, Page
+from include.juicefs_storage.objects.model import KeyRange, Page, plain_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -294,6 +294,7 @@ def _start(client: S3Client, below: str, after: str | None) -> str | None:
 
     SeaweedFS leaves out a folder that is the start key, so that no folder which holds such a key may be one. It also
     lists a folder `a/` before `a.b`: where that could hide the folder, one LIST of one key tells whether it is there.
+    It keeps `a//b` as `a/b`, and lists both after `a//a`: only a store that lists keys below `a//` starts there.
 
     Args:
         client: Of the store.
@@ -302,7 +303,10 @@ def _start(client: S3Client, below: str, after: str | None) -> str | None:
     """
     if after is None or below.startswith(after):
         return None
-    base = client.store.prefix
+    base, folder = client.store.prefix, plain_folder(after)
+    odd, slash, _ = after.removeprefix(folder).partition("/")
+    if slash and not _lists_below(client, f"{folder}{odd}/"):
+        after = folder
     for at in range(len(below) + 1, len(after)):
         if after[at] < "/" != after[at - 1]:
             name = after[:at]
@@ -313,6 +317,16 @@ def _start(client: S3Client, below: str, after: str | None) -> str | None:
                 break
     start = _just_before(after)
     return start if start > below else None
+
+
+def _lists_below(client: S3Client, folder: str) -> bool:
+    """Ask whether the store lists keys below a folder as it is named; one that takes it for another does not."""
+    base = client.store.prefix
+    try:
+        query = f"encoding-type=url&list-type=2&max-keys=1&prefix={encoded(base + folder)}"
+        return bool(_ask(client, query, base + folder, len(base)).page.keys)
+    except StorageSwitchError:  # it answers with other keys, or refuses the name
+        return False
 
 
 def _next_start(keys: Sequence[str]) -> str | None:
