@@ -19,6 +19,7 @@ from include.juicefs_storage.volume.layout import slice_of
 _CLEAR = "clear `copy` of these partitions with Downstream"
 _CLEAR_VERIFY = "clear `verify` of these partitions with Downstream"
 _WHICH = "find out which side is right; a copy with overwrite=true replaces the target's"
+_AGAIN = f"one of the two sides was changed meanwhile: find out by whom, then {_CLEAR}: it overwrites again"
 _RESTORE = "neither side has what files refer to: restore these files from elsewhere, or delete them"
 _DAMAGED = "see the column detail: where the target's may be whole, leave it; else restore the files"
 #: Outcomes that need a person, and the next step: where this run copies, and where it only compares.
@@ -83,8 +84,8 @@ def join_manifests(
     """
     with ExitStack() as stack:
         join = _Join(plan, read, _Files(create, stack))
-        phases, copies = [join.phase(name) for name in plan.phases], "copy" in plan.phases
-        problems = [problem for phase in phases for problem in phase.problems(len(plan.partitions), copies=copies)]
+        phases = [join.phase(name) for name in plan.phases]
+        problems = [problem for phase in phases for problem in phase.problems(plan, begun=phases[0].ended())]
         if files_of:
             problems += join.trace(files_of)
         files = join.files.names
@@ -148,18 +149,25 @@ class _Phase:
             self.where.setdefault(outcome, []).append(partition.index)
         self.totals.merge(counted)
 
-    def problems(self, partitions: int, *, copies: bool) -> list[str]:
-        """Return what a person must act on, one sentence each.
+    def ended(self) -> bool:
+        """Return whether no task of the phase failed: without that the next phase has no tasks."""
+        return not self.absent and not self.totals.objects(ObjectOutcome.CHANGED, ObjectOutcome.FAILED)
+
+    def problems(self, plan: SyncPlan, *, begun: bool) -> list[str]:
+        """Return what a person must act on, one sentence each, with what can be done in this run.
 
         Args:
-            partitions: How many the plan has.
-            copies: Whether the run has the task `copy`.
+            plan: Of the run.
+            begun: Whether the run's first phase ended well, so that the second has tasks.
         """
         found = []
         if self.absent:
+            remedy = f"Clear `{self.name}` of these with Downstream."
+            if self.name != plan.phases[0] and not begun:
+                remedy = f"It begins when `{plan.phases[0]}` has ended well."
             found.append(
-                f"{len(self.absent)} of {partitions} partitions have no finished manifest of `{self.name}`: "
-                f"{_numbers(self.absent)}. Clear `{self.name}` of these with Downstream."
+                f"{len(self.absent)} of {len(plan.partitions)} partitions have no finished manifest of `{self.name}`: "
+                f"{_numbers(self.absent)}. {remedy}"
             )
         if self.empty:
             found.append(
@@ -173,7 +181,9 @@ class _Phase:
                 "new run."
             )
         for outcome, remedies in _REMEDIES.items():
-            remedy = remedies[not copies]
+            remedy = remedies["copy" not in plan.phases]
+            if outcome is ObjectOutcome.DIFFERENT and plan.params.overwrite and "copy" in plan.phases:
+                remedy = _AGAIN
             if count := self.totals.objects(outcome):
                 found.append(
                     f"{count:,} objects are {outcome} after `{self.name}`, in partitions "

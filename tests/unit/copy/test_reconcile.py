@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -21,7 +22,8 @@ from include.juicefs_storage.copy.report import SyncReport
 from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.copy.segments import Segment
 from include.juicefs_storage.copy.survey import Survey
-from include.juicefs_storage.objects.model import KeyRange, Page
+from include.juicefs_storage.objects.comparison import Rows
+from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page
 from include.juicefs_storage.volume.comparison import NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.needed import to_pages
@@ -140,6 +142,32 @@ def test_differences_are_named_with_what_to_do(tmp_path: Path) -> None:
     assert run.listed("missing") == ["k012"]
     assert run.listed("different") == ["k007", "k030"]
     assert report.phases[0].fell_back == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("mode", ["copy", "verify", "copy+verify"])
+@pytest.mark.parametrize("seen", [{"copy"}, {"verify"}, {"copy", "verify"}, set()])
+def test_every_remedy_is_possible_in_the_run(mode: str, overwrite: bool, seen: set[str], tmp_path: Path) -> None:
+    """No task is to be cleared that the run does not have, or that has not begun; no param that is set already."""
+    run = Run(tmp_path, bodies(40), bodies(40), mode=mode, overwrite=overwrite)
+    for phase in seen & set(run.plan.phases):
+        for partition in run.plan.partitions:
+            manifest, rows = (
+                ParquetManifest(tmp_path / phase, partition.name, about(run.plan, phase, partition)),
+                Rows(),
+            )
+            for outcome in ObjectOutcome:
+                rows.add([f"{partition.after}{outcome}"], [1], [""], [""], outcome, Comparison.SIZE)
+            manifest.append(rows)
+            manifest.finish()
+    tasks = set(run.plan.phases)
+    if "copy" in tasks and "verify" not in seen:
+        tasks -= {"verify"}  # `copy` failed
+    report = run.report()
+    for sentence in report.problems + report.notes:
+        assert set(re.findall(r"[Cc]lear `(\w+)`", sentence)) <= tasks, sentence
+        assert not (overwrite and mode != "verify" and "overwrite=true" in sentence), sentence
+    assert len(report.problems) >= 1
 
 
 def test_what_was_written_after_the_copys_listing_is_new_and_not_missing(tmp_path: Path) -> None:

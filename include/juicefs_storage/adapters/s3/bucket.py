@@ -104,8 +104,8 @@ class S3Bucket(Bucket):
             if client.call("HEAD", client.bucket_path).status == 404:
                 raise NoBucketError(
                     f"{self.store.where}: expected a bucket, found none.",
-                    next_step="make the bucket, or correct its name: it is never created from here, unless "
-                    "`create_bucket` says so",
+                    next_step="make the bucket, or correct its name: it is never created but by a switch with "
+                    "`create_bucket`",
                 )
             # A HEAD that is refused says nothing: keys limited to a prefix may not HEAD the bucket. A LIST has a body.
             for _ in list_pages(client, below, max_keys=1):
