@@ -11,8 +11,14 @@ from datetime import UTC, datetime
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import Pod, Session
 from include.juicefs_storage.records import Record
-from include.juicefs_storage.volume.canary import ClientState, Move, is_read_only, prove_client, prove_reader
-from include.juicefs_storage.volume.clusters import cluster_of
+from include.juicefs_storage.volume.canary import (
+    ClientState,
+    Move,
+    is_read_only,
+    nearest_writer,
+    prove_client,
+    prove_reader,
+)
 from include.juicefs_storage.volume.mount_pods import VolumePods, find_mount_path, mount_pods_seen
 from include.juicefs_storage.volume.users import unknown_sessions
 
@@ -200,8 +206,7 @@ class _Clients:
         self.writers = {uid: pod for uid, pod in (self.writers | proven).items() if uid in there}
 
     def _ask_reader(self, pod: Pod, *, writable: bool) -> tuple[ClientState, float]:
-        # On another node where there is one: the mounts of a node may share their cache.
-        writer = min(self.writers.values(), key=lambda other: _node(other) == _node(pod), default=None)
+        writer = nearest_writer(self.writers.values(), pod)
         if writable and not writer:
             return ClientState("it is mounted read-only, and no client is proven yet that writes for it"), self.clock()
         block_bytes, name = self.pods.setting.block_bytes, f"{self.canary}-{pod.uid}"
@@ -218,10 +223,6 @@ class _Clients:
         except StorageSwitchError as error:
             state = ClientState(error.problem)
         return state, self.clock()
-
-
-def _node(pod: Pod) -> tuple[str, str]:
-    return cluster_of(pod.name), pod.node
 
 
 def _state(pods: VolumePods, pod: Pod, move: Move, canary: str, timeout_s: float) -> ClientState | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from include.juicefs_storage.errors import StorageSwitchError, TransientError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import Pod, PodAccess
+from include.juicefs_storage.volume.clusters import cluster_of
 from include.juicefs_storage.volume.mount_pods import (
     MOUNT_CONTAINER,
     mount_options,
@@ -247,6 +248,15 @@ def prove_client(cluster: PodAccess, pod: Pod, move: Move, canary: str, *, timeo
 def is_read_only(config: Mapping[str, Any]) -> bool:
     """Return whether a client mounts its volume read-only, by its `.config`."""
     return bool((config.get("Meta") or {}).get("ReadOnly"))
+
+
+def nearest_writer(writers: Iterable[Pod], reader: Pod) -> Pod | None:
+    """Choose who writes for a client that only reads: on another node if possible, since a node may share its cache."""
+
+    def node(pod: Pod) -> tuple[str, str]:
+        return cluster_of(pod.name), pod.node
+
+    return min(writers, key=lambda other: node(other) == node(reader), default=None)
 
 
 def prove_reader(

@@ -81,6 +81,19 @@ def test_an_endpoint_that_the_pods_reach_and_airflow_does_not(
     assert "open a way from the Airflow workers" in refused
 
 
+def test_an_old_store_that_the_pods_reach_and_airflow_does_not(
+    lab: Lab, connections: Callable[..., None], look: Look
+) -> None:
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    connections("minio_away", **new_store(lab, endpoint_url=nowhere))
+    given = {"source_conn_id": "minio_away", "consistency": "listing"}
+    (refused,) = refusals(look("check_consistency", **given))
+    assert "The old store serves the clients, and Airflow cannot use it: " in refused
+    assert f"The old store, by connection 'minio_away', {lab.old_store.bucket}/ at {nowhere}" in refused
+    assert "give Airflow a way to it, or name a connection" in refused
+    assert "`source_conn_id`" in refused
+
+
 def test_an_endpoint_that_nobody_reaches(lab: Lab, connections: Callable[..., None], look: Look) -> None:
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
     connections("minio_new", **new_store(lab, endpoint_url=nowhere))

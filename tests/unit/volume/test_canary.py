@@ -1,4 +1,4 @@
-"""What a client's log says of its last reload."""
+"""What a client's log says of its last reload, and who writes for a client that only reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from include.juicefs_storage.volume.canary import Reload, last_reload
+from include.juicefs_storage.ports import Pod
+from include.juicefs_storage.volume.canary import Reload, last_reload, nearest_writer
 from tests.support.fakes import NEW, OLD
 
 FAILED = """\
@@ -49,3 +50,15 @@ def test_a_log_tells_how_long_the_reload_took_in_whichever_time_zone(logged: str
     assert last_reload(f"another line\n{line}\n", NEW).after_s(since) == after_s
     assert last_reload(line, OLD).after_s(since) is None
     assert last_reload(line, NEW).after_s(None) is None
+
+
+def test_a_reader_reads_what_a_client_of_another_node_wrote_where_there_is_one() -> None:
+    reader, neighbour, distant, abroad = (
+        Pod("juicefs", name, name, node, True, 0, "", {}, (), ())
+        for name, node in [("reader", "1"), ("neighbour", "1"), ("distant", "2"), ("other/abroad", "1")]
+    )
+    assert nearest_writer([neighbour, distant], reader) == distant
+    # Nodes of two clusters may have one name.
+    assert nearest_writer([neighbour, abroad], reader) == abroad
+    assert nearest_writer([neighbour], reader) == neighbour
+    assert nearest_writer([], reader) is None

@@ -21,6 +21,7 @@ from include.juicefs_storage.switch.checks.secret import check_secrets
 from include.juicefs_storage.switch.checks.target import (
     check_absent,
     check_reach,
+    check_served,
     check_target,
     check_use,
     only_pods_reach,
@@ -48,6 +49,7 @@ __all__ = [
     "check_runner",
     "check_secret_leads_to",
     "check_secrets",
+    "check_served",
     "check_target",
     "check_use",
     "check_volume",

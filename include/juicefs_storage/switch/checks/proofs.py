@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.ports import JuiceFS, MetadataStore, PodAccess
+from include.juicefs_storage.ports import JuiceFS, MetadataStore, Pod, PodAccess
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
-from include.juicefs_storage.volume.canary import Move, prove_client, room_of
+from include.juicefs_storage.volume.canary import Move, nearest_writer, prove_client, prove_reader, room_of
 from include.juicefs_storage.volume.clusters import kubectl
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, running_mount_pods
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
@@ -19,8 +19,8 @@ _CANARY_TIMEOUT_S = 30.0
 #: Room for the canaries of one mount, retries and what the trash keeps of them included: files, and bytes of each with
 #: its inode.
 _CANARIES, _CANARY_BYTES = 16, 8192
-#: The largest block that JuiceFS knows: one is written for each mount that only reads.
-_BLOCK_BYTES = 16 << 20
+#: The largest block that JuiceFS knows, and how many are written for each mount that only reads: by check and proof.
+_BLOCK_BYTES, _BLOCKS = 16 << 20, 2
 #: What the fresh mount writes, and some more.
 _FRESH_MOUNT_BYTES, _FRESH_MOUNT_FILES = 1 << 20, 8
 
@@ -81,7 +81,7 @@ def check_room(cluster: PodAccess, mounts: Sequence[MountPod]) -> list[Finding]:
         rooms = list(pool.map(lambda mount: room_of(cluster, mount.name, mount.mount_path), mounts))
     files = _CANARIES * len(mounts) + _FRESH_MOUNT_FILES
     size = _CANARY_BYTES * _CANARIES * len(mounts) + _FRESH_MOUNT_BYTES
-    size += _BLOCK_BYTES * sum(mount.read_only for mount in mounts)
+    size += _BLOCK_BYTES * _BLOCKS * sum(mount.read_only for mount in mounts)
     findings = []
     for mount, room in zip(mounts, rooms, strict=True):
         if room is None:
@@ -110,7 +110,8 @@ def check_canaries(
 ) -> list[Finding]:
     """Check that a file can be written through every mount, and that its block lands on the volume's current store.
 
-    The files are removed again; the volume's trash keeps them for as long as it keeps anything.
+    A mount that only reads reads a block that another writes. The files are removed again; the volume's trash keeps
+    them for as long as it keeps anything.
 
     Args:
         pods: The volume's mount pods.
@@ -131,29 +132,46 @@ def check_canaries(
                 "if its clients cannot use it either, what they have not written yet is lost with it",
             )
         ]
-    tried = {mount.uid for mount in mounts if mount.bucket == config.bucket and not mount.read_only}
-    found = [pod for pod in running_mount_pods(pods.clusters) if pod.uid in tried]
-
+    read_only = {mount.uid: mount.read_only for mount in mounts if mount.bucket == config.bucket}
+    found = [pod for pod in running_mount_pods(pods.clusters) if pod.uid in read_only]
+    writers, readers = ([pod for pod in found if read_only[pod.uid] is only_reads] for only_reads in (False, True))
     # A client whose reload failed once has kept this storage: its log alone does not speak against it.
     move = Move(config, store, returning=True)
 
-    def problem(number: int) -> str:
-        pod = found[number]
-        try:
-            name = f"{canary}-{pod.uid}"
-            return prove_client(pods.clusters, pod, move, name, timeout_s=_CANARY_TIMEOUT_S).problem
-        except StorageSwitchError as error:
-            return error.problem
+    def write(pod: Pod) -> str:
+        return prove_client(pods.clusters, pod, move, f"{canary}-{pod.uid}", timeout_s=_CANARY_TIMEOUT_S).problem
 
-    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
-        problems = list(pool.map(problem, range(len(found))))
+    def read(pod: Pod) -> str:
+        return prove_reader(
+            pods.clusters, pod, nearest_writer(able, pod), move, f"{canary}-{pod.uid}",
+            block_bytes=pods.setting.block_bytes, timeout_s=_CANARY_TIMEOUT_S,
+        ).problem  # fmt: skip
+
+    written = _problems(write, writers)
+    # Where nobody can write for them, they will be proven by their logs; that the others cannot is refused already.
+    able = [pod for pod, problem in written if not problem]
+    tried = readers if able else []
     grade = warning if going_back else refusal
+    read_too = f"; {len(tried)} that only read have each read one" if tried else ""
     return [
         grade(
             check,
             f"Mount pod {pod.name} cannot be proven on the store that the volume is on: {text}",
             f"{kubectl(pod.namespace, 'logs', pod.name)}; a client that cannot be proven now cannot be proven later",
         )
-        for pod, text in zip(found, problems, strict=True)
+        for pod, text in [*written, *_problems(read, tried)]
         if text
-    ] or [ok(check, f"a block was written through each of {len(found)} mounts to {config.bucket}")]
+    ] or [ok(check, f"a block was written through each of {len(writers)} mounts to {config.bucket}{read_too}")]
+
+
+def _problems(prove: Callable[[Pod], str], pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
+    """Try clients side by side; each with its problem, empty where there is none."""
+
+    def problem(pod: Pod) -> str:
+        try:
+            return prove(pod)
+        except StorageSwitchError as error:
+            return error.problem
+
+    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+        return list(zip(pods, pool.map(problem, pods), strict=True))

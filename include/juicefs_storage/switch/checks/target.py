@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError, UnreachableError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.ports import JuiceFS
+from include.juicefs_storage.ports import JuiceFS, PodAccess
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.bucket_url import SKIP_VERIFY
 from include.juicefs_storage.volume.clusters import Clusters, kubectl
@@ -172,6 +172,32 @@ def _remedy(problem: str, origin: str) -> str:
             "alone"
         )
     return f"correct the keys, the session token or the endpoint of {origin}; `target_endpoint` is the pods'"
+
+
+def check_served(cluster: PodAccess, left: StorageConfig, mounts: Sequence[MountPod]) -> list[Finding]:
+    """Name the clients that do not reach the store that the volume is on, whoever else does.
+
+    A warning: whether a client can write there is seen by a block that is written through its mount.
+
+    Args:
+        cluster: Where the pods are.
+        left: The storage that the volume is on.
+        mounts: The volume's mount pods.
+    """
+    url = left.url
+    with ThreadPoolExecutor(_PARALLEL_PODS) as pool:
+        answers = pool.map(lambda mount: cannot_reach(cluster, mount.name, MOUNT_CONTAINER, url), mounts)
+    return [
+        warning(
+            "served",
+            f"The old store, by the volume's setting: pod {mount.name} cannot use {url.endpoint}: {problem}. What its "
+            "client holds and could not write goes to the new store once it follows.",
+            "give the pod a way to it (route, firewall, DNS) where Airflow has one: a real run refuses a client that "
+            "cannot write. Where Airflow has none either, the run takes the store for moved",
+        )
+        for mount, problem in zip(mounts, answers, strict=True)
+        if problem
+    ]
 
 
 def check_reach(

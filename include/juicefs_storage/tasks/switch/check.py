@@ -166,6 +166,7 @@ def check_volume(runtime: Runtime) -> list[Finding]:
         lambda: checks.check_metadata(runtime.metadata, runtime.juicefs, setting),
         lambda: _other_clusters(runtime, setting),
         lambda: checks.check_room(runtime.clusters, mounts),
+        lambda: _served(runtime, setting, mounts),
         lambda: _canaries(runtime, pods, mounts),
         lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
         lambda: checks.check_late_commits(runtime.params.late_commit_s),
@@ -192,6 +193,14 @@ def _fence(runtime: Runtime, setting: Setting) -> list[Finding]:
         keys_only=before.place == after.place,
         same_access_key=before.access_key == after.access_key,
     )
+
+
+def _served(runtime: Runtime, setting: Setting, mounts: Sequence[MountPod]) -> list[Finding]:
+    """Look whether the clients reach the store that they will leave; one that they keep is looked at as the new one."""
+    before = runtime.source(setting)
+    if before.place == runtime.target(setting).place:
+        return []
+    return checks.check_served(runtime.clusters, before, mounts)
 
 
 def _canaries(runtime: Runtime, pods: VolumePods, mounts: Sequence[MountPod]) -> list[Finding]:

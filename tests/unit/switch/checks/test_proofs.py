@@ -17,6 +17,9 @@ from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods
 from tests.support.bare import BareCluster, BareJuiceFS
 from tests.support.fakes import MOUNT, OLD, UUID, FakeMetadata, FakeStore, setting
 
+#: Another mount of the same volume.
+READER = MOUNT.model_copy(update={"name": "reader", "uid": "2", "mount_path": "/jfs/pvc-1-reader", "read_only": True})
+
 
 class StatusOf(BareJuiceFS):
     """A juicefs that reads the volume with this UUID."""
@@ -45,21 +48,22 @@ def test_juicefs_that_reads_another_volume() -> None:
 
 @dataclass
 class Mounts(BareCluster):
-    """A mount pod: what it answers to `stat`, and whether a block that is written through it arrives."""
+    """Mount pods: what they answer to `stat`, and whether a block that is written through them arrives."""
 
     room: str = "1000000 4096 1000"
     store: FakeStore = field(default_factory=FakeStore)
     written: str = "myjfs/chunks/0/0/7_0_4096"
     arrives: bool = True
     files: list[str] = field(default_factory=list)
+    mounts: Sequence[MountPod] = (MOUNT,)
+    #: How many bytes can be read of the block that another one writes.
+    reads: int = 0
 
     def pods(self, label_selector: str = "", namespace: str | None = None) -> list[Pod]:
         return [
-            Pod(
-                "juicefs", MOUNT.name, MOUNT.uid, "node-1", True, 0, "", {}, (f"juicefs mount x {MOUNT.mount_path}",),
-                (),
-            )
-        ]  # fmt: skip
+            Pod("juicefs", mount.name, mount.uid, "node", True, 0, "", {}, (f"juicefs mount x {mount.mount_path}",), ())
+            for mount in self.mounts
+        ]
 
     def exec(
         self, pod: str, container: str, command: Sequence[str], *, stdin: str = "", timeout_s: float = 60
@@ -69,8 +73,10 @@ class Mounts(BareCluster):
         if ".config" in command[2]:
             keys = f'"Bucket": "{OLD.bucket}", "AccessKey": "{OLD.access_key.get_secret_value()}"'
             return ExecResult(0, f'{{"Format": {{"UUID": "{UUID}", "Storage": "minio", {keys}}}}}', "")
+        if "wc -c" in command[2]:
+            return ExecResult(0, str(self.reads), "Input/output error")
         if "dd " in command[2]:
-            self.files.append(command[-1])
+            self.files.append(command[5])
             if self.arrives:
                 self.store.objects[self.written] = 4096
             return ExecResult(0 if self.written else 1, f"objects: {self.written}", "dd: Disk quota exceeded")
@@ -97,9 +103,11 @@ def test_room_for_the_proofs(room: str, level: str) -> None:
     assert finding.level == level
 
 
-def canaries(cluster: Mounts, *, mounts: Sequence[MountPod] = (MOUNT,), going_back: bool = False) -> list[Finding]:
-    pods = VolumePods(Clusters(cluster), setting(), "main")
-    return check_canaries(pods, mounts, OLD, cluster.store, "canary", going_back=going_back)
+def canaries(
+    cluster: Mounts, *, mounts: Sequence[MountPod] = (), going_back: bool = False, **more: Mounts
+) -> list[Finding]:
+    pods = VolumePods(Clusters(cluster, more), setting(), "main")
+    return check_canaries(pods, mounts or cluster.mounts, OLD, cluster.store, "canary", going_back=going_back)
 
 
 def test_a_block_through_every_mount_before_anything_is_written() -> None:
@@ -116,6 +124,30 @@ def test_a_client_that_cannot_be_proven_now(cluster: Mounts, words: str) -> None
     (finding,) = canaries(cluster)
     assert (finding.level, words in finding.message) == ("refusal", True)
     assert [finding.level for finding in canaries(cluster, going_back=True)] == ["warning"]
+
+
+@pytest.mark.parametrize(("reads", "level"), [(4 << 20, "ok"), (0, "refusal")])
+def test_a_mount_that_only_reads_reads_a_block_that_another_writes(reads: int, level: str) -> None:
+    cluster = Mounts(mounts=(MOUNT, READER), reads=reads)
+    (finding,) = canaries(cluster)
+    assert finding.level == level
+    assert ("; 1 that only read have each read one" if level == "ok" else "reader cannot be proven") in finding.message
+    assert cluster.files == [], "the files are removed again"
+
+
+@pytest.mark.parametrize(("reads", "level"), [(4 << 20, "ok"), (0, "refusal")])
+def test_a_mount_of_another_cluster_reads_there_what_one_of_the_first_writes(reads: int, level: str) -> None:
+    there = READER.model_copy(update={"name": f"other/{READER.name}"})
+    (finding,) = canaries(Mounts(), mounts=(MOUNT, there), other=Mounts(mounts=(READER,), reads=reads))
+    assert finding.level == level
+    assert ("; 1 that only read have each read one" if level == "ok" else f"{there.name} cannot") in finding.message
+    assert level == "ok" or "(in cluster other)" in finding.remedy
+
+
+def test_where_nobody_can_write_for_them_mounts_that_only_read_are_not_tried() -> None:
+    (finding,) = canaries(Mounts(mounts=(MOUNT, READER), arrives=False))
+    assert MOUNT.name in finding.message
+    assert [finding.level for finding in canaries(Mounts(mounts=(READER,)))] == ["ok"]
 
 
 def test_a_mount_that_other_checks_refuse_is_not_tried() -> None:

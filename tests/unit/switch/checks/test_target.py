@@ -9,10 +9,16 @@ import pytest
 
 from include.juicefs_storage.errors import PermanentError, TransientError, UnreachableError
 from include.juicefs_storage.ports import ExecResult
-from include.juicefs_storage.switch.checks.target import check_reach, check_target, check_use, only_pods_reach
+from include.juicefs_storage.switch.checks.target import (
+    check_reach,
+    check_served,
+    check_target,
+    check_use,
+    only_pods_reach,
+)
 from include.juicefs_storage.volume.clusters import Clusters
 from tests.support.bare import BareCluster
-from tests.support.fakes import MOUNT, NEW, FakeJuiceFS, FakeMetadata, FakeStore, setting
+from tests.support.fakes import MOUNT, NEW, OLD, FakeJuiceFS, FakeMetadata, FakeStore, setting
 
 INSECURE = replace(NEW, bucket=f"{NEW.bucket}?tls-insecure-skip-verify=true")
 
@@ -46,6 +52,31 @@ class Pods(BareCluster):
 def test_what_the_pods_say_about_the_endpoint(answer: ExecResult | TransientError, level: str) -> None:
     (finding,) = check_reach(Clusters(Pods(answer)), NEW, [MOUNT], "connection 'new'", controller=False)
     assert finding.level == level
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (ExecResult(0, "", ""), []),
+        (ExecResult(69, "", ""), []),
+        (TransientError("the connection was lost"), []),
+        (ExecResult(7, "", "curl: (7) Failed to connect"), [f"pod {MOUNT.name} cannot use http://old:9000: curl: (7)"]),
+    ],
+)
+def test_a_client_that_does_not_reach_the_store_that_it_is_on(
+    answer: ExecResult | TransientError, words: list[str]
+) -> None:
+    found = check_served(Pods(answer), OLD, [MOUNT])
+    assert [finding.level for finding in found] == ["warning"] * len(words)
+    assert all(word in finding.message for finding, word in zip(found, words, strict=True))
+    assert all(finding.message.startswith("The old store, by the volume's setting: ") for finding in found)
+
+
+def test_a_client_of_another_cluster_is_asked_there_for_the_store_that_it_is_on() -> None:
+    there = MOUNT.model_copy(update={"name": f"other/{MOUNT.name}"})
+    clusters = Clusters(Pods(ExecResult(0, "", "")), {"other": Pods(ExecResult(7, "", "curl: (7) Failed to connect"))})
+    (finding,) = check_served(clusters, OLD, [MOUNT, there])
+    assert f"pod {there.name} cannot use" in finding.message
 
 
 def test_a_certificate_that_a_pod_does_not_trust_is_called_one() -> None:
