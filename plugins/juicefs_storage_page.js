@@ -89,8 +89,10 @@ function startPage(root) {
   function tick() {
     if (!last) return;
     const parts = [];
+    if (last.ended && last.started) parts.push(`Began ${clock(last.started)}, took ${lasted(last.started, last.finished)}.`);
     if (last.since) parts.push(`Since ${clock(last.since)} (${lasted(last.since)}).`);
     if (last.until) parts.push(`Until ${clock(last.until)}.`);
+    if (!last.ended && last.started) parts.push(`The run began ${clock(last.started)} (${lasted(last.started)}).`);
     show(field("times"), parts.join(" "));
     for (const step of last.steps) {
       const ran = step.started && !["skipped", "upstream_failed"].includes(step.state);
@@ -107,6 +109,7 @@ function startPage(root) {
     link(field("failed-task"), failure.url, failure.task);
     show(field("problem"), failure.problem);
     show(field("state-then"), failure.state);
+    field("state-then").hidden = field("state-label").hidden = !failure.state;
     show(field("failed-next"), failure.next);
   }
 

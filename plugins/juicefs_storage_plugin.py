@@ -12,7 +12,7 @@ import hashlib
 import html
 import re
 from base64 import b64encode
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, Literal
@@ -72,9 +72,8 @@ LINKED: dict[Written, frozenset[str]] = {
 }
 
 
-@cache
 def headers() -> dict[str, str]:
-    """Return the headers of every answer. The script of the pages may run and fetch from here, no other may."""
+    """Return the headers of every answer. The script of the pages, as it is now, may run and fetch; no other may."""
     script = b64encode(hashlib.sha256(SCRIPT.read_bytes()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; connect-src 'self'; "
@@ -324,8 +323,9 @@ def run_now(session: Any, dag_id: str, run_id: str) -> "dict[str, Any] | None":
     from airflow.models.xcom import XComModel
     from sqlalchemy import and_, func, or_, select
 
-    state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
-    if state is None or dag_id not in STEPS:
+    about = select(DagRun.state, DagRun.start_date, DagRun.end_date)
+    run = session.execute(about.where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)).first()
+    if run is None or dag_id not in STEPS:
         return None
     times = func.min(Instance.start_date), func.max(Instance.end_date)
     counts = func.count(), func.max(Instance.try_number), *times, func.min(Instance.map_index)
@@ -354,7 +354,9 @@ def run_now(session: Any, dag_id: str, run_id: str) -> "dict[str, Any] | None":
     results = {task_id: value for task_id, _, name, value in left if name == "return_value"}
     note = next((str(value) for _, _, name, value in left if name == "note"), "")
     errors = {(task_id, index): value for task_id, index, name, value in left if name == ERROR}
-    return describe(Run(dag_id, run_id, str(state), steps, results, note, errors, progress))
+    return describe(
+        Run(dag_id, run_id, str(run.state), steps, results, note, errors, progress, run.start_date, run.end_date)
+    )
 
 
 def _add_pages_of_runs(app: "FastAPI") -> None:

@@ -112,6 +112,8 @@ class Run:
         note: What the last task said of the end; empty before.
         errors: (Task id, map index) -> XCom `error`.
         progress: Task id -> the `Progress` of each instance, as XCom `progress` has it.
+        started: When it left the queue.
+        finished: When it ended.
     """
 
     dag_id: str
@@ -122,6 +124,8 @@ class Run:
     note: str = ""
     errors: Mapping[tuple[str, int], Mapping[str, str]] = field(default_factory=dict)
     progress: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    started: datetime | None = None
+    finished: datetime | None = None
 
     @property
     def ended(self) -> bool:
@@ -192,8 +196,8 @@ def describe(run: Run) -> dict[str, Any]:
 
     Returns:
         What the page shows, as JSON has it: times are ISO 8601, URLs relative to the root of the UI.
-        `ended`, `tone`, `sentence`, `since`, `until`, `no_return`, `abort` (`safe`, `text`), `next`, `failure`,
-        `progress`, `steps`.
+        `ended`, `tone`, `started`, `finished`, `sentence`, `since`, `until`, `no_return`, `abort` (`safe`, `text`),
+        `next`, `failure`, `progress`, `steps`.
     """
     failure = _failure(run)
     main = _main(run)
@@ -201,6 +205,8 @@ def describe(run: Run) -> dict[str, Any]:
     return {
         "ended": run.ended,
         "tone": _tone(run, failure, main),
+        "started": _iso(run.started),
+        "finished": _iso(run.finished),
         "sentence": _ended_sentence(run) if run.ended else _sentence(run, main, progress),
         "since": None if run.ended else _iso(main.started if main else None),
         "until": None if run.ended else _iso(_until(run, main)),
@@ -230,12 +236,12 @@ def _sentence(run: Run, main: Step | None, progress: Sequence[Mapping[str, Any]]
         return "The run is queued: Airflow starts it when the DAG is not paused and its other runs allow it."
     if main is None:
         return "No task is at work: the scheduler is about to start the next one."
-    words = f"{main.task_id} {STEPS.get(run.dag_id, {}).get(main.task_id, 'is at work')}"
+    does = STEPS.get(run.dag_id, {}).get(main.task_id, "is at work")
     if main.state in {"queued", "scheduled"}:
-        return f"{main.task_id} waits for a worker. {_capital(words)}."
+        return f"{main.task_id} waits for a worker: it {does}."
     if main.state == "up_for_retry":
-        return f"{main.task_id} failed and is tried again in a moment. {_capital(words)}."
-    parts = [words, *_how_far(main, progress)]
+        return f"{main.task_id} failed and is tried again in a moment: it {does}."
+    parts = [f"{main.task_id} {does}", *_how_far(main, progress)]
     beside = [step.task_id for step in run.steps.values() if step.active and step.task_id in BESIDE - {main.task_id}]
     more = f" Beside it: {', '.join(beside)}." if beside else ""
     return f"{': '.join([parts[0], ', '.join(parts[1:])]) if parts[1:] else parts[0]}.{more}"
@@ -354,7 +360,7 @@ def _changed_before_the_write(run: Run) -> str:
     made = "a bucket that the run made and " if run.params.get("create_bucket") else ""
     return (
         f"The setting and the Secrets are as they were. On the new store stay {made}blocks that the run copied; the "
-        "volume's Lease expires within an hour."
+        "volume's Lease expires within an hour. This holds until write_setting begins."
     )
 
 
@@ -448,8 +454,8 @@ def _shown_step(run: Run, step: Step) -> dict[str, Any]:
 
 def _progress(step: Step, records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Add up what the instances of a task have left. What is not known of one of them is not known of all."""
-    if not records:
-        return None
+    if not records or not (step.active or any(record.get("objects") for record in records)):
+        return None  # it had nothing to do
     whole = len(records) >= sum(step.states.values())
     working = [record for record in records if record.get("state") != "ended"] if step.active else []
     latest = max(records, key=lambda record: str(record.get("at", "")))

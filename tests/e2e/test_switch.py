@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import threading
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from include.juicefs_storage.adapters.juicefs_command import _STATUS, _TRY, _VERSION
+from include.juicefs_storage.run_steps import ROLLBACK
 from include.juicefs_storage.volume.canary import _ROOM
 from include.juicefs_storage.volume.mount_pods import _READ_CONFIG, _READ_STATS
 from lab.airflow import Airflow
@@ -112,6 +114,13 @@ def test_a_switch_that_cannot_work_is_refused_before_anything_is_touched(
     run_id = start_switch(lab, airflow, dry_run=False, **params)
     state, report = finish(airflow, SWITCH, run_id)
     assert (state, report["outcome"]) == ("failed", "refused")
+    status = airflow.page(f"runs/{SWITCH}/{quote(run_id, safe='')}/status").json()
+    assert (status["ended"], status["sentence"].split(",")[0], status["no_return"][:10]) == (
+        True,
+        "Refused",
+        "Not passed",
+    )
+    assert not [step["task"] for step in status["steps"] if step["task"] in ROLLBACK]
     refused = error_of(airflow, run_id, "plan")
     assert [word for word in words if word not in refused] == []
     assert world(lab) == before

@@ -97,6 +97,11 @@ def test_before_the_cut_over_aborting_says_what_stays() -> None:
 def test_right_before_and_in_the_cut_over_nothing_is_promised() -> None:
     queued = said(run(TO_BACKUP, follow_writes="running", write_setting="queued"))
     assert (queued["abort"]["safe"], queued["no_return"][:10]) == ("no", "Not passed")
+    waits = said(run(TO_BACKUP, write_setting="up_for_retry"))["sentence"]
+    assert waits.startswith("write_setting failed and is tried again in a moment: it writes the setting")
+    assert said(run([], resolve_params="queued"))["sentence"] == (
+        "resolve_params waits for a worker: it validates the params."
+    )
     writing = said(run(TO_BACKUP, follow_writes="running", write_setting="running"))
     assert (writing["abort"]["safe"], writing["no_return"][:10]) == ("no", "About to b")
     assert writing["sentence"].startswith("write_setting writes the setting: ")
@@ -217,6 +222,12 @@ def test_partitions_are_added_up_and_one_that_is_not_known_makes_the_sum_unknown
     for records in ([ended] * 6, [*[ended] * 7, progress(objects_expected=None, eta_s=None)]):
         shown = said(replace(all_known, progress={"copy": records}))["progress"][0]
         assert (shown["objects_expected"], shown["eta_s"]) == (None, None)
+
+
+def test_progress_of_a_task_that_had_nothing_to_do_is_shown_while_it_works_alone() -> None:
+    none = {"copy_ahead": [progress(objects=0, state="ended")]}
+    assert len(said(replace(run(TO_BACKUP[:-1], copy_ahead="running"), progress=none))["progress"]) == 1
+    assert said(replace(run(TO_BACKUP, write_setting="running"), progress=none))["progress"] == []
 
 
 @pytest.mark.parametrize(

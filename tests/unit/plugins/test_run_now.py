@@ -80,11 +80,11 @@ with Session(engine) as session:
     for _ in range(5):
         session.expire_all()
         queries.clear()
-        start = time.perf_counter()
+        start = time.process_time()
         document = json.dumps(run_now(session, "juicefs_storage_sync", "r+1"))
-        took.append(time.perf_counter() - start)
+        took.append(time.process_time() - start)
     print(json.dumps({
-        "sync": json.loads(document), "size": len(document), "queries": len(queries), "took_s": min(took),
+        "sync": json.loads(document), "size": len(document), "queries": len(queries), "cpu_s": min(took),
         "switch": run_now(session, "juicefs_storage_switch", "r+1"),
         "foreign": run_now(session, "another_dag", "r+1"),
         "absent": run_now(session, "juicefs_storage_switch", "r+2"),
@@ -114,11 +114,11 @@ def test_a_thousand_partitions_are_one_step_and_one_line_of_progress(seen: dict[
 
 
 def test_they_cost_four_queries_and_a_small_document(seen: dict[str, Any]) -> None:
-    print(f"1,000 partitions: {seen['took_s'] * 1000:.1f} ms, {seen['size']:,} bytes")
+    print(f"1,000 partitions: {seen['cpu_s'] * 1000:.1f} ms of CPU, {seen['size']:,} bytes")
     assert seen["queries"] == 4
     assert seen["size"] < 10_000
-    # 43 ms on two cores that five other processes used; this much room for worse days.
-    assert seen["took_s"] < 0.5
+    # Measured: 38 ms on two cores that were busy otherwise; this much room for worse days.
+    assert seen["cpu_s"] < 0.2
 
 
 def test_a_red_run_says_how_it_ended_and_what_failed_first(seen: dict[str, Any]) -> None:
