@@ -115,11 +115,9 @@ def test_a_switch_that_cannot_work_is_refused_before_anything_is_touched(
     state, report = finish(airflow, SWITCH, run_id)
     assert (state, report["outcome"]) == ("failed", "refused")
     status = airflow.page(f"runs/{SWITCH}/{quote(run_id, safe='')}/status").json()
-    assert (status["ended"], status["sentence"].split(",")[0], status["no_return"][:10]) == (
-        True,
-        "Refused",
-        "Not passed",
-    )
+    assert status["ended"]
+    assert status["sentence"].startswith("Refused")
+    assert status["no_return"].startswith("Not passed")
     assert not [step["task"] for step in status["steps"] if step["task"] in ROLLBACK]
     refused = error_of(airflow, run_id, "plan")
     assert [word for word in words if word not in refused] == []
