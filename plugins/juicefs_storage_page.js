@@ -111,6 +111,7 @@ function startPage(root) {
     show(field("state-then"), failure.state);
     field("state-then").hidden = field("state-label").hidden = !failure.state;
     show(field("failed-next"), failure.next);
+    field("failed-next").hidden = field("failed-next-label").hidden = !failure.next;
   }
 
   function render(status) {

@@ -310,7 +310,7 @@ def _no_return_of_move(run: Run) -> str:
     if run.step("restore_setting").state == "success":
         return "Passed and undone: restore_setting put the setting back."
     if write.state == "success":
-        return "Passed: write_setting has written the setting, and the clients move."
+        return "Passed: write_setting has written the setting, and the clients follow it."
     if write.active and write.state not in {"queued", "scheduled"}:
         return "About to be passed: write_setting is at work, and the setting may name either store."
     return "May be passed: write_setting had begun, and the setting may name either store."
@@ -425,7 +425,8 @@ def _shown_failure(failure: Failure | None) -> dict[str, str] | None:
         "url": failure.page,
         "problem": _plain(failure.problem) or "No error was recorded: it was killed, marked as failed, or timed out.",
         "state": _plain(failure.state),
-        "next": _plain(failure.next_step) or "see its log",
+        # What a check refuses says itself what to do.
+        "next": _plain(failure.next_step) or ("" if "Remedy: " in failure.problem else "see its log"),
     }
 
 

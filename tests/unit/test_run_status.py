@@ -176,6 +176,9 @@ def test_a_refused_run() -> None:
     assert found["sentence"] == "Refused. Refusals: 1."
     assert found["failure"]["task"] == "check_vault"
     assert found["failure"]["problem"].startswith("No error was recorded")
+    assert found["failure"]["next"] == "see its log"
+    told = replace(refused, errors={("check_vault", -1): {"problem": "No key. Remedy: make one."}})
+    assert said(told)["failure"]["next"] == ""
     assert found["no_return"].startswith("Not passed")
     assert found["next"].startswith("Remove what was refused")
 
