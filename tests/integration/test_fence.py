@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import httpx
 import pytest
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
@@ -24,7 +23,8 @@ from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import Setting
 from lab.environment import Lab
-from lab.process import LabUnavailableError, Server, binary, free_ports, run, wait_for
+from lab.process import run, wait_for
+from tests.support import s3_servers
 from tests.support.harness import REVERT_ID, SHORT, Run
 from tests.support.labs import lacking, up
 from tests.support.s3_proxy import S3Proxy
@@ -36,32 +36,8 @@ USER, USER_KEY = "volumeuser", "volume-user-secret"
 
 @pytest.fixture(scope="module")
 def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store]:
-    """MinIO's own S3 and admin API, which `juicefs gateway` embeds; with the keys of its root user."""
-    folder = tmp_path_factory.mktemp("gateway")
-    try:
-        juicefs = binary("juicefs")
-    except LabUnavailableError as error:
-        lacking(str(error))
-    meta = f"sqlite3://{folder}/meta.db"
-    run([juicefs, "format", meta, "gateway", "--storage", "file", "--bucket", f"{folder}/data/"])
-    (port,) = free_ports(1)
-    store = S3Store(f"http://127.0.0.1:{port}", "vol", access_key="rootuser", secret_key="root-user-secret")
-    environment = {"MINIO_ROOT_USER": store.access_key, "MINIO_ROOT_PASSWORD": store.secret_key}
-    command: list[str | Path] = [juicefs, "gateway", "--multi-buckets", meta, f"127.0.0.1:{port}"]
-    server = Server.start(folder, "gateway", command, env=environment)
-
-    def serves() -> bool:
-        try:
-            return httpx.get(f"{store.endpoint}/minio/health/live").is_success
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_for("the gateway serves", serves, deadline_s=60, server=server)
-        s3(store, store.access_key, store.secret_key).create_bucket(Bucket=store.bucket)
+    with s3_servers.minio(tmp_path_factory.mktemp("gateway"), "vol") as store:
         yield store
-    finally:
-        server.stop()
 
 
 def s3(store: S3Store, access_key: str, secret_key: str) -> Any:
