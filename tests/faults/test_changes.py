@@ -1,14 +1,36 @@
-"""The ways in which a storage changes beside the copy side by side: other keys, another address, moved as a whole."""
+"""The ways in which a storage changes beside the copy side by side: other keys, another address, moved as a whole.
+
+Each way, of those and of the others, with what may go wrong in it. The tests without a file are here:
+
+| | a client is stuck | the old key is refused | a proof fails after the cut-over |
+|---|---|---|---|
+| A keys | `test_a_stuck_client_…` | meanwhile: `test_a_failure_…` | `test_a_failure_…` |
+| A' keys, the old one refused | `test_a_stuck_client_…` | that is the case itself | `test_a_failure_…` |
+| B moved as a whole | `test_a_stuck_client_…` | `test_a_store_that_moved_…` | `test_a_failure_…` |
+| B' another address | `test_a_stuck_client_…` | `test_another_address_whose_old_key_…` | `test_a_failure_…` |
+| C copied | `test_unseen.py` | `test_way_back.py` | `test_failing.py`, `test_kill.py` |
+| D, E another kind, TLS, a token | `integration/test_storage_kinds.py` | the new token: there | there |
+| F read-only mounts, a gateway | `test_clients.py`: the mount | `test_a_revoked_key_…` | `test_clients.py` |
+| F a second cluster | `test_second_cluster.py` | as without it | `test_second_cluster.py` |
+
+No such cells: C' (a store that only one side reaches) and G (shards) are refused before anything is touched, by
+`integration/refusals/test_target.py` and `unit/switch/checks/test_clients.py`. H (no client) has no client to be stuck,
+and differs from its row in nothing else. A gateway that is stuck cannot be told: nothing here writes through it. That
+the old key is refused in D and E is C once more: the kind of the new store plays no part in it.
+"""
+# ruff: noqa: TID253  a test may import its client at once
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes import client, config
 
 from lab.environment import Lab
 from lab.process import wait_for
@@ -16,6 +38,7 @@ from lab.seaweed import Store
 from tests.support.faults import StuckClient
 from tests.support.harness import SHORT, Run
 from tests.support.labs import up
+from tests.support.mounted import mounted
 from tests.support.s3_proxy import S3Proxy
 from tests.support.worker import Fault
 from tests.support.world import assert_nothing_lost, writing
@@ -79,11 +102,8 @@ def _access_keys(lab: Lab) -> set[str]:
     return {json.loads((mount / ".config").read_text())["Format"]["AccessKey"] for mount in lab.mounts()}
 
 
-def _assert_stuck_rolls_back(lab: Lab, run: Run, stuck: StuckClient) -> None:
-    run.before = {"write_setting": stuck.stick, "collect_diagnostics": stuck.release}
-    assert run.go() == "rolled back", run.errors
-    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
-    assert_nothing_lost(lab)
+def _other_address(lab: Lab) -> str:
+    return lab.old_store.endpoint_url.replace("127.0.0.1", "localhost")
 
 
 def test_keys_are_rotated_without_a_copy_or_a_wait(lab: Lab, start: Callable[..., Run], rotated: Store) -> None:
@@ -117,32 +137,18 @@ def test_a_rotation_shows_that_only_the_secret_key_changes(lab: Lab, start: Call
     assert start(rotated).go() == "switched"
 
 
-def test_a_revoked_key_is_replaced_with_the_new_one(lab: Lab, start: Callable[..., Run], rotated: Store) -> None:
-    """The way out of an outage: no client can read or write, and every look is taken with the new key."""
-    lab.old_store.take_only(rotated)
-    run = start(rotated)
-    assert run.go() == "switched", run.errors
-    assert _kind(run) == "keys"
-    assert _proven_by(run) == {"key"}
-    assert_nothing_lost(lab)
-
-
-@pytest.mark.slow
-def test_a_rotation_goes_back_while_the_old_key_is_valid(lab: Lab, start: Callable[..., Run], rotated: Store) -> None:
-    run = start(rotated, _FAILS)
-    assert run.go() == "rolled back", run.errors
-    assert _access_keys(lab) == {lab.old_store.access_key}
-    assert_nothing_lost(lab)
-
-
-@pytest.mark.slow
-def test_a_rotation_does_not_go_back_to_a_key_that_was_revoked_meanwhile(
-    lab: Lab, start: Callable[..., Run], rotated: Store
+@pytest.mark.parametrize("read_only", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_revoked_key_is_replaced_with_the_new_one(
+    lab: Lab, start: Callable[..., Run], rotated: Store, read_only: bool
 ) -> None:
-    run = start(rotated, _FAILS)
-    run.before = {"prove_no_restarts": lambda: lab.old_store.take_only(rotated)}
-    assert run.go() == "held", run.errors
-    assert _access_keys(lab) == {rotated.access_key}
+    """The way out of an outage: no client can read or write, and every look is taken with the new key."""
+    core = client.CoreV1Api(config.new_client_from_config(str(lab.kube.kubeconfig)))
+    run = start(rotated)
+    with mounted(core, "ro") if read_only else nullcontext():
+        lab.old_store.take_only(rotated)
+        assert run.go() == "switched", run.errors
+    assert _kind(run) == "keys"
+    assert _proven_by(run) == ({"key", "read_key"} if read_only else {"key"})
     assert_nothing_lost(lab)
 
 
@@ -197,22 +203,14 @@ def test_a_client_that_cannot_write_while_the_old_key_is_denied_is_not_proven(
 @pytest.fixture
 def stuck(lab: Lab) -> Iterator[StuckClient]:
     """The client of the first mount pod; it is released in the end."""
-    client = StuckClient.first(lab)
-    yield client
-    client.release()
-
-
-@pytest.mark.slow
-def test_a_client_that_keeps_the_old_key_is_not_proven(
-    lab: Lab, start: Callable[..., Run], rotated: Store, stuck: StuckClient
-) -> None:
-    """Its blocks go to the same bucket, signed with the old key."""
-    _assert_stuck_rolls_back(lab, start(rotated), stuck)
+    found = StuckClient.first(lab)
+    yield found
+    found.release()
 
 
 @pytest.mark.slow
 def test_another_address_of_one_store_is_told_from_another_store(lab: Lab, start: Callable[..., Run]) -> None:
-    address = lab.old_store.endpoint_url.replace("127.0.0.1", "localhost")
+    address = _other_address(lab)
     dry = start(lab.old_store, endpoint=address, dry_run=True)
     assert dry.go() == "planned", dry.errors
     run = start(lab.old_store, endpoint=address)
@@ -224,29 +222,31 @@ def test_another_address_of_one_store_is_told_from_another_store(lab: Lab, start
     _back(lab, start)
 
 
-@pytest.mark.slow
-def test_a_client_that_keeps_the_old_address_is_not_proven(
-    lab: Lab, start: Callable[..., Run], stuck: StuckClient
-) -> None:
-    """Its blocks are in the store that both addresses name."""
-    run = start(lab.old_store, endpoint=lab.old_store.endpoint_url.replace("127.0.0.1", "localhost"))
-    _assert_stuck_rolls_back(lab, run, stuck)
-
-
 @pytest.fixture
-def moved(lab: Lab, start: Callable[..., Run]) -> Iterator[Store]:
-    """The new store holds all of the volume, and the old one serves no more. In the end all is as it was."""
+def moved(lab: Lab, start: Callable[..., Run], request: pytest.FixtureRequest) -> Iterator[Store]:
+    """The new store holds all of the volume, and the old one serves no more: it is down, or its key is refused.
+
+    In the end all is as it was.
+    """
     _back(lab, start)
     for mount in lab.mounts():
         wait_for("the mount to serve", lambda mount=mount: list(mount.iterdir()), deadline_s=30)  # type: ignore[misc]
     lab.copy_to_new_store()
-    lab.old_store.stop()
+    refused = getattr(request, "param", "") == "refuses its key"
+    if refused:
+        lab.old_store.take_only(lab.old_store.with_keys(*_NEW_KEYS))
+    else:
+        lab.old_store.stop()
     yield lab.new_store
-    lab.old_store.start()
+    if refused:
+        lab.old_store.take_only(lab.old_store)
+    else:
+        lab.old_store.start()
     with suppress(AssertionError):
         _back(lab, start)
 
 
+@pytest.mark.parametrize("moved", ["is down", pytest.param("refuses its key", marks=pytest.mark.slow)], indirect=True)
 def test_a_store_that_moved_as_a_whole_is_proven_by_the_metadata(
     lab: Lab, start: Callable[..., Run], moved: Store
 ) -> None:
@@ -259,42 +259,130 @@ def test_a_store_that_moved_as_a_whole_is_proven_by_the_metadata(
 
 
 @pytest.mark.slow
-def test_a_client_that_does_not_find_the_store_that_moved_is_not_sent_back(
-    lab: Lab, start: Callable[..., Run], moved: Store, stuck: StuckClient
-) -> None:
-    # A write to a store that is gone hangs for half a minute.
-    run = start(moved, client_timeout_s=60)
-    run.before = {"write_setting": stuck.stick}
-    assert run.go() == "held", run.errors
-    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
-    stuck.release()
-    run.clear("prove_clients", downstream=True)
-    assert run.go() == "switched", {k: v for k, v in run.errors.items() if v}
-    assert_nothing_lost(lab)
-
-
-@pytest.mark.slow
-def test_a_block_that_did_not_move_with_its_store_is_named_with_its_file(
-    lab: Lab, start: Callable[..., Run], moved: Store
+@pytest.mark.parametrize("consistency", ["listing", "content"])
+def test_a_block_that_did_not_move_whole_with_its_store_is_named_with_its_file(
+    lab: Lab, start: Callable[..., Run], moved: Store, consistency: str
 ) -> None:
     key = next(key for key in moved.objects("myjfs/chunks/") if not key.endswith("_0"))
-    body = moved.client().get_object(Bucket=moved.bucket, Key=key)["Body"].read()
-    moved.client().delete_object(Bucket=moved.bucket, Key=key)
+    s3 = moved.client()
+    place: Any = {"Bucket": moved.bucket, "Key": key}
+    had = s3.get_object(**place)
+    body, kept = had["Body"].read(), had["Metadata"]
+    if consistency == "content":
+        s3.put_object(**place, Body=body[:-1] + bytes([body[-1] ^ 1]), Metadata=kept)
+    else:
+        s3.delete_object(**place)
     try:
-        run = start(moved)
+        run = start(moved, consistency=consistency)
         assert run.go() == "refused"
         assert key in run.errors["check_consistency"]
         assert "accept_lost_blocks=1" in run.errors["check_consistency"]
         assert "Files of these: /" in run.errors["check_consistency"]
+        assert ("its content has the CRC32C" in run.errors["check_consistency"]) == (consistency == "content")
     finally:
-        moved.client().put_object(Bucket=moved.bucket, Key=key, Body=body)
+        s3.put_object(**place, Body=body, Metadata=kept)
+
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def row(lab: Lab, start: Make, request: pytest.FixtureRequest) -> Callable[[str], Make]:
+    """Prepare a row of the table above, and return what makes its run."""
+
+    def prepare(name: str) -> Make:
+        if name == "moved":
+            # A write to a store that is gone hangs for half a minute.
+            return partial(start, request.getfixturevalue("moved"), client_timeout_s=60)
+        if name == "address":
+            _back(lab, start)
+            request.addfinalizer(lambda: _back(lab, start))
+            return partial(start, lab.old_store, endpoint=_other_address(lab))
+        store = request.getfixturevalue("rotated")
+        if name == "keys, the old one refused":
+            lab.old_store.take_only(store)
+        return partial(start, store)
+
+    return prepare
 
 
 @pytest.mark.slow
-def test_a_volume_does_not_go_back_to_a_store_that_has_moved_away(
-    lab: Lab, start: Callable[..., Run], moved: Store
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [("keys", "rolled back"), ("keys, the old one refused", "held"), ("moved", "held"), ("address", "rolled back")],
+)
+def test_a_stuck_client_is_not_proven_and_goes_back_only_where_it_is_served(
+    lab: Lab, row: Callable[[str], Make], stuck: StuckClient, name: str, outcome: str
 ) -> None:
-    run = start(moved, _FAILS)
-    assert run.go() == "held", run.errors
-    assert lab.mariadb.setting()["Bucket"] == moved.bucket_url
+    """Where the store stays, its blocks are there all the same, by the old key or at the old address."""
+    run = row(name)()
+    run.before = {"write_setting": stuck.stick}
+    if outcome == "rolled back":
+        run.before["collect_diagnostics"] = stuck.release
+    assert run.go() == outcome, run.errors
+    assert "it could not use the setting that it had read" in run.errors["prove_clients"]
+    if outcome == "held":
+        stuck.release()
+        run.clear("prove_clients", downstream=True)
+        assert run.go() == "switched", {k: v for k, v in run.errors.items() if v}
     assert_nothing_lost(lab)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "refused_meanwhile", "outcome"),
+    [
+        ("keys", False, "rolled back"),
+        ("keys", True, "held"),
+        ("keys, the old one refused", False, "held"),
+        ("moved", False, "held"),
+        ("address", False, "rolled back"),
+    ],
+)
+def test_a_failure_after_the_cut_over_goes_back_only_to_where_the_clients_are_served(
+    lab: Lab, row: Callable[[str], Make], name: str, refused_meanwhile: bool, outcome: str
+) -> None:
+    make = row(name)
+    before = lab.mariadb.setting()
+    run = make(_FAILS)
+    if refused_meanwhile:
+        run.before = {"prove_no_restarts": lambda: lab.old_store.take_only(lab.old_store.with_keys(*_NEW_KEYS))}
+    assert run.go() == outcome, run.errors
+    after = lab.mariadb.setting()
+    same = all(after[field] == before[field] for field in ("Bucket", "AccessKey"))
+    assert same == (outcome == "rolled back")
+    assert _access_keys(lab) == {after["AccessKey"]}
+    assert_nothing_lost(lab)
+
+
+@pytest.mark.slow
+def test_another_address_whose_old_key_is_refused_is_a_store_that_moved(
+    lab: Lab, start: Callable[..., Run], rotated: Store
+) -> None:
+    """Nothing but its key opens the old address, so that it cannot be told whether it is the same store."""
+    lab.old_store.take_only(rotated)
+    run = start(rotated, endpoint=_other_address(lab))
+    assert run.go() == "switched", run.errors
+    assert _kind(run) == "moved"
+    assert "InvalidAccessKeyId" in run.xcom("plan")["change"]["why"]
+    assert _proven_by(run) == {"block"}
+    assert_nothing_lost(lab)
+
+
+@pytest.mark.slow
+def test_an_old_store_that_airflow_reaches_and_the_pods_do_not(lab: Lab, start: Make) -> None:
+    """Nothing could be written back there, nor is it known what the clients hold."""
+    lab.copy_to_new_store()
+    with S3Proxy(lab.old_store.endpoint_url) as proxy:
+        there = start(lab.old_store, endpoint=proxy.url)
+        assert there.go() == "switched", there.errors
+    try:
+        run = start(lab.new_store, source_conn_id="minio_old")
+        assert run.go() == "refused"
+        served = [row["message"] for row in run.xcom("check_volume", "findings") if row["check"] == "served"]
+        assert len(served) == len(lab.mounts())
+        assert "The old store, by the volume's setting: pod juicefs-" in served[0]
+        assert f"cannot use {proxy.url}: " in served[0]
+        assert "cannot be proven on the store that the volume is on" in run.errors["check_volume"]
+    finally:
+        _back(lab, start)

@@ -17,7 +17,7 @@ from kubernetes import client, config
 from lab.environment import Lab
 from lab.process import Server, binary, free_ports, wait_for
 from lab.seaweed import Store
-from tests.support.faults import StuckClient
+from tests.support.faults import StuckClient, fails
 from tests.support.harness import Start
 from tests.support.mounted import mounted
 from tests.support.world import Sides, assert_nothing_lost
@@ -88,6 +88,9 @@ def test_a_mount_that_only_reads_is_proven_by_what_it_reads(
     by = {row["pod"]: row["by"] for row in run.xcom("prove_clients")["clients"]}
     assert by.pop(pod.metadata.name) == "read"
     assert set(by.values()) == {"block"}
+    checked = next(row for row in run.xcom("check_volume", "findings") if row["check"] == "canaries")
+    assert "through each of 2 mounts" in checked["message"]
+    assert "1 that only read have each read one" in checked["message"]
     assert "read a block that it had never read and that only the new store has" in run.xcom("finalize", "markdown")
     assert_nothing_lost(fault_lab)
 
@@ -149,4 +152,20 @@ def test_a_gateway_is_refused_until_it_is_accepted_by_name(fault_lab: Lab, gatew
     assert f"**Not proven**, and accepted by name: `{name}`" in "\n".join(report.splitlines()[:4])
     assert f"client `{name}` is **not proven**, which was accepted; no new block was on the store" in report
     assert "Not proven, accepted by name: 1 client." in run.xcom("finalize", "note")
+    assert_nothing_lost(fault_lab)
+
+
+@pytest.mark.slow
+def test_a_failure_after_the_cut_over_proves_a_reader_back_and_names_a_gateway(
+    fault_lab: Lab, core: client.CoreV1Api, gateway: S3Client, start: Start
+) -> None:
+    name = f"{socket.gethostname()}:s3gateway"
+    run = start(fails("prove_no_restarts"), accept_clients=[name])
+    with mounted(core, "ro") as pod:
+        assert run.go() == "rolled back", run.errors
+    by = {row["pod"]: row["by"] for row in run.xcom("prove_clients_on_old")["clients"]}
+    assert by[pod.metadata.name] == "read"
+    report = run.xcom("finalize", "markdown")
+    assert f"client `{name}` is **not proven**, which was accepted" in report
+    gateway.put_object(Bucket=fault_lab.volume.name, Key="by-gateway-again", Body=b"x")
     assert_nothing_lost(fault_lab)

@@ -19,6 +19,10 @@ from tests.support.world import Sides, assert_all_on, assert_nothing_lost, row
 ANOTHER = "99999999-2222-3333-4444-555555555555"
 TROUBLE: dict[str, tuple[Callable[[Sides], None], Callable[[Sides], None]]] = {
     "is dead": (lambda sides: sides.source.stop(), lambda sides: sides.source.start()),
+    "refuses the key": (
+        lambda sides: sides.source.take_only(sides.source.with_keys("ANOTHERKEYANOTHER001", "another-secret")),
+        lambda sides: sides.source.take_only(sides.source),
+    ),
     "refuses writes": (lambda sides: sides.source.refuse_writes(), lambda sides: sides.source.allow_writes()),
 }
 
@@ -31,7 +35,10 @@ def _writes(lab: Lab) -> None:
         os.fsync(written.fileno())
 
 
-@pytest.mark.parametrize("trouble", ["is dead", pytest.param("refuses writes", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "trouble",
+    ["is dead", *(pytest.param(trouble, marks=pytest.mark.slow) for trouble in ("refuses the key", "refuses writes"))],
+)
 def test_a_volume_that_works_is_not_sent_to_an_old_store_that_does_not_serve(
     trouble: str, fault_lab: Lab, sides: Sides, start: Start, writer: Writer, tell: Tell
 ) -> None:

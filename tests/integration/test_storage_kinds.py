@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from include.juicefs_storage.volume.setting import Setting
 from lab.environment import Lab
 from lab.kube.tls import server_context
 from lab.process import wait_for
+from tests.support.faults import StuckClient
 from tests.support.harness import REVERT_ID, SHORT, Run
 from tests.support.s3_proxy import S3Proxy
 from tests.support.worker import Fault
@@ -62,15 +63,39 @@ def test_an_authority_that_pods_do_not_trust_is_refused_in_the_dry_run(
     assert not any("probe" in key for key in lab.new_store.objects())
 
 
+def breaks(lab: Lab, front: S3Proxy, what: str) -> tuple[list[Fault], dict[str, Callable[[], object]]]:
+    """What goes wrong after the cut-over: faults of tasks, and what is done before tasks."""
+    if what == "a client is stuck":
+        stuck = StuckClient.first(lab)
+        return [], {"write_setting": stuck.stick, "collect_diagnostics": stuck.release}
+    if what == "the new token is refused for some time":
+
+        def take(token: str) -> Callable[[], None]:
+            return lambda: setattr(front, "token", token)
+
+        return [], {"prove_blocks": take("another"), "decide": take(TOKEN)}
+    return [Fault("prove_blocks", "after", error="ordered", tries=9)], {}
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a proof fails",
+        pytest.param("a client is stuck", marks=pytest.mark.slow),
+        pytest.param("the new token is refused for some time", marks=pytest.mark.slow),
+    ],
+)
 def test_a_failure_after_the_cut_over_brings_back_kind_bucket_and_no_token(
-    lab: Lab, front: S3Proxy, tmp_path: Path
+    lab: Lab, front: S3Proxy, tmp_path: Path, what: str
 ) -> None:
     lab.seed(5)
     lab.copy_to_new_store()
     before, secrets = row(lab), in_secrets(lab)
-    with writing(lab, "insecure") as writer:
-        made = there(lab, front, tmp_path / "back", Fault("prove_blocks", "after", error="ordered", tries=9))
+    faults, done = breaks(lab, front, what)
+    with writing(lab, f"insecure {what}") as writer:
+        made = there(lab, front, tmp_path / "back", *faults)
+        made.before = done
         assert made.go() == "rolled back", made.errors
         acknowledged = writer.summary().written
         wait_for("the writer continues", lambda: writer.summary().written > acknowledged + 3, deadline_s=60)
