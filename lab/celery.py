@@ -104,6 +104,8 @@ class Redis:
         settings.touch(mode=0o600)
         settings.write_text(
             f'bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\ndir {folder}\nsave ""\nappendonly no\n'
+            # Its title would overwrite the environment by which tests/support/reaper.py finds it.
+            "set-proc-title no\n"
         )
         # Debian's redis-tools has the server too, under its other name; redis-server would start a system service.
         program = folder / "redis-server"
