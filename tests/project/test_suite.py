@@ -19,6 +19,7 @@ SKIP = re.compile(r"pytest\.(mark\.)?(skip|skipif|importorskip|xfail)\b(?!\.Exce
 #: Tests in tests/unit of no module of that name, and why.
 OTHERS = {
     "copy/test_kills.py": "a whole copy, killed at every point: run, manifests and reconcile together",
+    "copy/test_remedies.py": "what the errors of the copy recommend, in all its modules",
     "lab/test_fuse.py": "of lab/kube/fuse.py",
     "lab/test_writer.py": "of lab/writer.py",
     "plugins/test_juicefs_storage_plugin.py": "of plugins/juicefs_storage_plugin.py",
