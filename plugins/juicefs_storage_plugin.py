@@ -136,7 +136,7 @@ def render_run(dag_id: str, run_id: str) -> str:
 
 def _run_html(page: Page, dag_id: str, run_id: str, body: str) -> str:
     """Put a page of a run together, with the links to its others. `body` is HTML."""
-    current = {page: ' aria-current="page"'}
+    current: dict[str, str] = {page: ' aria-current="page"'}
     tabs = "".join(f'<a href="{name}"{current.get(name, "")}>{name.capitalize()}</a>' for name in ("run", *WRITERS))
     run = f"../../../../{run_url(dag_id, run_id)}"
     return _html(
@@ -158,7 +158,7 @@ def _rendered(markdown: str) -> str:
     """Render Markdown that is not trusted."""
     from markdown_it import MarkdownIt
 
-    return MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown)
+    return str(MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(markdown))
 
 
 def render_volumes(events: "Sequence[tuple[Mapping[str, Any], str | None]]") -> str:
