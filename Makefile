@@ -14,7 +14,7 @@ CASE ?= copy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse check lint unit project test test-parts test-faults test-e2e slow fleet celery faults soak simulate \
+.PHONY: help setup system fuse check lint unit project test test-integration test-faults test-e2e slow fleet celery faults soak simulate \
 	demo demo-down bench needed window chart lock docs
 
 help: ## this list
@@ -44,17 +44,17 @@ project: setup ## the DAGs' promises, the docs, the repository itself
 	$(BIN)/python -m pytest tests/project
 
 test: fuse lint ## lint, then the unit, integration and e2e tests, and a few of the faults
-	@# Much of their time is spent waiting. What each prints comes at its end, in one piece.
-	@$(MAKE) --no-print-directory -j3 -O test-parts test-faults test-e2e
+	@# Three of about the same CPU time, side by side. What each prints comes at its end, in one piece.
+	@$(MAKE) --no-print-directory -j3 -O test-integration test-faults test-e2e
 
-test-parts:
-	$(BIN)/python -m pytest -m "not slow" tests/unit tests/project tests/simulation tests/integration
+test-integration:
+	$(BIN)/python -m pytest -m "not slow" tests/integration
 
 test-faults:
-	$(BIN)/python -m pytest -m "not slow" tests/faults
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/faults
 
 test-e2e:
-	$(BIN)/python -m pytest -m "not slow" tests/e2e
+	$(BIN)/python -m pytest -m "not slow" tests/project tests/simulation tests/e2e
 
 slow: fuse setup ## the tests that `make test` leaves out for their time, but those of `make faults`; half an hour
 	@./setup.sh celery
