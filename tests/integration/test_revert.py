@@ -108,7 +108,9 @@ def test_a_revert_can_itself_be_reverted(lab: Lab, runs: Any) -> None:
     assert_all_on(lab, lab.old_store)
 
 
+@pytest.mark.slow
 def test_a_backup_that_is_not_there_is_refused_with_those_that_are(lab: Lab, runs: Any) -> None:
+    """The first test of the file left a backup."""
     run = revert(runs, "typo", "myjfs.same-di")
     assert outcome(run) == "refused"
     assert "There is no backup 'myjfs.same-di'" in run.errors["plan"]
