@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from enum import StrEnum
@@ -20,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
+from weakref import WeakSet
 
 _CHUNK_BYTES = 65536
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
@@ -102,6 +104,7 @@ class S3Proxy(ThreadingHTTPServer):
         self.over = threading.Event()
         self._tls = tls
         self._eligible = 0
+        self._connections: WeakSet[socket.socket] = WeakSet()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -119,9 +122,12 @@ class S3Proxy(ThreadingHTTPServer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of whatever hangs, and end."""
+        """Let go of whatever hangs, and end, with the connections that clients keep open."""
         self.over.set()
         self.shutdown()
+        for connection in list(self._connections):
+            with suppress(OSError):  # closed by its client
+                connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
         self._thread.join()
 
@@ -130,6 +136,7 @@ class S3Proxy(ThreadingHTTPServer):
         connection, address = super().get_request()
         if self._tls:
             connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        self._connections.add(connection)
         return connection, address
 
     def handle_error(self, request: object, client_address: object) -> None:
