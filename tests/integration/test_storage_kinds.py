@@ -94,7 +94,7 @@ def test_a_failure_after_the_cut_over_brings_back_kind_bucket_and_no_token(
     before, secrets = row(lab), in_secrets(lab)
     faults, done = breaks(lab, front, what)
     with writing(lab, f"insecure {what}") as writer:
-        made = there(lab, front, tmp_path / "back", *faults)
+        made = there(lab, front, tmp_path / what.replace(" ", "-"), *faults)
         made.before = done
         assert made.go() == "rolled back", made.errors
         acknowledged = writer.summary().written
