@@ -14,8 +14,8 @@ CASE ?= copy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system fuse check lint unit project test test-integration test-faults test-e2e slow fleet celery faults soak simulate \
-	demo demo-down bench needed window chart lock docs
+.PHONY: help setup system fuse check lint unit project test test-integration test-faults test-e2e slow fleet celery \
+	faults soak simulate demo demo-down bench needed window chart lock docs
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

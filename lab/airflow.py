@@ -143,7 +143,9 @@ class Airflow:
         Raises:
             LabError: a component did not come up; the message carries its log's last lines.
         """
-        self.wait_until_healthy()
+        for component in COMPONENTS:
+            server = Server.load(self.state, f"airflow-{component}")
+            wait_for(f"{component} is healthy", partial(self._healthy, component), deadline_s=180, server=server)
         registered = {"myjfs": {"target_conn_id": "minio_new", "target_bucket": new_store.bucket}}
         (self.state / "volumes.yaml").write_text(json.dumps(registered))  # JSON is YAML
         backups = self.state / "backups"
@@ -168,20 +170,6 @@ class Airflow:
         }
         for name, values in connections.items():
             self._add_connection(name, values)
-        self.add_pool()
-
-    def wait_until_healthy(self) -> None:
-        """Wait until API server, scheduler and DAG processor serve.
-
-        Raises:
-            LabError: a component did not come up; the message carries its log's last lines.
-        """
-        for component in COMPONENTS:
-            server = Server.load(self.state, f"airflow-{component}")
-            wait_for(f"{component} is healthy", partial(self._healthy, component), deadline_s=180, server=server)
-
-    def add_pool(self) -> None:
-        """Create the pool of copies."""
         self.api("POST", "/pools", json={"name": COPY_POOL, "slots": POOL_SLOTS})
 
     def connect_store(self, conn_id: str, store: Store) -> None:

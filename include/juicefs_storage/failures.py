@@ -19,7 +19,8 @@ ERROR = "error"
 LAST = "finalize"
 #: The states of a task that were not reached by the task itself.
 _NOT_RUN = {"none", "skipped", "upstream_failed", "removed", "scheduled", "queued"}
-_NO_ERROR, _SEE_LOG = "No error was recorded: it was killed, marked as failed, or timed out.", "see its log"
+#: What is shown of a failure that left no error, and no next command.
+NO_ERROR, SEE_LOG = "No error was recorded: it was killed, marked as failed, or timed out.", "see its log"
 _LEASE = "this volume's Lease, which expires within an hour of the last task's end"
 
 
@@ -63,13 +64,13 @@ class Failure:
 
     def to_text(self) -> list[str]:
         """Render for a log: the task, its error, its state, the next command; a line each."""
-        lines = [f"First failed: {self.task}. {self.problem or _NO_ERROR}"]
+        lines = [f"First failed: {self.task}. {self.problem or NO_ERROR}"]
         lines += [f"State at that time: {self.state}"] if self.state else []
-        return [*lines, f"Next: {self.next_step or _SEE_LOG}"]
+        return [*lines, f"Next: {self.next_step or SEE_LOG}"]
 
     def to_markdown(self) -> str:
         """Render for a page or a note: the task with a link to it, its error and its next command, on one line."""
-        problem, next_step = one_line(self.problem or _NO_ERROR), one_line(self.next_step or _SEE_LOG)
+        problem, next_step = one_line(self.problem or NO_ERROR), one_line(self.next_step or SEE_LOG)
         return f"**[{self.task}]({self.page}) failed**: {problem} **Next**: {next_step}."
 
 

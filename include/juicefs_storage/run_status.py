@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
-from include.juicefs_storage.failures import LAST, Failure, first_failure, unreported_end
+from include.juicefs_storage.failures import LAST, NO_ERROR, SEE_LOG, Failure, first_failure, unreported_end
 from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.names import FINISH, FLEET, REHEARSAL, REVERT, SWITCH, SYNC, task_url
 from include.juicefs_storage.run_steps import BESIDE, HUMAN, ROLLBACK, STEPS
@@ -23,7 +23,8 @@ ACTIVE = (
 )  # fmt: skip
 #: Of several instances of a task the first of these states is the task's.
 _ORDER = (*ACTIVE, "none", "failed", "upstream_failed", "success", "skipped", "removed")
-_NOT_BEGUN = {"none", "queued", "scheduled"}
+_QUEUED = {"queued", "scheduled"}
+_TO_ABORT = "To abort, mark the run as failed."
 _ANSWER_WITHIN = timedelta(hours=24)
 #: Waits that end at a known time: the tasks that it is counted from, and the param with the seconds.
 _WAITS: Mapping[str, tuple[tuple[str, ...], str]] = {
@@ -187,7 +188,7 @@ def _step(task_id: str, rows: Sequence[Row]) -> Step:
 def _has_begun(row: Row) -> bool:
     # A try is counted when it is scheduled, and a cleared task keeps the number of those that it had. A sensor that
     # waits for its next look keeps its start.
-    waits = row.state in {"queued", "scheduled"}
+    waits = row.state in _QUEUED
     return row.tries > waits or (waits and row.started is not None)
 
 
@@ -237,7 +238,7 @@ def _sentence(run: Run, main: Step | None, progress: Sequence[Mapping[str, Any]]
     if main is None:
         return "No task is at work: the scheduler is about to start the next one."
     does = STEPS.get(run.dag_id, {}).get(main.task_id, "is at work")
-    if main.state in {"queued", "scheduled"}:
+    if main.state in _QUEUED:
         return f"{main.task_id} waits for a worker: it {does}."
     if main.state == "up_for_retry":
         return f"{main.task_id} failed and is tried again in a moment: it {does}."
@@ -311,25 +312,24 @@ def _no_return_of_move(run: Run) -> str:
         return "Passed and undone: restore_setting put the setting back."
     if write.state == "success":
         return "Passed: write_setting has written the setting, and the clients follow it."
-    if write.active and write.state not in {"queued", "scheduled"}:
+    if write.active and write.state not in _QUEUED:
         return "About to be passed: write_setting is at work, and the setting may name either store."
     return "May be passed: write_setting had begun, and the setting may name either store."
 
 
 def _abort(run: Run, failure: Failure | None) -> tuple[Literal["yes", "no"], str]:
-    mark = "To abort, mark the run as failed."
     if run.dag_id == SYNC:
-        return "yes", f"What was copied stays, and nothing is deleted. {mark}"
+        return "yes", f"What was copied stays, and nothing is deleted. {_TO_ABORT}"
     if run.dag_id == FLEET:
         started = run.step("start_canary").begun
         stays = "No volume was moved." if not started else "Runs of volumes that were started go on by themselves."
-        return ("no" if started else "yes"), f"{stays} {mark}"
+        return ("no" if started else "yes"), f"{stays} {_TO_ABORT}"
     if run.dag_id == REHEARSAL:
-        return "yes", f"Nothing was changed. {mark}"
+        return "yes", f"Nothing was changed. {_TO_ABORT}"
     if run.dag_id == FINISH:
         if run.step("refresh_mount_pods").active:
             return "no", "A mount pod may be half replaced. The run stops by itself at one that is not as before."
-        return "yes", f"Mount pods that were replaced stay as they are. {mark}"
+        return "yes", f"Mount pods that were replaced stay as they are. {_TO_ABORT}"
     return _abort_move(run, failure) if run.moves_a_volume else ("no", "Nothing is known of this DAG.")
 
 
@@ -340,7 +340,7 @@ def _abort_move(run: Run, failure: Failure | None) -> tuple[Literal["yes", "no"]
     if not write.begun:
         if write.active:
             return "no", "write_setting is about to begin. Wait until it has ended."
-        return "yes", f"{_changed_before_the_write(run)} To abort, mark the run as failed."
+        return "yes", f"{_changed_before_the_write(run)} {_TO_ABORT}"
     if run.step("decide").active or run.step(LAST).active:
         return "no", "The run is about to end. Let it judge where the volume is."
     does = (
@@ -372,7 +372,7 @@ def _next(run: Run, failure: Failure | None) -> str:
         return _after_end(run, failure)
     words = STEPS.get(run.dag_id, {})
     if main := _main(run):
-        if main.task_id in HUMAN and main.state not in _NOT_BEGUN:
+        if main.task_id in HUMAN and main.state not in _QUEUED:
             return f"Read the plan and answer in task {main.task_id}, under Required Actions. No answer rejects."
         after = list(run.steps)[list(run.steps).index(main.task_id) + 1 :]
     else:
@@ -402,18 +402,14 @@ def _after_end(run: Run, failure: Failure | None) -> str:
 
 
 def _failure(run: Run) -> Failure | None:
-    failures = [
-        Failure.of(run.dag_id, run.run_id, task_id, index, run.errors.get((task_id, index), {}))
-        for task_id, step in run.steps.items()
-        if (index := step.first.get("failed")) is not None
-    ]
-    return first_failure(failures, run.steps)
+    found = first_failed(run.steps)
+    return Failure.of(run.dag_id, run.run_id, *found, run.errors.get(found, {})) if found else None
 
 
 def first_failed(steps: Mapping[str, Step]) -> tuple[str, int] | None:
     """Return the task instance whose error a page needs: the one that caused the others; None where none failed."""
-    found = first_failure([Failure(task, step.first["failed"]) for task, step in steps.items()
-                           if "failed" in step.first], steps)  # fmt: skip
+    failed = [Failure(task, step.first["failed"]) for task, step in steps.items() if "failed" in step.first]
+    found = first_failure(failed, steps)
     return (found.task, found.map_index) if found else None
 
 
@@ -423,10 +419,10 @@ def _shown_failure(failure: Failure | None) -> dict[str, str] | None:
     return {
         "task": failure.task,
         "url": failure.page,
-        "problem": _plain(failure.problem) or "No error was recorded: it was killed, marked as failed, or timed out.",
+        "problem": _plain(failure.problem) or NO_ERROR,
         "state": _plain(failure.state),
         # What a check refuses says itself what to do.
-        "next": _plain(failure.next_step) or ("" if "Remedy: " in failure.problem else "see its log"),
+        "next": _plain(failure.next_step) or ("" if "Remedy: " in failure.problem else SEE_LOG),
     }
 
 

@@ -303,16 +303,14 @@ def _start(client: S3Client, below: str, after: str | None) -> str | None:
     """
     if after is None or below.startswith(after):
         return None
-    base, folder = client.store.prefix, plain_folder(after)
+    folder = plain_folder(after)
     odd, slash, _ = after.removeprefix(folder).partition("/")
     if slash and not _lists_below(client, f"{folder}{odd}/"):
         after = folder
     for at in range(len(below) + 1, len(after)):
         if after[at] < "/" != after[at - 1]:
             name = after[:at]
-            query = f"encoding-type=url&list-type=2&max-keys=1&prefix={encoded(base + name)}"
-            found = _ask(client, query, base + name, len(base)).page.keys
-            if found and found[0].startswith(f"{name}/"):
+            if any(key.startswith(f"{name}/") for key in _first_key(client, name)):
                 after = name
                 break
     start = _just_before(after)
@@ -321,12 +319,17 @@ def _start(client: S3Client, below: str, after: str | None) -> str | None:
 
 def _lists_below(client: S3Client, folder: str) -> bool:
     """Ask whether the store lists keys below a folder as it is named; one that takes it for another does not."""
-    base = client.store.prefix
     try:
-        query = f"encoding-type=url&list-type=2&max-keys=1&prefix={encoded(base + folder)}"
-        return bool(_ask(client, query, base + folder, len(base)).page.keys)
+        return bool(_first_key(client, folder))
     except StorageSwitchError:  # it answers with other keys, or refuses the name
         return False
+
+
+def _first_key(client: S3Client, prefix: str) -> Sequence[str]:
+    """List the first key that begins with a prefix, relative to the store's; empty: there is none."""
+    base = client.store.prefix
+    query = f"encoding-type=url&list-type=2&max-keys=1&prefix={encoded(base + prefix)}"
+    return _ask(client, query, base + prefix, len(base)).page.keys[:1]
 
 
 def _next_start(keys: Sequence[str]) -> str | None:
