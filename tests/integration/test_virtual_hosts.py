@@ -21,9 +21,10 @@ from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.setting import StorageConfig
-from lab.process import Server, binary, free_ports, run, wait_for
+from lab.process import binary, run
+from tests.support import s3_servers
 
-_KEYS = "ACCESSKEYOFTHETEST", "secret-of-the-test"
+_KEYS = s3_servers.ACCESS_KEY, s3_servers.SECRET_KEY
 #: Of the clients: in the Secret's `envs`.
 _VIRTUAL = {"JFS_S3_VHOST_STYLE": "1"}
 
@@ -31,30 +32,8 @@ _VIRTUAL = {"JFS_S3_VHOST_STYLE": "1"}
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """An S3 server that takes the first label of the host for the bucket, and the path for the key."""
-    state, port = tmp_path_factory.mktemp("virtual"), free_ports(1)[0]
-    (state / "root/data").mkdir(parents=True)
-    address, keys = f"--addr=127.0.0.1:{port}", f"--auth-key={','.join(_KEYS)}"
-    command: list[str | Path] = [
-        binary("rclone"),
-        "serve",
-        "s3",
-        "--config=",
-        address,
-        keys,
-        "--force-path-style=false",
-        state / "root",
-    ]
-    server = Server.start(state, "rclone", command, env={"HOME": str(state)})
-
-    def serves() -> bool:
-        with socket.socket() as asked:
-            return asked.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        wait_for("the store serves", serves, deadline_s=30, server=server)
-        yield port
-    finally:
-        server.stop()
+    with s3_servers.rclone(tmp_path_factory.mktemp("virtual"), "data", "--force-path-style=false") as store:
+        yield int(store.endpoint.rpartition(":")[2])
 
 
 @pytest.fixture(autouse=True)

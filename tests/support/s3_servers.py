@@ -48,15 +48,17 @@ def minio(folder: Path, bucket: str) -> Iterator[S3Store]:
     environment = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}
     server = Server.start(folder, "gateway", command, env=environment)
     with _serving(server, port, bucket, "/minio/health/live") as store:
+        S3Bucket(store).create()
         yield store
 
 
 @contextmanager
-def rclone(folder: Path, bucket: str) -> Iterator[S3Store]:
-    """`rclone serve s3` of a folder."""
+def rclone(folder: Path, bucket: str, *flags: str) -> Iterator[S3Store]:
+    """`rclone serve s3` of a folder, a bucket each folder in it; `flags` are its own."""
     (port,) = free_ports(1)
-    (folder / "served").mkdir()
-    command: list[str | Path] = [_program("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}", folder / "served"]
+    served = folder / "served"
+    (served / bucket).mkdir(parents=True)
+    command: list[str | Path] = [_program("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}", *flags, served]
     # A list of flags in the environment is CSV, and a pair has a comma.
     environment = {"RCLONE_AUTH_KEY": f'"{ACCESS_KEY},{SECRET_KEY}"', "RCLONE_CONFIG": os.devnull}
     server = Server.start(folder, "rclone", command, env=environment)
@@ -72,6 +74,7 @@ def moto(folder: Path, bucket: str) -> Iterator[S3Store]:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _serving(Server.start(folder, "moto", command, env={}), port, bucket) as store:
+        S3Bucket(store).create()
         yield store
 
 
@@ -87,11 +90,6 @@ def _serving(server: Server, port: int, bucket: str, path: str = "/") -> Iterato
 
     try:
         wait_for("the store serves", serves, deadline_s=60, server=server)
-        yield _with_bucket(store)
+        yield store
     finally:
         server.stop()
-
-
-def _with_bucket(store: S3Store) -> S3Store:
-    S3Bucket(store).create()
-    return store
