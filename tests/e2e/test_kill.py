@@ -1,7 +1,7 @@
 """A task's process is killed under a real scheduler: Airflow retries it; a run that cannot continue is rolled back.
 
-Every kill point is in tests/faults; this holds that Airflow sees a killed process as they assume. The volume is on the
-old store before and after.
+Every kill point is in tests/faults; this holds that Airflow sees a killed process as they assume. In `make test` the
+killed planner and partition of test_sync.py hold that. The volume is on the old store before and after.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from lab.airflow import Airflow
 from lab.environment import Lab
@@ -39,6 +40,7 @@ def kill(lab: Lab, airflow: Airflow, run_id: str, task_id: str, try_number: int)
     process.kill()
 
 
+@pytest.mark.slow
 def test_a_task_that_is_killed_is_tried_again_and_killed_again_is_rolled_back(lab: Lab, airflow: Airflow) -> None:
     before, row = buckets(lab), lab.mariadb.query("SELECT value FROM jfs_setting")
     processes = lab.mount_processes()
