@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.copy.partitions import task_groups
 from include.juicefs_storage.names import PACE
+from include.juicefs_storage.objects.model import Copied, Listed
 from include.juicefs_storage.tasks import sync
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from lab.environment import Lab
@@ -145,6 +147,22 @@ def test_what_is_left_out_is_red_and_names_the_partition(
     assert "1 of 3 partitions have no finished manifest of `copy`: 1. Clear" in report["problems"][0]
     with pytest.raises(AirflowFailException, match="not proven"):
         run.run("finalize")
+
+
+def test_what_is_deleted_before_it_is_copied_is_red_and_the_next_run_green(
+    stores: tuple[Store, Store], start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy = stores[0], NativeEngine.copy
+
+    def deleting(engine: NativeEngine, objects: Sequence[Listed], **how: Any) -> list[Copied]:
+        source.client().delete_object(Bucket=source.bucket, Key=PREFIX + KEYS[0])
+        return copy(engine, objects, **how)
+
+    with monkeypatch.context() as during:
+        during.setattr(NativeEngine, "copy", deleting)
+        with pytest.raises(AirflowFailException, match=r"1 objects left the source.*vanished.csv.*Start a new run"):
+            start("deleted", dry_run=False, mode="copy").whole()
+    assert start("again", dry_run=False, mode="copy").whole()["outcome"] == "proven"
 
 
 def test_a_plan_that_was_made_again_is_not_mixed_with_the_earlier_one(stores: tuple[Store, Store], start: Any) -> None:

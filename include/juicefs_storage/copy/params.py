@@ -105,6 +105,13 @@ class SyncParams(Params):
     overwrite: bool = param(
         "Safety", "Overwrite", "Replace objects of the target that differ from the source's.", False
     )
+    accept_deleted: bool = param(
+        "Safety",
+        "Accept deletions",
+        "End green where objects left the source between its listing and the copy. Off: such a run is red, and "
+        "[a new one](#when-objects-are-deleted-meanwhile) tells whether that is all.",
+        False,
+    )
     engine: EngineName = param(
         "Advanced",
         "Engine",
@@ -192,6 +199,8 @@ class SyncParams(Params):
         if self.plan == "metadata" and (self.engine != "native" or self.recut_from):
             raise ValueError("`plan`: metadata does not go with `recut_from`, nor with another engine than native, "
                              "which would copy what no file refers to")  # fmt: skip
+        if self.accept_deleted and "copy" not in self.mode:
+            raise ValueError("`accept_deleted`: mode=verify copies nothing, so that no deletion is in its way")
         if self.planners and (self.plan == "metadata" or self.recut_from):
             raise ValueError("`planners`: neither plan=metadata nor `recut_from` lists the source for the plan")
         if self.source_conn_id == self.target_conn_id:

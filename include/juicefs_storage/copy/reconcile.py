@@ -14,6 +14,7 @@ from include.juicefs_storage.copy.plan import SyncPlan
 from include.juicefs_storage.copy.report import PhaseReport, Span, SyncReport
 from include.juicefs_storage.objects.model import Comparison, ObjectOutcome
 from include.juicefs_storage.objects.totals import Totals
+from include.juicefs_storage.volume.comparison import UNNEEDED
 from include.juicefs_storage.volume.layout import slice_of
 
 _CLEAR = "clear `copy` of these partitions with Downstream"
@@ -120,6 +121,11 @@ class _Phase:
         new: See PhaseReport, as `grew` and `shrank`.
         gone: Objects that `copy` left on the target and `verify` found on neither side.
         gone_in: The partitions that had them.
+        vanished: Objects that left the source between listing and copy. Not those in `unneeded`.
+        vanished_in: The partitions that had them.
+        unneeded: Blocks that VANISHED, and that no file refers to any more.
+        deleted: Objects that the plan had counted and that neither side had when `copy` listed them, at least.
+        deleted_in: The partitions that had them.
     """
 
     name: str
@@ -132,15 +138,29 @@ class _Phase:
     shrank: int = 0
     gone: int = 0
     gone_in: list[int] = field(default_factory=list)
+    vanished: int = 0
+    vanished_in: list[int] = field(default_factory=list)
+    unneeded: int = 0
+    deleted: int = 0
+    deleted_in: list[int] = field(default_factory=list)
 
-    def add(self, partition: Partition, counted: Totals, found: int) -> None:
+    def add(self, partition: Partition, counted: Totals, found: int, unneeded: int) -> None:
         """Add a partition.
 
         Args:
             partition: The partition.
             counted: Its manifest's rows, counted.
             found: How many of them the plan had counted as well.
+            unneeded: How many of those that VANISHED no file refers to any more.
         """
+        self.unneeded += unneeded
+        if vanished := counted.objects(ObjectOutcome.VANISHED) - unneeded:
+            self.vanished += vanished
+            self.vanished_in.append(partition.index)
+        # What the target has as well may be among those that the plan had counted.
+        if found and (deleted := partition.objects - counted.objects()) > 0:
+            self.deleted += deleted
+            self.deleted_in.append(partition.index)
         self.grew += max(0, found - partition.objects)
         self.shrank += max(0, partition.objects - found)
         if partition.objects and not found:
@@ -180,6 +200,8 @@ class _Phase:
                 f"partitions {_numbers(self.gone_in)} (`{_GONE}.csv`). Look at who deletes on the target, then start a "
                 "new run."
             )
+        if not plan.params.accept_deleted:
+            found += self._deletions(plan)
         for outcome, remedies in _REMEDIES.items():
             remedy = remedies["copy" not in plan.phases]
             if outcome is ObjectOutcome.DIFFERENT and plan.params.overwrite and "copy" in plan.phases:
@@ -191,6 +213,29 @@ class _Phase:
                 )
         return found
 
+    def _deletions(self, plan: SyncPlan) -> list[str]:
+        """Return what left the source since it was listed, one sentence each, with what to do."""
+        again = (
+            "That is ordinary where files are deleted meanwhile; else find out who deletes. Start a new run with the "
+            "same params: it lists again, and copies only what differs."
+        )
+        if "copy" in plan.phases:
+            again += " Where the source never stands still: accept_deleted=true."
+        found = []
+        if self.vanished:
+            found.append(
+                f"{self.vanished:,} objects left the source after `{self.name}` had listed it, in partitions "
+                f"{_numbers(self.vanished_in)} (`{ObjectOutcome.VANISHED}.csv`): they were not copied or compared. "
+                f"{again}"
+            )
+        # The counts of another run are older; and what was gone when `copy` listed, `verify` need not say again.
+        if self.deleted and self.name == "copy" and not plan.params.recut_from:
+            found.append(
+                f"{self.deleted:,} objects that the plan had counted were on neither side when `copy` listed them, in "
+                f"partitions {_numbers(self.deleted_in)}. {again}"
+            )
+        return found
+
     def notes(self, compare: str) -> list[str]:
         """Return what a person may want to know, one sentence each.
 
@@ -199,10 +244,8 @@ class _Phase:
         """
         objects = self.totals.objects
         counts = (
-            (
-                objects(ObjectOutcome.VANISHED),
-                "objects left the source between its listing and the copy (`vanished.csv`)",
-            ),
+            (self.vanished, "objects left the source after it was listed (`vanished.csv`)"),
+            (self.unneeded, "blocks were deleted after they were listed, and no file refers to them (`vanished.csv`)"),
             (objects(ObjectOutcome.EXTRA), "objects are on the target alone (`extra.csv`); they were left alone"),
             (objects(ObjectOutcome.OVERWRITTEN), "objects were different and were overwritten (`overwritten.csv`)"),
             (objects(ObjectOutcome.SKIPPED), "objects are blocks that no file refers to; they were left alone"),
@@ -271,14 +314,15 @@ class _Join:
             # With metadata the plan had counted what only the target has as well.
             uncounted = ObjectOutcome.SKIPPED if self.plan.needed else ObjectOutcome.EXTRA
             found = counted.objects() - counted.objects(uncounted)
+            unneeded = 0
             if outcomes := _listed(counted):
-                objects, size = self._write_rows(name, partition, manifest.rows(outcomes))
+                objects, size, unneeded = self._write_rows(name, partition, manifest.rows(outcomes))
                 phase.new += objects
                 _take_out_new(counted, objects, size)
             if name == "verify" and (gone := self._write_gone(partition, manifest, counted.objects())):
                 phase.gone += gone
                 phase.gone_in.append(partition.index)
-            phase.add(partition, counted, found)
+            phase.add(partition, counted, found, unneeded)
         return phase
 
     def _write_gone(self, partition: Partition, verified: Reader, objects: int) -> int:
@@ -324,9 +368,18 @@ class _Join:
         shown = ", ".join(f"`{path}`" for path in list(paths)[:_SHOWN_FILES])
         return [f"{len(paths):,} files have lost or damaged blocks (`lost_files.csv`), such as {shown}."]
 
-    def _write_rows(self, phase: str, partition: Partition, rows: Iterable[ManifestRow]) -> tuple[int, int]:
-        """Write rows for people; return objects and bytes of those that are new since the copy."""
-        count = size = 0
+    def _write_rows(self, phase: str, partition: Partition, rows: Iterable[ManifestRow]) -> tuple[int, int, int]:
+        """Write rows for people.
+
+        Args:
+            phase: `copy` or `verify`.
+            partition: The partition.
+            rows: Those that are worth a look.
+
+        Returns:
+            Objects and bytes of those that are new since the copy; how many VANISHED, and no file refers to them.
+        """
+        count = size = unneeded = 0
         known = self._copied_keys(partition) if phase == "verify" else None
         last = next(known, None) if known else None
         for row in rows:
@@ -338,9 +391,10 @@ class _Join:
                     name, count, size = NEW, count + 1, size + row.size
                 elif last != row.key:
                     detail = _LEFT_OUT
+            unneeded += name == ObjectOutcome.VANISHED and detail == UNNEEDED
             values = [row.key, row.size, row.source_etag, row.target_etag, row.comparison, detail]
             self.files.write(name, [phase, partition.index, *values])
-        return count, size
+        return count, size, unneeded
 
     def _copied_keys(self, partition: Partition) -> Iterator[str] | None:
         """Return the keys that `copy` of this run had listed, in order; None where it did not run."""

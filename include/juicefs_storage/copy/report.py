@@ -25,6 +25,7 @@ SYNC_MEANING: Mapping[SyncOutcome, str] = {
 _PROVEN_BY_METADATA = (
     "Every block that files referred to when the plan was made{scope} is on the target, compared as the table says."
 )
+_PROVEN_BUT_DELETED = "Every object of the source that was listed, and not deleted meanwhile, is on the target, compared as the table says."
 _MOVED = (ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN)
 
 
@@ -174,6 +175,7 @@ def _estimate(phase: PhaseReport) -> str:
 
 def _meaning(plan: SyncPlan, outcome: SyncOutcome) -> str:
     if outcome != "proven" or plan.needed is None:
-        return SYNC_MEANING[outcome]
+        accepted = outcome == "proven" and plan.params.accept_deleted
+        return _PROVEN_BUT_DELETED if accepted else SYNC_MEANING[outcome]
     scope = plan.needed.scope(plan.params.since_id)
     return _PROVEN_BY_METADATA.format(scope=f", {', '.join(scope)}," if scope else "")

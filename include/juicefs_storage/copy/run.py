@@ -32,7 +32,7 @@ from include.juicefs_storage.objects.model import (
 )
 from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.objects.totals import Totals
-from include.juicefs_storage.volume.comparison import NeededBlocks, batches, read_blocks, settle_lost
+from include.juicefs_storage.volume.comparison import NeededBlocks, batches, read_blocks, settle_lost, settle_vanished
 
 #: A batch ends after so many keys; the engine is given so many bytes of it at once, between two looks at the status.
 BATCH_KEYS, CALL_BYTES = 10_000, 4 * 2**30
@@ -204,6 +204,8 @@ class _Partition:
             self.status.doing = "comparing listings"
             idle = not batch.missing and not batch.unsure and not batch.lost
             self._treat(batch)
+            if needed:
+                settle_vanished(batch, needed, transfer.source, transfer.target)
             if waiting is not None:
                 waiting.extend(batch.rows)
             else:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from include.juicefs_storage.ports import MetadataStore
     from include.juicefs_storage.volume.setting import Setting
 
+#: The detail of a block that VANISHED rightly: its file was deleted, and then the block.
+UNNEEDED = "no file refers to it any more"
+
 
 class Lister(Protocol):
     """The part of a bucket that a comparison uses."""
@@ -212,7 +215,7 @@ def settle_lost(batch: Classifier, needed: NeededBlocks, *sides: Lister) -> None
     for row, key in zip(places, keys, strict=True):
         length, found = rows.sizes[row], source.get(key) or target.get(key)
         if key not in still:
-            rows.put(row, ObjectOutcome.VANISHED, Comparison.NONE, detail="no file refers to it any more")
+            rows.put(row, ObjectOutcome.VANISHED, Comparison.NONE, detail=UNNEEDED)
         elif found is None:
             continue
         elif not needed.sizes.fit(length, found[1]):
@@ -233,6 +236,25 @@ def settle_lost(batch: Classifier, needed: NeededBlocks, *sides: Lister) -> None
             if size == found[1] and not batch.by_size:
                 batch.unsure.append(row)
     batch.lost = []
+
+
+def settle_vanished(batch: Classifier, needed: NeededBlocks, *sides: Lister) -> None:
+    """Ask the metadata about blocks that VANISHED: one that a file still refers to is LOST, or on the target alone.
+
+    Clients delete a block's row before the block, so that the metadata knows of every deletion.
+
+    Args:
+        batch: Gets the outcomes.
+        needed: Asked whether the keys are still needed.
+        sides: Source and target.
+    """
+    rows, vanished = batch.rows, OUTCOME_CODES[ObjectOutcome.VANISHED]
+    for row, code in enumerate(rows.outcomes if vanished in rows.outcomes else ()):
+        if code == vanished and rows.details.get(row) != UNNEEDED and rows.keys[row].startswith(needed.chunks):
+            rows.sizes[row] = length_of(rows.keys[row])
+            rows.put(row, ObjectOutcome.LOST, Comparison.NONE)
+            batch.lost.append(row)
+    settle_lost(batch, needed, *sides)
 
 
 def read_blocks(batch: Classifier, needed: NeededBlocks, where: str = ", on the source") -> None:

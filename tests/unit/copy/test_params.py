@@ -74,10 +74,11 @@ def test_a_refusal_of_params_together_says_what_it_expects_and_repeats_no_params
         {"plan": "metadata", "meta_conn_id": "m", "recut_from": "run"},
         {"plan": "metadata", "meta_conn_id": "m", "planners": 4},
         {"recut_from": "run", "planners": 4},
+        {"mode": "verify", "accept_deleted": True},
     ],
 )
 def test_params_that_do_not_go_together(params: dict[str, object]) -> None:
-    with pytest.raises(PermanentError, match="plan"):
+    with pytest.raises(PermanentError, match=r"plan|accept_deleted"):
         SyncParams.validated({**GIVEN, **params})
 
 

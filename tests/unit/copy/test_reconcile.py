@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from include.juicefs_storage.copy.run import Options, Transfer
 from include.juicefs_storage.copy.segments import Segment
 from include.juicefs_storage.copy.survey import Survey
 from include.juicefs_storage.objects.comparison import Rows
-from include.juicefs_storage.objects.model import Comparison, KeyRange, ObjectOutcome, Page
+from include.juicefs_storage.objects.model import Comparison, Copied, KeyRange, Listed, ObjectOutcome, Page
 from include.juicefs_storage.volume.comparison import NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.needed import to_pages
@@ -203,8 +203,50 @@ def test_what_the_listing_of_the_copy_left_out_is_missing_and_not_new(tmp_path: 
     assert "the listing of `copy` left it out" in (tmp_path / "missing.csv").read_text()
 
 
+class Deleting(MemoryEngine):
+    """Some of the source's objects are deleted after they were listed, and before they are read."""
+
+    def copy(self, objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
+        for key in ("k003", "k033"):
+            self.source.objects.pop(key, None)
+        return super().copy(objects, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("mode", ["copy", "copy+verify"])
+def test_what_was_listed_and_vanished_is_green_only_where_that_is_accepted(mode: str, tmp_path: Path) -> None:
+    def run(folder: str, **params: object) -> Run:
+        made = Run(tmp_path / folder, bodies(40), {}, mode=mode, **params)
+        made.engine = Deleting(made.source, made.target)
+        for phase in made.plan.phases:
+            made.work(phase, ALL)
+        return made
+
+    red = run("red")
+    report = red.report()
+    assert (report.outcome, red.listed("vanished")) == ("not proven", ["k003"])
+    assert (
+        "1 objects left the source after `copy` had listed it, in partitions 0 (`vanished.csv`)" in report.problems[0]
+    )
+    assert "Start a new run with the same params" in report.problems[0]
+    # Deleted while another partition was copied: the plan had counted it, and no listing of `copy` has it.
+    assert "1 objects that the plan had counted were on neither side" in report.problems[1]
+    assert "partitions 3. That is ordinary" in report.problems[1]
+    accepted = run("accepted", accept_deleted=True)
+    report = accepted.report()
+    assert (report.outcome, accepted.listed("vanished")) == ("proven", ["k003"])
+    assert "and not deleted meanwhile" in report.meaning
+    assert "1 objects left the source after it was listed" in report.notes[0]
+
+
+def test_what_left_the_source_and_is_on_the_target_is_no_deletion_to_accept(tmp_path: Path) -> None:
+    run = Run(tmp_path, bodies(40), bodies(40), mode="copy")
+    del run.source.objects["k005"]
+    run.work("copy", ALL)
+    assert (run.report().outcome, run.listed("extra")) == ("proven", ["k005"])
+
+
 def test_what_came_and_went_since_the_copy_is_not_missing(tmp_path: Path) -> None:
-    run = Run(tmp_path, bodies(40), {})
+    run = Run(tmp_path, bodies(40), {}, accept_deleted=True)
     run.work("copy", ALL)
     found = run.source.pages
 
@@ -219,6 +261,8 @@ def test_what_came_and_went_since_the_copy_is_not_missing(tmp_path: Path) -> Non
         run.source.pages = pages  # type: ignore[method-assign]
         run.work("verify", [index])
     assert (run.report().outcome, run.listed("vanished")) == ("proven", ["k0105"])
+    run.plan = run.plan.model_copy(update={"params": run.params.model_copy(update={"accept_deleted": False})})
+    assert run.report().outcome == "not proven"
 
 
 def test_what_both_sides_lost_since_the_copy_is_not_proven(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from include.juicefs_storage.adapters.manifests import ManifestReader, ParquetManifest
 from include.juicefs_storage.copy import run
 from include.juicefs_storage.copy.run import Options, Transfer
-from include.juicefs_storage.objects.model import KeyRange, ObjectOutcome, Page
-from include.juicefs_storage.volume.comparison import NeededBlocks
+from include.juicefs_storage.objects.model import Compared, Copied, KeyRange, Listed, ObjectOutcome, Page
+from include.juicefs_storage.volume.comparison import UNNEEDED, NeededBlocks
 from include.juicefs_storage.volume.layout import ObjectSizes
 from include.juicefs_storage.volume.needed import to_pages
 from tests.support.copy_fakes import KilledError, MemoryBucket, MemoryEngine
@@ -55,10 +55,11 @@ def outcomes(
     target: MemoryBucket,
     *,
     copies: bool = False,
-    **options: bool,
+    engine: MemoryEngine | None = None,
+    **options: bool | str,
 ) -> dict[str, str]:
     manifest = ParquetManifest(folder, "00000", {"plan": "plan"})
-    engine = MemoryEngine(source, target)
+    engine = engine or MemoryEngine(source, target)
     transfer = Transfer(source, target, engine, Options(**options), needed=metadata.needed())  # type: ignore[arg-type]
     totals = (transfer.copy if copies else transfer.verify)(ALL, manifest)
     rows = list(ManifestReader(folder / "00000.parquet").rows(tuple(ObjectOutcome)))
@@ -160,6 +161,33 @@ def test_what_seems_lost_is_looked_up_again(tmp_path: Path) -> None:
         key(0): "copied", key(1): "copied", key(2): "same", key(3): "damaged", key(4): "extra", key(5): "vanished",
         key(6): "different", key(7): "lost",
     }  # fmt: skip
+
+
+class Deleting(MemoryEngine):
+    """What it is to copy or to compare is deleted before it is read."""
+
+    def copy(self, objects: Sequence[Listed], *, overwrite: bool = False) -> list[Copied]:
+        self._delete(objects)
+        return super().copy(objects, overwrite=overwrite)
+
+    def compare(self, objects: Sequence[Listed]) -> list[Compared]:
+        self._delete(objects)
+        return super().compare(objects)
+
+    def _delete(self, objects: Sequence[Listed]) -> None:
+        for listed in objects:
+            self.source.objects.pop(listed[0], None)
+
+
+def test_a_block_that_vanishes_is_lost_where_a_file_still_refers_to_it(tmp_path: Path) -> None:
+    blocks = {key(number): 1 for number in range(3)}
+    source, target = MemoryBucket(dict.fromkeys(blocks, b"1") | {"meta/dump": b"m"}), MemoryBucket({key(2): b"1"})
+    metadata, engine = Metadata(blocks, gone={key(0)}), Deleting(source, target)
+    found = outcomes(tmp_path, metadata, source, target, copies=True, engine=engine, compare="content")
+    # What the target has whole suffices; what is no block is known to no metadata.
+    assert found == {key(0): "vanished", key(1): "lost", key(2): "extra", "meta/dump": "vanished"}
+    rows = ManifestReader(tmp_path / "00000.parquet").rows((ObjectOutcome.VANISHED,))
+    assert [(row.key, row.detail) for row in rows] == [(key(0), UNNEEDED), ("meta/dump", None)]
 
 
 def test_a_delta_lists_only_where_its_blocks_are(tmp_path: Path) -> None:
