@@ -343,11 +343,13 @@ def _abort_move(run: Run, failure: Failure | None) -> tuple[Literal["yes", "no"]
         return "yes", f"{_changed_before_the_write(run)} {_TO_ABORT}"
     if run.step("decide").active or run.step(LAST).active:
         return "no", "The run is about to end. Let it judge where the volume is."
-    does = (
-        "leaves the volume where it is, since on_failure is hold"
-        if run.params.get("on_failure") == "hold"
-        else "rolls back, where the old store still serves"
-    )
+    # What finalize said before the run was cleared stays until it begins again.
+    if run.note.startswith(("switched", "reverted")):
+        does = "leaves the volume where it is, since the run had ended green before"
+    elif run.params.get("on_failure") == "hold":
+        does = "leaves the volume where it is, since on_failure is hold"
+    else:
+        does = "rolls back, where the old store still serves"
     stays = "Marked as failed, the run would stop half-way and roll nothing back."
     if failure:
         return "no", f"{stays} A step has failed. Let the run end: decide {does}."

@@ -118,6 +118,8 @@ def test_after_the_cut_over_aborting_is_not_safe_and_says_how_to_go_back() -> No
     assert "mark the task that is at work as failed: decide then rolls back" in found["abort"]["text"]
     held = replace(moved, results={"resolve_params": {**PARAMS, "on_failure": "hold"}})
     assert "on_failure is hold" in said(held)["abort"]["text"]
+    cleared = replace(moved, note="switched, volume `home`.")
+    assert "decide then leaves the volume where it is, since the run had ended green" in said(cleared)["abort"]["text"]
 
 
 def test_a_wait_for_late_commits_says_until_when() -> None:
