@@ -70,7 +70,8 @@ class Carrier:
     def line(self) -> str:
         """Say what it has and what would bring that back."""
         where = name_in(self.cluster, f"{self.namespace}/{self.name}" if self.namespace else self.name)
-        what = "writes it into the setting" if self.writes else "leaves the setting alone"
+        # `format` tries the store before it writes.
+        what = "writes it into the setting, if that store takes its keys" if self.writes else "leaves the setting alone"
         by = self.by or _BY[self.kind]
         return f"{self.kind} `{where}`: {self.found}; {by}" + (f" {what}" if self.kind in _FORMATS else "")
 
