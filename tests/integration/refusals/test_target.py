@@ -111,6 +111,31 @@ def test_an_endpoint_that_the_pods_do_not_reach(lab: Lab, look: Look) -> None:
     assert sum("csi-controller" in line for line in refused) == 1
 
 
+def test_a_connection_that_leads_to_another_store_than_the_clients_endpoint(
+    lab: Lab, connections: Callable[..., None], look: Look
+) -> None:
+    """Blocks would be copied to the one and looked for there, while the clients write to the other."""
+    store, bucket = lab.old_store.client(), lab.new_store.bucket
+    lab.old_store.take_only(lab.old_store, lab.new_store)
+    store.create_bucket(Bucket=bucket)
+    body = store.get_object(Bucket=lab.old_store.bucket, Key=UUID_KEY)["Body"].read()
+    store.put_object(Bucket=bucket, Key=UUID_KEY, Body=body)
+    connections("minio_new", **new_store(lab, endpoint_url=lab.old_store.endpoint_url))
+    try:
+        there = {"target_endpoint": lab.new_store.endpoint_url, "dry_run": False}
+        (refused,) = refusals(look("check_target_bucket", **there))
+        assert f"juicefs does not find it at {lab.new_store.endpoint_url}" in refused
+        assert "both must lead to the same store" in refused
+        connections(
+            "minio_new", **new_store(lab, endpoint_url=lab.new_store.endpoint_url.replace("127.0.0.1", "localhost"))
+        )
+        assert refusals(look("check_target_bucket", **there)) == []
+    finally:
+        store.delete_object(Bucket=bucket, Key=UUID_KEY)
+        store.delete_bucket(Bucket=bucket)
+        lab.old_store.take_only(lab.old_store)
+
+
 def test_a_certificate_that_the_pods_do_not_trust(lab: Lab, look: Look) -> None:
     """The cluster's own API stands in for a store: HTTPS, by an authority that no image knows."""
     refused = refusals(look("check_target_bucket", target_endpoint=lab.kube.url))

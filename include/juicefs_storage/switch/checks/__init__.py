@@ -20,6 +20,7 @@ from include.juicefs_storage.switch.checks.proofs import (
 from include.juicefs_storage.switch.checks.secret import check_secrets
 from include.juicefs_storage.switch.checks.target import (
     check_absent,
+    check_one_store,
     check_reach,
     check_served,
     check_target,
@@ -41,6 +42,7 @@ __all__ = [
     "check_late_commits",
     "check_metadata",
     "check_old_key",
+    "check_one_store",
     "check_places",
     "check_reach",
     "check_readable",

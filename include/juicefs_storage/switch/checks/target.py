@@ -20,7 +20,8 @@ from include.juicefs_storage.volume.reach import cannot_reach, is_about_certific
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 _PARALLEL_PODS = 8
-
+#: How often an object is looked for that was just written: one site of a store may learn of it after another.
+_LOOKS = 3
 
 #: What to do where only Airflow has no way to the store.
 _NO_WAY = (
@@ -161,6 +162,44 @@ def check_use(juicefs: JuiceFS, target: StorageConfig, origin: str) -> list[Find
         return [*findings, ok(check, f"juicefs lists in `{target.bucket}` with the keys of the {side}")]
     what = "juicefs does not trust its certificate" if is_about_certificate(problem) else "juicefs cannot use it"
     return [*findings, refusal(check, f"The {side}: {what} where it runs: {problem}", _remedy(problem, origin))]
+
+
+def check_one_store(
+    juicefs: JuiceFS, store: Bucket, target: StorageConfig, origin: str, *, probe_key: str
+) -> list[Finding]:
+    """Check that Airflow and the clients, who have an endpoint each, reach one store.
+
+    If they did not, blocks would be copied to, and proven on, another store than the clients write to; a way back would
+    leave there what they had written.
+
+    Args:
+        juicefs: Runs where `juicefs config` will.
+        store: The new bucket, as Airflow reaches it.
+        target: The storage that the setting will name.
+        origin: Where the store was configured, for messages.
+        probe_key: Key of a small object that Airflow writes, that juicefs looks for, and that is deleted.
+    """
+    if not target.url.verify:
+        return []  # `juicefs sync`, which looks for it, checks every certificate
+    problems: list[str] = []
+
+    def look() -> None:
+        for _ in range(_LOOKS):
+            problems.append(juicefs.probe_storage(target, [probe_key], None))
+            if not problems[-1]:
+                break
+
+    store.probe(probe_key, look)
+    if not problems[-1]:
+        return [ok("use", f"what Airflow writes to {store.name} is seen at {target.url.endpoint}")]
+    return [
+        refusal(
+            "use",
+            f"The new store, by {origin}: Airflow wrote an object to {store.name}, and juicefs does not find it at "
+            f"{target.url.endpoint}, where it runs: {problems[-1]}",
+            f"correct extra.endpoint_url of {origin}, or `target_endpoint`: both must lead to the same store",
+        )
+    ]
 
 
 def _remedy(problem: str, origin: str) -> str:

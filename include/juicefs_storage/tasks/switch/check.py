@@ -42,7 +42,7 @@ from include.juicefs_storage.volume.clusters import FIRST, name_in
 from include.juicefs_storage.volume.csi import CSI_WORKLOADS
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, mounts_in
 from include.juicefs_storage.volume.secret import volume_secrets
-from include.juicefs_storage.volume.setting import Setting
+from include.juicefs_storage.volume.setting import Setting, normal_endpoint
 from include.juicefs_storage.volume.users import accepted_clients, unknown_sessions
 
 #: The checks by task id, for whoever makes them outside of a run of their own.
@@ -301,7 +301,10 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
     findings = checks.gather("target", look_from_pods, look_from_airflow)
     if any(finding.level == "refusal" for finding in findings) or runtime.lacks_bucket:
         return findings  # juicefs would say the same in other words, or create the bucket
-    return [*findings, *checks.check_use(runtime.juicefs, target, origin)]
+    findings += checks.check_use(runtime.juicefs, target, origin)
+    if probe and normal_endpoint(runtime.target_store.store.endpoint) != target.place[0]:
+        findings += checks.check_one_store(runtime.juicefs, runtime.target_store, target, origin, probe_key=probe)
+    return findings
 
 
 @check_task

@@ -10,6 +10,7 @@ import pytest
 from include.juicefs_storage.errors import PermanentError, TransientError, UnreachableError
 from include.juicefs_storage.ports import ExecResult
 from include.juicefs_storage.switch.checks.target import (
+    check_one_store,
     check_reach,
     check_served,
     check_target,
@@ -109,6 +110,16 @@ def test_what_juicefs_says_about_the_new_store(problem: str | None, level: str, 
     assert (finding.level, juicefs.tried) == (level, [(NEW, "")])
     assert words in finding.message
     assert "new store, by connection 'new'" in finding.message
+
+
+@pytest.mark.parametrize(("problem", "level"), [("", "ok"), ("none of 1 blocks is there", "refusal")])
+def test_whether_the_clients_see_what_airflow_writes(problem: str, level: str) -> None:
+    juicefs, store = FakeJuiceFS(FakeMetadata(setting()), problem=problem), FakeStore()
+    (finding,) = check_one_store(juicefs, store, NEW, "connection 'new'", probe_key="myjfs/probe")
+    assert finding.level == level
+    assert set(map(repr, juicefs.probed)) == {repr((NEW, ["myjfs/probe"], None))}
+    assert "myjfs/probe" not in store.objects
+    assert "both must lead to the same store" in finding.remedy or not problem
 
 
 def test_clients_that_take_any_certificate_are_named() -> None:
