@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from itertools import islice
@@ -78,6 +79,8 @@ def find_change(
         StorageSwitchError: The new bucket cannot be used.
     """
     if before.place == after.place:
+        if replace(before, storage=after.storage, bucket=after.bucket) == after:
+            return Change(kind="address", why=f"the setting names the same place as {before.bucket} ({before.storage})")
         return Change(kind="keys", why=f"the setting names {after.bucket} already, with other keys")
     try:
         source.check(below)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,15 @@ def test_one_object_that_differs_or_is_missing_makes_it_another_store() -> None:
 def test_the_probe_decides_against_dates_that_a_copy_has_kept() -> None:
     objects = {"v/1": 1}
     assert find(Dated(objects), Dated(dict(objects))).kind == "copied"
+
+
+@pytest.mark.parametrize("after", [{"bucket": OLD.bucket.replace("old", "OLD", 1) + "?region=eu-1"}, {"storage": "s3"}])
+def test_one_place_with_the_same_keys_is_another_address_of_one_store(after: dict[str, Any]) -> None:
+    """The host in capitals, a port that is the default, another region or kind of storage: no key changes."""
+    changed = replace(OLD, **after)
+    found = find_change(OLD, changed, Away(), Away(), below="v/", probe_key=None, why_not_served=lambda: "")
+    assert found.kind == "address"
+    assert OLD.bucket in found.why
 
 
 def test_only_the_keys_change_where_the_bucket_stays_whatever_the_store_answers() -> None:
