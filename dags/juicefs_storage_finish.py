@@ -5,9 +5,10 @@ from __future__ import annotations
 from airflow.sdk import dag
 
 from include.juicefs_storage.finish.params import FinishParams
-from include.juicefs_storage.tasks import finish
 from include.juicefs_storage.tasks.approval import approve
+from include.juicefs_storage.tasks.finish import certify, finalize, plan, steps
 from include.juicefs_storage.tasks.form import form
+from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.runbook import TASK_DEFAULTS
 
 DOC = """
@@ -42,9 +43,11 @@ It does not close the old store: you withdraw the old key there. It deletes noth
 )
 def juicefs_storage_finish() -> None:
     """Find what carries other values, plan, approve, replace mount pods, report."""
-    planned, path, approval = finish.plan(), finish.choose_path(), approve()
-    refreshed, certified, finalized = finish.refresh_mount_pods(), finish.certify(), finish.finalize_and_notify()
-    finish.resolve_params() >> planned >> path >> approval >> refreshed >> certified >> finalized
+    planned, path, approval = plan.plan(), plan.choose_path(), approve()
+    refreshed, certified = steps.refresh_mount_pods(), certify.certify()
+    notify = Notify("ended")  # the end of every run is the news
+    finalized = finalize.finalize.override(on_success_callback=notify, on_failure_callback=notify)()
+    plan.resolve_params() >> planned >> path >> approval >> refreshed >> certified >> finalized
     path >> [refreshed, certified, finalized]
 
 

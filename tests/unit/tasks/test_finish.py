@@ -17,7 +17,8 @@ from include.juicefs_storage.finish.plan import FinishPlan
 from include.juicefs_storage.switch.checks import ok, warning
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.switch.marks import Mark
-from include.juicefs_storage.tasks import finish
+from include.juicefs_storage.tasks.finish import certify as certifying
+from include.juicefs_storage.tasks.finish import plan as planning
 from tests.support.fakes import MOUNT, NEW, UUID, backup, setting
 
 AT = datetime(2026, 11, 29, 3, 0, tzinfo=UTC)
@@ -35,8 +36,8 @@ def planned(**params: Any) -> FinishPlan:
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    monkeypatch.setattr(finish, "push", found.__setitem__)
-    monkeypatch.setattr(finish, "run_id", lambda: "manual__9")
+    monkeypatch.setattr(certifying, "push", found.__setitem__)
+    monkeypatch.setattr(certifying, "run_id", lambda: "manual__9")
     monkeypatch.setattr("include.juicefs_storage.tasks.runbook.push", found.__setitem__)
     monkeypatch.setattr("include.juicefs_storage.tasks.runbook.pull", lambda *_: None)
     return found
@@ -47,8 +48,9 @@ def run_with(monkeypatch: pytest.MonkeyPatch, **params: Any) -> None:
     runtime = SimpleNamespace(setting=lambda: setting(NEW))
     moved = (Mark(UUID, AT), backup("myjfs.manual__1", AT))
     shared = SimpleNamespace(params=FinishParams.validated(params), runtime=runtime, moved=moved)
-    monkeypatch.setattr(finish, "_Run", lambda: shared)
-    monkeypatch.setattr(finish, "signing_key", lambda: PRIVATE)
+    for module in (planning, certifying):
+        monkeypatch.setattr(module, "FinishRun", lambda: shared)
+    monkeypatch.setattr(certifying, "signing_key", lambda: PRIVATE)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +69,8 @@ def test_which_way_a_run_takes(
     params: dict[str, Any], path: str, monkeypatch: pytest.MonkeyPatch, pushed: dict[str, Any]
 ) -> None:
     run_with(monkeypatch, **params)
-    monkeypatch.setattr(finish, "pull", lambda task_id, key="": planned(**params).model_dump())
-    assert finish.choose_path.function() == path
+    monkeypatch.setattr(planning, "pull", lambda task_id, key="": planned(**params).model_dump())
+    assert planning.choose_path.function() == path
 
 
 @pytest.mark.parametrize(("most", "chosen"), [(0, 3), (1, 1), (2, 2)])
@@ -79,8 +81,8 @@ def test_how_many_mount_pods_are_replaced(most: int, chosen: int) -> None:
 
 def certify(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> Any:
     run_with(monkeypatch, dry_run=False, certify=True)
-    monkeypatch.setattr(finish, "prove_finished", lambda *_: list(findings))
-    return finish.certify.function()
+    monkeypatch.setattr(certifying, "prove_finished", lambda *_: list(findings))
+    return certifying.certify.function()
 
 
 def test_a_certificate_says_what_was_proven(monkeypatch: pytest.MonkeyPatch, pushed: dict[str, Any]) -> None:

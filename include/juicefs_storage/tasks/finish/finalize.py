@@ -1,0 +1,74 @@
+"""The task that ends every run: it looks at what is there now, and writes the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import TriggerRule
+
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.finish.plan import FinishPlan, FinishReport
+from include.juicefs_storage.finish.refresh import Refreshed
+from include.juicefs_storage.switch.findings import Finding
+from include.juicefs_storage.tasks.context import pull, push, run_id, why_it_failed
+from include.juicefs_storage.tasks.finish.run import FinishRun
+from include.juicefs_storage.tasks.finish.steps import REPLACED
+from include.juicefs_storage.tasks.runbook import runbook_task
+from include.juicefs_storage.volume.carriers import Carrier
+from include.juicefs_storage.volume.setting import Setting
+
+
+@runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
+def finalize() -> dict[str, Any]:
+    """Write the report: what was replaced, what still carries other values, and what is left to a person.
+
+    The run is green only if every mount pod of the plan carries the setting's values now. Releases the volume's Lease.
+    **Changes** nothing. **Safe to clear**: yes. The report is XCom `report`, as Markdown `markdown`, in a line `note`.
+    """
+    planned = FinishPlan.model_validate(found) if (found := pull("plan")) else None
+    problem = "\n".join(why_it_failed())
+    replaced = [Refreshed.model_validate(row) for row in pull("refresh_mount_pods", REPLACED) or ()]
+    carriers: list[Carrier] = []
+    door: list[Finding] = []
+    outcome = "failed"
+    if planned:
+        try:
+            run = FinishRun()
+            setting = run.runtime.setting()
+            run.lease(setting).release()
+            carriers, door = run.look(setting)
+            outcome, left = _judge(run, planned, setting)
+        except StorageSwitchError as error:
+            left = f"What is there now is not known: {error.problem}"
+        problem = problem or left
+    certified = pull("certify") or {}
+    report = FinishReport(
+        outcome="failed" if problem else outcome,
+        run_id=run_id(),
+        volume=planned.volume if planned else None,
+        problem=problem,
+        replaced=tuple(replaced),
+        carriers=tuple(carrier.line for carrier in carriers),
+        door=tuple(door),
+        public_key=certified.get("public_key", ""),
+    )
+    push("report", report.model_dump(mode="json"))
+    push("markdown", report.to_markdown())
+    push("note", report.to_note())
+    if report.outcome == "failed":
+        raise PermanentError(problem or "Nothing was planned.", next_step="see the report")
+    return {"outcome": report.outcome}
+
+
+def _judge(run: FinishRun, planned: FinishPlan, setting: Setting) -> tuple[str, str]:
+    """Return the outcome by the pods as they are now, and what is wrong where it is none."""
+    if run.params.dry_run:
+        return "planned", ""
+    if not planned.chosen:
+        done = "certified" if pull("certify") else "nothing to do"
+        return done if not planned.mount_pods else "named", ""
+    step = run.refresh(setting)
+    now = {mount.name: step.observe(mount) for mount in planned.chosen}
+    if behind := [name for name, pod in now.items() if pod is None or step.is_stale(pod)]:
+        return "failed", f"These mount pods were not replaced, or nothing serves their mounts: {', '.join(behind)}."
+    return "refreshed", ""

@@ -1,0 +1,77 @@
+"""The tasks until a person approves: the params, the plan, and which way the run takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import get_current_context
+
+from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.finish.params import resolve_finish_params
+from include.juicefs_storage.finish.plan import FinishPlan, in_order
+from include.juicefs_storage.switch.findings import findings_markdown
+from include.juicefs_storage.switch.lease import check_leases
+from include.juicefs_storage.switch.moved_back import check_setting
+from include.juicefs_storage.tasks.approval import require_second_person
+from include.juicefs_storage.tasks.context import pull, push
+from include.juicefs_storage.tasks.finish.run import FinishRun
+from include.juicefs_storage.tasks.registry import read_registry
+from include.juicefs_storage.tasks.runbook import runbook_task
+
+
+@runbook_task
+def resolve_params() -> dict[str, Any]:
+    """Validate the params and fill in what the registry knows about the volume.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    return resolve_finish_params(dict(get_current_context()["params"]), read_registry()).model_dump()
+
+
+@runbook_task
+def plan() -> dict[str, Any]:
+    """Find everything that carries other values than the setting, and write down which mount pods are replaced.
+
+    Reads the setting, the Secrets, pods, workloads and PersistentVolumes; juicefs opens the store that the volume has
+    left with the keys that a pod would have that restarts. **Changes** nothing. **Safe to clear**: yes, with
+    Downstream.
+    """
+    run = FinishRun()
+    setting = run.runtime.setting()
+    carriers, door = run.look(setting)
+    lease = check_leases(run.lease(setting))
+    findings = [*check_setting(run.runtime.vault, setting), *lease, *door]
+    if refused := [finding for finding in findings if finding.level == "refusal"]:
+        push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
+        lines = "\n".join(f"{finding.message} Remedy: {finding.remedy}" for finding in refused)
+        raise PermanentError(lines, state="nothing was changed")
+    stale = {carrier.name for carrier in carriers if carrier.kind == "mount pod"}
+    mounts = [mount for mount in run.runtime.volume_pods(setting).mounts() if mount.name in stale]
+    planned = FinishPlan(
+        volume=setting.name,
+        uuid=setting.uuid,
+        bucket=setting.bucket,
+        carriers=tuple(carrier.line for carrier in carriers),
+        mount_pods=in_order(mounts),
+        refresh=run.params.refresh_mount_pods,
+        most_pods=run.params.most_pods,
+        findings=tuple(findings),
+    )
+    push("markdown", planned.to_markdown())
+    push("subject", f"{planned.title}?")
+    return planned.model_dump(mode="json")
+
+
+@runbook_task(kind="branch")
+def choose_path() -> str:
+    """End here in a dry run, or where there is nothing to do; else continue, through approval where required.
+
+    **Changes** nothing. **Safe to clear**: yes, with Downstream.
+    """
+    params, planned = FinishRun().params, FinishPlan.model_validate(pull("plan"))
+    if params.dry_run or not (planned.chosen or params.certify):
+        return "finalize"
+    if not planned.chosen:
+        return "certify"
+    require_second_person(asked=params.require_approval)
+    return "approve" if params.require_approval else "refresh_mount_pods"

@@ -1,0 +1,77 @@
+"""What the tasks of a run share."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.finish.params import FinishParams
+from include.juicefs_storage.finish.refresh import Refresh
+from include.juicefs_storage.switch.backup import Backup, read_backup
+from include.juicefs_storage.switch.checks import check_door, check_old_key, ok
+from include.juicefs_storage.switch.findings import Finding, warning
+from include.juicefs_storage.switch.lease import VolumeLeases
+from include.juicefs_storage.switch.marks import Mark
+from include.juicefs_storage.switch.moved_back import last_move
+from include.juicefs_storage.tasks.context import log, pull, run_id
+from include.juicefs_storage.tasks.runtime import VolumeRuntime
+from include.juicefs_storage.tasks.switch.run import volume_leases
+from include.juicefs_storage.volume.canary import canary_name
+from include.juicefs_storage.volume.carriers import Carrier, find_carriers
+from include.juicefs_storage.volume.setting import Setting
+
+
+class FinishRun:
+    """What the tasks of a run share."""
+
+    def __init__(self) -> None:
+        given = pull("resolve_params")
+        if not given:
+            raise PermanentError(
+                "The params of this run were not validated.", next_step="clear resolve_params with Downstream"
+            )
+        self.params = FinishParams.model_validate(given)
+        self.runtime = VolumeRuntime(self.params)
+
+    def lease(self, setting: Setting) -> VolumeLeases:
+        """Return the volume's Leases, as this run sees them."""
+        return volume_leases(self.runtime, setting.uuid, needs_all=True)
+
+    def refresh(self, setting: Setting) -> Refresh:
+        """Return the step that replaces a mount pod."""
+        config = self.runtime.source(setting)
+        return Refresh(
+            self.runtime.volume_pods(setting),
+            config,
+            self.runtime.store_of(config, self.params.store_conn_id),
+            canary_name(run_id()),
+            time.monotonic,
+            time.sleep,
+            self.lease(setting).confirm,
+        )
+
+    @cached_property
+    def moved(self) -> tuple[Mark, Backup] | None:
+        """The last run that moved the volume: how it is marked, and its backup; None where no run is known."""
+        setting = self.runtime.setting()
+        try:
+            if found := last_move(self.runtime.vault, setting):
+                return found[0], read_backup(self.runtime.vault, found[1])
+        except StorageSwitchError as error:
+            log.warning("Which store the volume has left is not known: %s", error.problem)
+        return None
+
+    def look(self, setting: Setting) -> tuple[list[Carrier], list[Finding]]:
+        """Find what carries other values than the setting, and what that means."""
+        pods, now = self.runtime.volume_pods(setting), self.runtime.source(setting)
+        left = self.runtime.source(self.moved[1].setting) if self.moved else None
+        carriers = find_carriers(pods, self.params.secret_name, now, left=[left.bucket] if left else [])
+        if left is None:
+            unknown = "no backup says which store the volume has left"
+            found = (
+                ok("door", "nothing carries other values") if not carriers else warning("door", unknown, "ask there")
+            )
+            return carriers, [found]
+        try_storage = self.runtime.try_storage
+        return carriers, [*check_door(carriers, left, try_storage), check_old_key(left, try_storage)]
