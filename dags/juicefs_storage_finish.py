@@ -5,6 +5,7 @@ from __future__ import annotations
 from airflow.sdk import dag
 
 from include.juicefs_storage.finish.params import FinishParams
+from include.juicefs_storage.names import SIDE_BY_SIDE
 from include.juicefs_storage.tasks.approval import approve
 from include.juicefs_storage.tasks.finish import certify, finalize, plan, steps
 from include.juicefs_storage.tasks.form import form
@@ -24,6 +25,9 @@ With `refresh_mount_pods` it replaces the mount pods that carry them, one after 
 upgrade. Applications go on. Each new pod is proven by a block that it writes; business pods' UIDs and restarts are
 compared. The run stops at the first pod that is not as before. It replaces one pod unless `most_pods` says more.
 
+With `watch` it waits until nothing was found for `idle_s`: nothing that comes to the old store, no client that is no
+mount pod, no request that fails. What came to the old store alone is copied to the volume's store.
+
 With `certify` it proves that the move is finished: no other values, the old key withdrawn, every block on the new store,
 and nothing new on the old one for `idle_s`. The evidence is signed with the key of connection `juicefs_certificate`.
 
@@ -36,18 +40,18 @@ It does not close the old store: you withdraw the old key there. It deletes noth
     dag_display_name="JuiceFS: finish a switch",
     schedule=None,
     catchup=False,
-    max_active_runs=1,
+    max_active_runs=SIDE_BY_SIDE,
     doc_md=DOC,
     tags=["juicefs", "storage", "runbook"],
     default_args=TASK_DEFAULTS,
 )
 def juicefs_storage_finish() -> None:
-    """Find what carries other values, plan, approve, replace mount pods, report."""
+    """Find what carries other values, plan, approve, replace mount pods, watch, certify, report."""
     planned, path, approval = plan.plan(), plan.choose_path(), approve()
-    refreshed, certified = steps.refresh_mount_pods(), certify.certify()
+    refreshed, watched, certified = steps.refresh_mount_pods(), steps.watch(), certify.certify()
     notify = Notify("ended")  # the end of every run is the news
     finalized = finalize.finalize.override(on_success_callback=notify, on_failure_callback=notify)()
-    plan.resolve_params() >> planned >> path >> approval >> refreshed >> certified >> finalized
+    plan.resolve_params() >> planned >> path >> approval >> refreshed >> watched >> certified >> finalized
     path >> [refreshed, certified, finalized]
 
 

@@ -9,7 +9,8 @@ DAG_PREFIX = "juicefs_storage_"
 SWITCH, REVERT = f"{DAG_PREFIX}switch", f"{DAG_PREFIX}revert"
 SYNC, FLEET, REHEARSAL = f"{DAG_PREFIX}sync", f"{DAG_PREFIX}fleet", f"{DAG_PREFIX}rehearsal"
 FINISH = f"{DAG_PREFIX}finish"
-#: How many runs of the switch Airflow runs side by side. No wave of a fleet is larger; further dry runs are queued.
+#: How many runs of the switch, and of finishing, Airflow runs side by side. No wave of a fleet is larger; further dry
+#: runs are queued.
 SIDE_BY_SIDE = 8
 
 #: The connection that says where backups are: password = key (base64 of 32 bytes), extra.path = folder.

@@ -28,6 +28,7 @@ SECTIONS = (
     "What",
     "Waves",
     "Refresh",
+    "Watch",
     "Certify",
     "Safety",
     "Advanced",

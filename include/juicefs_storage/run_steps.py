@@ -94,6 +94,7 @@ STEPS: Mapping[str, Mapping[str, str]] = {
         "choose_path": "ends a dry run, and continues any other",
         "approve": "waits for a person who approves or rejects the plan",
         "refresh_mount_pods": "replaces the mount pods that carry other values, one after the other",
+        "watch": "watches for whatever still uses the old store",
         "certify": "proves that the move is finished",
         LAST: "writes the report",
     },

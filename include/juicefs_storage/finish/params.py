@@ -57,6 +57,21 @@ class FinishParams(Params):
         ge=0,
         le=10_000,
     )
+    watch: bool = param(
+        "Watch",
+        "Watch",
+        "Before it certifies, watch the old store, the sessions, the setting and the clients until nothing was found "
+        "for `idle_s`. Holds no worker slot. See [what is watched](finish.md#watch).",
+        False,
+    )
+    watch_every_s: int = param(
+        "Watch",
+        "Between two looks (s)",
+        "How long the watch waits between two looks.",
+        300,
+        ge=10,
+        le=86_400,
+    )
     certify: bool = param(
         "Certify",
         "Certify",
@@ -67,7 +82,7 @@ class FinishParams(Params):
     idle_s: int = param(
         "Certify",
         "Idle (s)",
-        "For how long no block may have come to the old store, by its own dates.",
+        "For how long no block may have come to the old store, by its own dates, and the watch must find nothing.",
         86_400,
         ge=60,
         le=90 * 86_400,

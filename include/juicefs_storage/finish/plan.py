@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from include.juicefs_storage.finish.params import FinishParams
 from include.juicefs_storage.finish.refresh import Refreshed
-from include.juicefs_storage.markdown import bullets
+from include.juicefs_storage.markdown import bullets, counted
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.volume.mount_pods import MountPod
@@ -14,7 +15,7 @@ from include.juicefs_storage.volume.mount_pods import MountPod
 BY_HAND = (
     "Secrets, workloads and options that are named above: correct them where they are made (Helm, GitOps).",
     "Withdraw the old key on the old store, then run this again: `old key` says whether the store still takes it.",
-    "Wait for a day, then run this again with `certify`: it looks at what has come to the old store meanwhile.",
+    "Then run this with `watch` and `certify`: it looks for a day at what still comes to the old store.",
     "This DAG deletes nothing, on no store and in no cluster.",
 )
 
@@ -30,6 +31,7 @@ class FinishPlan(Record):
         mount_pods: Those that carry them, in the order in which they are replaced.
         refresh: Whether they are.
         most_pods: How many of them at most; 0: all.
+        then: What the run does after that, one line each.
         findings: Of the checks.
     """
 
@@ -41,6 +43,7 @@ class FinishPlan(Record):
     refresh: bool
     most_pods: int
     findings: tuple[Finding, ...]
+    then: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> tuple[MountPod, ...]:
@@ -52,7 +55,9 @@ class FinishPlan(Record):
     @property
     def title(self) -> str:
         """What is planned, in a line."""
-        return f"Replace {len(self.chosen)} mount pods of {self.volume}"
+        steps = [f"replace {counted(len(self.chosen), 'mount pod')}"] if self.chosen else []
+        steps += [line.partition(":")[0] for line in self.then]
+        return f"Finish the move of {self.volume}: {', '.join(steps) or 'nothing to do'}"
 
     def to_markdown(self) -> str:
         """Render the plan for the person who approves it."""
@@ -77,6 +82,9 @@ class FinishPlan(Record):
             "### Mount pods that are left as they are",
             *bullets(left),
             "",
+            "### What the run does then",
+            *bullets(list(self.then)),
+            "",
             "### Left to you",
             *bullets(BY_HAND),
         ]
@@ -88,11 +96,13 @@ class FinishReport(Record):
 
     Attributes:
         outcome: `planned`, `nothing to do`, `named` (mount pods carry other values and were left), `refreshed`,
-            `certified`, or `failed`.
+            `watched`, `certified`, or `failed`.
         problem: Why it failed; empty where it did not.
         replaced: The mount pods that were replaced.
         carriers: What still carries other values, one line each.
         door: What that means.
+        watched: How the watch went; empty where there was none.
+        found: What it has found, one line each.
         public_key: Verifies the certificate, where the run has made one.
     """
 
@@ -103,6 +113,8 @@ class FinishReport(Record):
     replaced: tuple[Refreshed, ...] = ()
     carriers: tuple[str, ...] = ()
     door: tuple[Finding, ...] = ()
+    watched: str = ""
+    found: tuple[str, ...] = ()
     public_key: str = ""
 
     def to_note(self) -> str:
@@ -118,6 +130,8 @@ class FinishReport(Record):
         lines += ["### Mount pods that were replaced", *bullets([_replaced(row) for row in self.replaced]), ""]
         lines += ["### What still carries other values", *bullets(list(self.carriers)), ""]
         lines += ["### The door", *findings_markdown(self.door), ""]
+        if self.watched:
+            lines += ["### The watch", self.watched, "", *bullets(list(self.found)), ""]
         if self.public_key:
             lines += ["### Certificate", "XCom `certificate` of task `certify`, signed by the private half of", ""]
             lines += [f"`{self.public_key}`", ""]
@@ -127,6 +141,16 @@ class FinishReport(Record):
 
 def _replaced(row: Refreshed) -> str:
     return f"`{row.old}` by `{row.new}` on {row.node} in {row.took_s:g} s: {row.proven}"
+
+
+def later_steps(params: FinishParams) -> tuple[str, ...]:
+    """Say what a run does after the mount pods, one line each: `<what>: <how>`."""
+    watch = (
+        f"watch: what comes to the old store, who has a session, what fails; until nothing was found for "
+        f"{params.idle_s:,} s, a look every {params.watch_every_s:,} s. Missing blocks are copied to the volume's store"
+    )
+    certify = "certify: prove that the move is finished, and sign what was proven"
+    return tuple(line for line, asked in ((watch, params.watch), (certify, params.certify)) if asked)
 
 
 def in_order(mounts: Sequence[MountPod]) -> tuple[MountPod, ...]:

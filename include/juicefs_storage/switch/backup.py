@@ -20,7 +20,7 @@ from include.juicefs_storage.volume.setting import Setting, StorageConfig
 #: The format that this version writes; it reads every format up to this one. docs/backups.md describes them.
 FORMAT = 3
 #: What is kept beside a backup, under its id, a dot and this name.
-KEPT_BESIDE = ("switched", "rolled-back", "diagnostics")
+KEPT_BESIDE = ("switched", "rolled-back", "diagnostics", "watch")
 #: Begins the names of what fleets keep in the same folder.
 FLEET_PREFIX = "_fleet."
 #: Begins every name that is no backup's; no volume's name can.

@@ -117,14 +117,18 @@ class LateWrites:
     def _newer(self) -> Iterator[StoredObject]:
         """Yield the blocks that were written later, by the store's dates and by their ids."""
         chunks = f"{self.setting.name}/chunks/"
-        yield from self.left.newer(chunks, self.left_at - _MARGIN)
+        dated = set[str]()
+        for item in self.left.newer(chunks, self.left_at - _MARGIN):
+            if slice_of(item.key) >= self.next_slice:
+                dated.add(item.key)
+            yield item
         if self.setting.hash_prefix:
             return  # its folders hold ids of any age
         # The ids show late writes where the store's clock went back, or where it keeps the dates of copied objects.
         first, end = self.next_slice // 1_000, self.metadata.next_slice() // 1_000 + 1
         for folder in range(first, min(end, first + _MOST_FOLDERS)):
             for item in self.left.list(f"{chunks}{folder // 1_000}/{folder}/"):
-                if slice_of(item.key) >= self.next_slice:
+                if slice_of(item.key) >= self.next_slice and item.key not in dated:
                     yield item
 
     def _copy(self, missing: list[StoredObject]) -> None:

@@ -71,6 +71,13 @@ def test_what_was_written_later_is_copied_and_named_also_before_a_file_refers_to
     assert pauses == [60.0], "it looks once more"
 
 
+def test_a_block_that_is_new_by_its_date_and_by_its_id_is_found_once(work: LateWrites) -> None:
+    assert isinstance(work.metadata, FakeMetadata)
+    write(work, 25)
+    work.metadata.rows.append((30, 4096))
+    assert work.look() == 1
+
+
 def test_a_block_of_an_id_that_was_given_out_later_is_found_whatever_its_date(work: LateWrites) -> None:
     assert isinstance(work.metadata, FakeMetadata)
     write(work, 25, at=LEFT_AT - timedelta(days=400))

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.finish.certificate import public_key_of, read_private_key, verify
 from include.juicefs_storage.finish.params import FinishParams, resolve_finish_params
-from include.juicefs_storage.finish.plan import FinishPlan
+from include.juicefs_storage.finish.plan import FinishPlan, later_steps
 from include.juicefs_storage.switch.checks import ok, warning
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.switch.marks import Mark
@@ -30,6 +30,7 @@ def planned(**params: Any) -> FinishPlan:
     return FinishPlan(
         volume="myjfs", uuid=UUID, bucket=NEW.bucket, carriers=(), mount_pods=(MOUNT,) * 3,
         refresh=bool(params.get("refresh_mount_pods")), most_pods=params.get("most_pods", 1), findings=(),
+        then=later_steps(FinishParams.validated(params)),
     )  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, **params: Any) -> None:
     """What the tasks of a run share: a volume that a run has moved to NEW."""
     runtime = SimpleNamespace(setting=lambda: setting(NEW))
     moved = (Mark(UUID, AT), backup("myjfs.manual__1", AT))
-    shared = SimpleNamespace(params=FinishParams.validated(params), runtime=runtime, moved=moved)
+    shared = SimpleNamespace(params=FinishParams.validated(params), runtime=runtime, last_move=moved)
     for module in (planning, certifying):
         monkeypatch.setattr(module, "FinishRun", lambda: shared)
     monkeypatch.setattr(certifying, "signing_key", lambda: PRIVATE)
@@ -63,6 +64,8 @@ def run_with(monkeypatch: pytest.MonkeyPatch, **params: Any) -> None:
         ({"dry_run": False}, "finalize"),
         ({"dry_run": False, "certify": True}, "certify"),
         (REAL | {"certify": True}, "approve"),
+        ({"dry_run": False, "watch": True}, "approve"),
+        ({"dry_run": False, "watch": True, "require_approval": False}, "refresh_mount_pods"),
     ],
 )
 def test_which_way_a_run_takes(

@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import BaseHook, TriggerRule
 
-from include.juicefs_storage.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.errors import NeedsHumanError
 from include.juicefs_storage.finish.certificate import Claim, Evidence, public_key_of, read_private_key, sign
 from include.juicefs_storage.finish.idle import check_idle
 from include.juicefs_storage.names import CERTIFICATE_CONN_ID
@@ -17,7 +17,7 @@ from include.juicefs_storage.switch.findings import Finding, warning
 from include.juicefs_storage.switch.marks import Mark
 from include.juicefs_storage.switch.moved_back import check_setting
 from include.juicefs_storage.tasks.context import mask, push, run_id
-from include.juicefs_storage.tasks.finish.run import FinishRun
+from include.juicefs_storage.tasks.finish.run import FinishRun, two_stores
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.volume.difference import missing_blocks
 from include.juicefs_storage.volume.mount_pods import find_mount_path, running_mount_pods
@@ -36,12 +36,7 @@ def certify() -> dict[str, Any] | None:
     if not run.params.certify:
         return None
     setting = run.runtime.setting()
-    if run.moved is None:
-        raise PermanentError(
-            "No run has moved this volume, or its backup cannot be read: there is no move to certify.",
-            next_step="see the log; put the key of the backups back (docs/backups.md)",
-        )
-    mark, backup = run.moved
+    mark, backup = run.last_move
     findings = prove_finished(run, setting, mark, backup)
     push("findings", [finding.model_dump() for finding in findings])
     if open_points := [finding for finding in findings if finding.level != "ok"]:
@@ -93,7 +88,9 @@ def prove_finished(run: FinishRun, setting: Setting, mark: Mark, backup: Backup)
             [session_name(session) for session in others],
             "unmount them: what they were made with is not known here",
         ),
-        check_idle(runtime.store_of(before, params.old_conn_id), setting, mark.at, params.idle_s),
+        check_idle(runtime.store_of(before, params.old_conn_id), setting, mark.at, params.idle_s)
+        if two_stores(backup)
+        else ok("old store", "the run copied nothing: it is the volume's own store, or had moved as a whole"),
         _claim(
             "blocks",
             f"all {difference.present} blocks that files refer to are on {setting.bucket}, by key and length",

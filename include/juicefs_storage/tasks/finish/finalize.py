@@ -9,8 +9,9 @@ from airflow.sdk import TriggerRule
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
 from include.juicefs_storage.finish.plan import FinishPlan, FinishReport
 from include.juicefs_storage.finish.refresh import Refreshed
+from include.juicefs_storage.finish.watch import Watched, WatchRecord
 from include.juicefs_storage.switch.findings import Finding
-from include.juicefs_storage.tasks.context import pull, push, run_id, why_it_failed
+from include.juicefs_storage.tasks.context import log, pull, push, run_id, why_it_failed
 from include.juicefs_storage.tasks.finish.run import FinishRun
 from include.juicefs_storage.tasks.finish.steps import REPLACED
 from include.juicefs_storage.tasks.runbook import runbook_task
@@ -31,9 +32,9 @@ def finalize() -> dict[str, Any]:
     carriers: list[Carrier] = []
     door: list[Finding] = []
     outcome = "failed"
-    if planned:
+    run = FinishRun() if planned else None
+    if planned and run:
         try:
-            run = FinishRun()
             setting = run.runtime.setting()
             run.lease(setting).release()
             carriers, door = run.look(setting)
@@ -41,7 +42,7 @@ def finalize() -> dict[str, Any]:
         except StorageSwitchError as error:
             left = f"What is there now is not known: {error.problem}"
         problem = problem or left
-    certified = pull("certify") or {}
+    certified, seen = pull("certify") or {}, _watched(run) if run else None
     report = FinishReport(
         outcome="failed" if problem else outcome,
         run_id=run_id(),
@@ -50,6 +51,8 @@ def finalize() -> dict[str, Any]:
         replaced=tuple(replaced),
         carriers=tuple(carrier.line for carrier in carriers),
         door=tuple(door),
+        watched=seen.line if seen else "",
+        found=seen.found if seen else (),
         public_key=certified.get("public_key", ""),
     )
     push("report", report.model_dump(mode="json"))
@@ -64,11 +67,22 @@ def _judge(run: FinishRun, planned: FinishPlan, setting: Setting) -> tuple[str, 
     """Return the outcome by the pods as they are now, and what is wrong where it is none."""
     if run.params.dry_run:
         return "planned", ""
+    done = "certified" if pull("certify") else "watched" if pull("watch") else ""
     if not planned.chosen:
-        done = "certified" if pull("certify") else "nothing to do"
-        return done if not planned.mount_pods else "named", ""
+        return done or ("named" if planned.mount_pods else "nothing to do"), ""
     step = run.refresh(setting)
     now = {mount.name: step.observe(mount) for mount in planned.chosen}
     if behind := [name for name, pod in now.items() if pod is None or step.is_stale(pod)]:
         return "failed", f"These mount pods were not replaced, or nothing serves their mounts: {', '.join(behind)}."
-    return "refreshed", ""
+    return done or "refreshed", ""
+
+
+def _watched(run: FinishRun) -> Watched | None:
+    """Read what the run's watch has seen: XComs go at each look. None where it did not watch, or nobody can tell."""
+    if not run.params.watch or run.moved is None:
+        return None
+    try:
+        return WatchRecord(run.runtime.vault, run.moved[1].backup_id, run_id()).load()
+    except StorageSwitchError as error:
+        log.warning("What the watch has seen cannot be read: %s", error.problem)
+        return None

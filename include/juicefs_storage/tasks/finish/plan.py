@@ -8,7 +8,7 @@ from airflow.sdk import get_current_context
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.finish.params import resolve_finish_params
-from include.juicefs_storage.finish.plan import FinishPlan, in_order
+from include.juicefs_storage.finish.plan import FinishPlan, in_order, later_steps
 from include.juicefs_storage.switch.findings import findings_markdown
 from include.juicefs_storage.switch.lease import check_leases
 from include.juicefs_storage.switch.moved_back import check_setting
@@ -56,6 +56,7 @@ def plan() -> dict[str, Any]:
         refresh=run.params.refresh_mount_pods,
         most_pods=run.params.most_pods,
         findings=tuple(findings),
+        then=later_steps(run.params),
     )
     push("markdown", planned.to_markdown())
     push("subject", f"{planned.title}?")
@@ -69,9 +70,9 @@ def choose_path() -> str:
     **Changes** nothing. **Safe to clear**: yes, with Downstream.
     """
     params, planned = FinishRun().params, FinishPlan.model_validate(pull("plan"))
-    if params.dry_run or not (planned.chosen or params.certify):
+    if params.dry_run or not (planned.chosen or planned.then):
         return "finalize"
-    if not planned.chosen:
+    if not planned.chosen and not params.watch:
         return "certify"
     require_second_person(asked=params.require_approval)
     return "approve" if params.require_approval else "refresh_mount_pods"

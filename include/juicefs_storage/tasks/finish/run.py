@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cached_property
 
-from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.finish.params import FinishParams
+from include.juicefs_storage.finish.plan import FinishPlan
 from include.juicefs_storage.finish.refresh import Refresh
+from include.juicefs_storage.finish.watch import Watch
 from include.juicefs_storage.switch.backup import Backup, read_backup
 from include.juicefs_storage.switch.checks import check_door, check_old_key, ok
 from include.juicefs_storage.switch.findings import Finding, warning
 from include.juicefs_storage.switch.lease import VolumeLeases
 from include.juicefs_storage.switch.marks import Mark
-from include.juicefs_storage.switch.moved_back import last_move
+from include.juicefs_storage.switch.moved_back import check_setting, last_move
 from include.juicefs_storage.tasks.context import log, pull, run_id
 from include.juicefs_storage.tasks.runtime import VolumeRuntime
 from include.juicefs_storage.tasks.switch.run import volume_leases
@@ -37,6 +41,65 @@ class FinishRun:
     def lease(self, setting: Setting) -> VolumeLeases:
         """Return the volume's Leases, as this run sees them."""
         return volume_leases(self.runtime, setting.uuid, needs_all=True)
+
+    def planned_setting(self) -> Setting:
+        """Read the setting, which must be as it was planned and as the last run left it.
+
+        Raises:
+            NeedsHumanError: It is not.
+        """
+        setting, planned = self.runtime.setting(), FinishPlan.model_validate(pull("plan"))
+        if (setting.uuid, setting.bucket) != (planned.uuid, planned.bucket):
+            problem = f"The setting names {setting.bucket}, the plan was made for {planned.bucket}."
+        else:
+            moved = [row.message for row in check_setting(self.runtime.vault, setting) if row.level == "refusal"]
+            problem = " ".join(moved)
+        if problem:
+            raise NeedsHumanError(
+                problem,
+                state="this task changed nothing",
+                next_step="trigger the DAG again, and look at its finding `setting`",
+            )
+        return setting
+
+    @property
+    def last_move(self) -> tuple[Mark, Backup]:
+        """The last run that moved the volume, which must be known.
+
+        Raises:
+            PermanentError: It is not.
+        """
+        if self.moved is None:
+            raise PermanentError(
+                "No run has moved this volume, or its backup cannot be read: there is no move to finish.",
+                next_step="see the log; put the key of the backups back (docs/backups.md)",
+            )
+        return self.moved
+
+    def watch(self, setting: Setting, backup: Backup) -> Watch:
+        """Return what looks at the store that the volume has left, and at its clients.
+
+        Args:
+            setting: The volume's.
+            backup: Of the run that moved the volume.
+        """
+        from include.juicefs_storage.adapters.s3.engine import NativeEngine
+
+        left = self.runtime.store_of(self.runtime.source(backup.setting), self.params.old_conn_id)
+        target = self.runtime.store_of(self.runtime.source(setting), self.params.store_conn_id)
+        # As the clients write them. A damaged block is as it was: nothing more is lost by copying it.
+        to_store = replace(target.store, storage_class=setting.storage_class)
+        return Watch(
+            self.runtime.metadata,
+            self.runtime.volume_pods(setting),
+            setting,
+            left if two_stores(backup) else None,
+            target,
+            NativeEngine(left.store, to_store, copy_damaged=True),
+            self.lease(setting).refuse_if_held,
+            lambda: datetime.now(UTC),
+            time.sleep,
+        )
 
     def refresh(self, setting: Setting) -> Refresh:
         """Return the step that replaces a mount pod."""
@@ -75,3 +138,8 @@ class FinishRun:
             return carriers, [found]
         try_storage = self.runtime.try_storage
         return carriers, [*check_door(carriers, left, try_storage), check_old_key(left, try_storage)]
+
+
+def two_stores(backup: Backup) -> bool:
+    """Return whether a run moved its volume from one store to another, so that the old one can be looked at."""
+    return backup.plan is None or backup.plan.change.copies
