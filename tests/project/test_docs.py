@@ -9,20 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.param_tables import MODELS, param_page, with_table
+from tests.support.markdown_pages import CODE_BLOCK, LINK, anchors
+from tests.support.param_tables import DOCS, MODELS, chinese_meanings, meanings, param_pages, written
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[CS]*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-LINK = re.compile(r"\]\((?!https?:)(?P<file>[^)#\s]*)(?:#(?P<heading>[^)\s]*))?\)")
-CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted(ROOT.glob("[CS]*.md")), *sorted(DOCS.rglob("*.md"))]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as Git hosts make them."""
-    headings = re.findall(r"^#+ (.+)$", CODE_BLOCK.sub("", page.read_text()), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def broken_links(page: Path) -> list[str]:
@@ -51,10 +43,14 @@ def test_every_page_and_picture_can_be_reached() -> None:
     assert files - linked == set()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_params_are_listed_as_the_form_shows_them(name: str) -> None:
-    text = param_page(name).read_text()
-    assert with_table(text, MODELS[name]) == text, "run `make docs`"
+@pytest.mark.parametrize("page", [page for name in MODELS for page in param_pages(name)], ids=str)
+def test_the_params_are_listed_as_the_form_shows_them(page: Path) -> None:
+    assert written(page) == page.read_text(), "run `make docs`"
+
+
+def test_every_meaning_of_a_param_has_its_chinese() -> None:
+    chinese = chinese_meanings().keys()
+    assert (meanings() - chinese, chinese - meanings()) == (set(), set()), "see tests/support/params_zh.yaml"
 
 
 @pages
