@@ -129,6 +129,16 @@ function startPage(root) {
       link(made.head, step.url, step.task);
       made.made.dataset.state = step.state;
     }
+    field("clients").hidden = !status.clients.length;
+    const listed = new Set(status.clients.map((each) => `client ${each.name}`));
+    for (const [key, found] of rows) {
+      if (key.startsWith("client ") && !listed.has(key)) { found.made.remove(); rows.delete(key); }
+    }
+    for (const each of status.clients) {
+      const made = row("clients", `client ${each.name}`, [each.node, each.proven ? clock(each.at) : "not yet", each.seen]);
+      show(made.head, each.name);
+      made.made.dataset.state = each.proven ? "success" : "running";
+    }
     field("progress").hidden = !status.progress.length;
     for (const each of status.progress) {
       const made = row("progress", `progress ${each.task}`, [

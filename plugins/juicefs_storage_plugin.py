@@ -25,6 +25,7 @@ from airflow.sdk.types import TaskInstanceKey
 from include.juicefs_storage.failures import ERROR, LAST, Failure, first_failure, unreported_end
 from include.juicefs_storage.markdown import one_line, table
 from include.juicefs_storage.names import (
+    CLIENTS,
     DAG_PREFIX,
     FLEET,
     PAGES,
@@ -39,7 +40,8 @@ from include.juicefs_storage.names import (
     run_url,
     volume_run_id,
 )
-from include.juicefs_storage.run_status import Row, Run, describe, first_failed, steps_of
+from include.juicefs_storage.run_state import Row, Run, steps_of
+from include.juicefs_storage.run_status import describe, first_failed
 from include.juicefs_storage.run_steps import STEPS
 
 if TYPE_CHECKING:
@@ -349,14 +351,17 @@ def run_now(session: Any, dag_id: str, run_id: str) -> "dict[str, Any] | None":
         )
     )
     progress: dict[str, list[dict[str, Any]]] = {}
-    for task_id, _, _, value in xcoms(key == PROGRESS):
-        progress.setdefault(task_id, []).append(value)
+    clients: dict[str, list[dict[str, Any]]] = {}
+    for task_id, _, name, value in xcoms(key.in_([PROGRESS, CLIENTS])):
+        if name == CLIENTS:
+            clients[task_id] = value
+        else:
+            progress.setdefault(task_id, []).append(value)
     results = {task_id: value for task_id, _, name, value in left if name == "return_value"}
     note = next((str(value) for _, _, name, value in left if name == "note"), "")
     errors = {(task_id, index): value for task_id, index, name, value in left if name == ERROR}
-    return describe(
-        Run(dag_id, run_id, str(run.state), steps, results, note, errors, progress, run.start_date, run.end_date)
-    )
+    ran = run.start_date, run.end_date
+    return describe(Run(dag_id, run_id, str(run.state), steps, results, note, errors, progress, clients, *ran))
 
 
 def _add_pages_of_runs(app: "FastAPI") -> None:

@@ -28,6 +28,8 @@ READINESS, READINESS_LOOK_BACK = f"{DAG_PREFIX}readiness", 500
 PACE = f"{SYNC}_pace"
 #: The XCom in which a long task says how far it is, while it works (objects/progress.py: Progress).
 PROGRESS = "progress"
+#: The XCom in which a proof of the clients says which are proven, after each look (tasks/progress.py: ClientPublisher).
+CLIENTS = "clients"
 
 #: Where the plugin's pages are, relative to the root of the UI. No leading slash: the UI may be below a prefix.
 PAGES = "juicefs-storage"

@@ -6,24 +6,16 @@ The plugin reads the rows and shows the words. Imports nothing heavy: every proc
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from include.juicefs_storage.failures import LAST, NO_ERROR, SEE_LOG, Failure, first_failure, unreported_end
 from include.juicefs_storage.markdown import counted
-from include.juicefs_storage.names import FINISH, FLEET, REHEARSAL, REVERT, SWITCH, SYNC, task_url
+from include.juicefs_storage.names import FINISH, FLEET, REHEARSAL, SYNC, task_url
+from include.juicefs_storage.run_state import ORDER, QUEUED, Run, Step
 from include.juicefs_storage.run_steps import BESIDE, HUMAN, ROLLBACK, STEPS
 
-#: The states of a task in which something goes on, what shows first before what shows last.
-ACTIVE = (
-    "running", "restarting", "awaiting_input", "deferred", "up_for_reschedule", "up_for_retry", "queued", "scheduled",
-)  # fmt: skip
-#: Of several instances of a task the first of these states is the task's.
-_ORDER = (*ACTIVE, "none", "failed", "upstream_failed", "success", "skipped", "removed")
-_QUEUED = {"queued", "scheduled"}
 _TO_ABORT = "To abort, mark the run as failed."
 _ANSWER_WITHIN = timedelta(hours=24)
 #: Waits that end at a known time: the tasks that it is counted from, and the param with the seconds.
@@ -45,160 +37,13 @@ _AFTER = {
 }
 
 
-class Row(NamedTuple):
-    """The instances of a task that are in one state, as the database groups them.
-
-    Attributes:
-        task_id: The task.
-        state: Their state; `none` before it has one.
-        instances: How many there are.
-        tries: The most tries that one of them had, counted when it is scheduled.
-        started: When the first one started.
-        ended: When the last one ended.
-        first: The lowest map index; -1 where the task is not mapped.
-    """
-
-    task_id: str
-    state: str
-    instances: int
-    tries: int
-    started: datetime | None
-    ended: datetime | None
-    first: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """A task of the run.
-
-    Attributes:
-        task_id: The task.
-        states: State -> how many instances are in it.
-        begun: Whether an instance has begun, now or before it was cleared: what it changes may be changed.
-        started: When the first one started.
-        ended: When the last one ended; None while one has not.
-        first: State -> the lowest map index.
-    """
-
-    task_id: str
-    states: Mapping[str, int] = field(default_factory=dict)
-    begun: bool = False
-    started: datetime | None = None
-    ended: datetime | None = None
-    first: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def state(self) -> str:
-        """The state of the task as a whole."""
-        found = next((state for state in _ORDER if state in self.states), "none")
-        # Of a mapped task some instances may have ended while others have not begun.
-        return "running" if found == "none" and len(self.states) > 1 else found
-
-    @property
-    def active(self) -> bool:
-        """Whether something goes on."""
-        return self.state in ACTIVE
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as the database has it.
-
-    Attributes:
-        dag_id: The DAG.
-        run_id: The run.
-        state: As Airflow has it.
-        steps: Task id -> its step, in the runbook's order.
-        results: Task id -> return value, of `plan` and the task that validates the params.
-        note: What the last task said of the end; empty before.
-        errors: (Task id, map index) -> XCom `error`.
-        progress: Task id -> the `Progress` of each instance, as XCom `progress` has it.
-        started: When it left the queue.
-        finished: When it ended.
-    """
-
-    dag_id: str
-    run_id: str
-    state: str
-    steps: Mapping[str, Step] = field(default_factory=dict)
-    results: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
-    errors: Mapping[tuple[str, int], Mapping[str, str]] = field(default_factory=dict)
-    progress: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    started: datetime | None = None
-    finished: datetime | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether Airflow has ended it."""
-        return self.state in {"success", "failed"}
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        """Its params, once they are validated."""
-        found = self.results.get("resolve_params")
-        return found if isinstance(found, dict) else {}
-
-    @property
-    def moves_a_volume(self) -> bool:
-        """Whether it has a point of no return and a way back."""
-        return self.dag_id in {SWITCH, REVERT}
-
-    def step(self, task_id: str) -> Step:
-        """Return a step; an empty one where the run does not have it."""
-        return self.steps.get(task_id, Step(task_id))
-
-    @property
-    def goes_back(self) -> bool:
-        """Whether a rollback has begun."""
-        return any(self.step(task_id).begun for task_id in ROLLBACK)
-
-
-def steps_of(dag_id: str, rows: Iterable[Row]) -> dict[str, Step]:
-    """Put the rows of a run together, in the order of the runbook; tasks that it does not name come last.
-
-    Args:
-        dag_id: The DAG.
-        rows: Of the run, in any order.
-    """
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.task_id, []).append(row)
-    known = STEPS.get(dag_id, {})
-    order = [*(task_id for task_id in known if task_id in found), *(task for task in found if task not in known)]
-    return {task_id: _step(task_id, found[task_id]) for task_id in order}
-
-
-def _step(task_id: str, rows: Sequence[Row]) -> Step:
-    states = Counter[str]()
-    for row in rows:
-        states[row.state] += row.instances
-    ran = [row for row in rows if row.state not in {"skipped", "upstream_failed", "removed"}]
-    goes_on = any(row.state in {*ACTIVE, "none"} for row in rows)
-    return Step(
-        task_id,
-        dict(states),
-        any(map(_has_begun, rows)),
-        min((row.started for row in ran if row.started), default=None),
-        None if goes_on else max((row.ended for row in ran if row.ended), default=None),
-        {row.state: row.first for row in rows},
-    )
-
-
-def _has_begun(row: Row) -> bool:
-    # A try is counted when it is scheduled, and a cleared task keeps the number of those that it had. A sensor that
-    # waits for its next look keeps its start.
-    waits = row.state in _QUEUED
-    return row.tries > waits or (waits and row.started is not None)
-
-
 def describe(run: Run) -> dict[str, Any]:
     """Say what is so in a run now.
 
     Returns:
         What the page shows, as JSON has it: times are ISO 8601, URLs relative to the root of the UI.
         `ended`, `tone`, `started`, `finished`, `sentence`, `since`, `until`, `no_return`, `abort` (`safe`, `text`),
-        `next`, `failure`, `progress`, `steps`.
+        `next`, `failure`, `progress`, `clients`, `steps`.
     """
     failure = _failure(run)
     main = _main(run)
@@ -216,6 +61,7 @@ def describe(run: Run) -> dict[str, Any]:
         "next": _next(run, failure),
         "failure": _shown_failure(failure),
         "progress": progress,
+        "clients": _clients(run),
         "steps": [_shown_step(run, step) for step in run.steps.values() if _is_shown(run, step)],
     }
 
@@ -238,18 +84,20 @@ def _sentence(run: Run, main: Step | None, progress: Sequence[Mapping[str, Any]]
     if main is None:
         return "No task is at work: the scheduler is about to start the next one."
     does = STEPS.get(run.dag_id, {}).get(main.task_id, "is at work")
-    if main.state in _QUEUED:
+    if main.state in QUEUED:
         return f"{main.task_id} waits for a worker: it {does}."
     if main.state == "up_for_retry":
         return f"{main.task_id} failed and is tried again in a moment: it {does}."
-    parts = [f"{main.task_id} {does}", *_how_far(main, progress)]
+    parts = [f"{main.task_id} {does}", *_how_far(run, main, progress)]
     beside = [step.task_id for step in run.steps.values() if step.active and step.task_id in BESIDE - {main.task_id}]
     more = f" Beside it: {', '.join(beside)}." if beside else ""
     return f"{': '.join([parts[0], ', '.join(parts[1:])]) if parts[1:] else parts[0]}.{more}"
 
 
-def _how_far(step: Step, progress: Sequence[Mapping[str, Any]]) -> list[str]:
+def _how_far(run: Run, step: Step, progress: Sequence[Mapping[str, Any]]) -> list[str]:
     parts = []
+    if clients := run.clients.get(step.task_id):
+        parts.append(f"{sum(row['proven'] for row in clients):,} of {len(clients):,} proven")
     total = sum(step.states.values())
     if total > 1:
         parts.append(f"{step.states.get('success', 0):,} of {total:,} done")
@@ -312,7 +160,7 @@ def _no_return_of_move(run: Run) -> str:
         return "Passed and undone: restore_setting put the setting back."
     if write.state == "success":
         return "Passed: write_setting has written the setting, and the clients follow it."
-    if write.active and write.state not in _QUEUED:
+    if write.active and write.state not in QUEUED:
         return "About to be passed: write_setting is at work, and the setting may name either store."
     return "May be passed: write_setting had begun, and the setting may name either store."
 
@@ -374,7 +222,7 @@ def _next(run: Run, failure: Failure | None) -> str:
         return _after_end(run, failure)
     words = STEPS.get(run.dag_id, {})
     if main := _main(run):
-        if main.task_id in HUMAN and main.state not in _QUEUED:
+        if main.task_id in HUMAN and main.state not in QUEUED:
             return f"Read the plan and answer in task {main.task_id}, under Required Actions. No answer rejects."
         after = list(run.steps)[list(run.steps).index(main.task_id) + 1 :]
     else:
@@ -439,7 +287,7 @@ def _shown_step(run: Run, step: Step) -> dict[str, Any]:
     total = sum(step.states.values())
     mapped = total > 1 or any(index >= 0 for index in step.first.values())
     url = task_url(run.dag_id, run.run_id, step.task_id)
-    counts = ", ".join(f"{step.states[state]:,} {state}" for state in _ORDER if state in step.states)
+    counts = ", ".join(f"{step.states[state]:,} {state}" for state in ORDER if state in step.states)
     return {
         "task": step.task_id,
         "about": STEPS.get(run.dag_id, {}).get(step.task_id, ""),
@@ -485,6 +333,12 @@ def _progress(step: Step, records: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "eta_s": max(filter(None, etas), default=None) if whole and all(eta is not None for eta in etas) else None,
         "at": latest.get("at", ""),
     }
+
+
+def _clients(run: Run) -> list[Mapping[str, Any]]:
+    """Return the rows of the proof that looked at the clients last: that of the way back, once it has begun."""
+    asked = [step.task_id for step in run.steps.values() if step.begun and step.task_id in run.clients]
+    return list(run.clients[asked[-1]]) if asked else []
 
 
 def _iso(moment: datetime | None) -> str | None:

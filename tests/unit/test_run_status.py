@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from include.juicefs_storage.names import FINISH, FLEET, REHEARSAL, SWITCH, SYNC
-from include.juicefs_storage.run_status import Row, Run, describe, first_failed, steps_of
+from include.juicefs_storage.run_state import Row, Run, steps_of
+from include.juicefs_storage.run_status import describe, first_failed
 from include.juicefs_storage.run_steps import ROLLBACK, STEPS
 from include.juicefs_storage.switch.outcome import GREEN, RUN_MEANING
 
@@ -106,6 +107,20 @@ def test_right_before_and_in_the_cut_over_nothing_is_promised() -> None:
     assert (writing["abort"]["safe"], writing["no_return"][:10]) == ("no", "About to b")
     assert writing["sentence"].startswith("write_setting writes the setting: ")
     assert writing["sentence"].endswith("Beside it: follow_writes.")
+
+
+def test_the_clients_are_those_of_the_proof_that_began_last() -> None:
+    proven, waits = (
+        [{"name": name, "proven": name != "c", "seen": "", "at": None} for name in "ab"],
+        [{"name": "c", "proven": False, "seen": "it shows the old bucket", "at": None}],
+    )
+    forward = run([*TO_BACKUP, "write_setting", "patch_secret"], settle="running", prove_clients="running")
+    seen = replace(forward, clients={"prove_clients": [*waits, *proven], "prove_clients_on_old": proven})
+    assert said(seen)["clients"] == [*waits, *proven], "what the way back left is of an earlier try"
+    assert said(seen)["sentence"].startswith("prove_clients proves every client on the new store: 2 of 3 proven.")
+    back = run([*TO_BACKUP, "write_setting", "restore_setting"], prove_clients="failed", prove_clients_on_old="running")
+    assert said(replace(back, clients=seen.clients))["clients"] == proven
+    assert said(forward)["clients"] == []
 
 
 def test_after_the_cut_over_aborting_is_not_safe_and_says_how_to_go_back() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -60,6 +60,7 @@ def prove_every_client(
     unstick: Callable[[], None] | None = None,
     sessions: Callable[[], Sequence[Session]] = tuple,
     canary_timeout_s: float = _CANARY_TIMEOUT_S,
+    on_look: Callable[[Collection[ClientProof], Mapping[str, str]], None] | None = None,
 ) -> list[ClientProof]:
     """Prove every mount pod of the volume, waiting for those that have not followed yet.
 
@@ -78,6 +79,7 @@ def prove_every_client(
             their log that they cannot, and do not use it. They have the whole time again then.
         sessions: Lists the volume's clients: none but the mount pods may be left, for no other can be proven.
         canary_timeout_s: How long one write through a mount may take, in seconds.
+        on_look: Called after each look with the clients that are proven, and what the others show, by their names.
 
     Raises:
         PermanentError: Some client did not follow in time; each is named with what was found.
@@ -88,6 +90,8 @@ def prove_every_client(
     while True:
         stuck_before = clients.stuck
         clients.look(started)
+        if on_look:
+            on_look(clients.proven.values(), clients.waiting)
         if not clients.waiting:
             return sorted(clients.proven.values(), key=lambda proof: proof.pod)
         if unstick and not clients.unstuck and (stuck := clients.stuck & (stuck_before | clients.failed)):

@@ -210,7 +210,7 @@ def _client_lines(task: str, result: Mapping[str, Any], side: str, written_at: s
     if "clients" in result and not result["clients"]:
         return [f"no client was there: none was proven on the {side} store"]
     return [
-        f"client `{client['pod']}` on {client['node']} {_BY[client.get('by') or 'block'].format(side=side)} "
+        f"client `{client['pod']}` on {client['node']} {PROVEN_BY[client.get('by') or 'block'].format(side=side)} "
         f"{_when(client, task, written_at)}{_WAS_STUCK if client.get('was_stuck') else ''}"
         for client in result.get("clients", ())
     ]
@@ -332,7 +332,8 @@ def _settle_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_BY: Mapping[str, str] = {
+#: How a client was proven, by `ClientProof.by`.
+PROVEN_BY: Mapping[str, str] = {
     "block": "wrote a block to the {side} store alone",
     "key": "wrote a block while the store knew the {side} key alone,",
     "read": "read a block that it had never read and that only the {side} store has,",

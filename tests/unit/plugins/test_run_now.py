@@ -69,7 +69,8 @@ with Session(engine) as session:
     )
     add(
         "juicefs_storage_switch", "failed", [("backup", -1, "failed"), ("finalize", -1, "failed")],
-        [("finalize", -1, "note", "failed, volume `home`."), ("resolve_params", -1, "return_value", {"dry_run": False})]
+        [("finalize", -1, "note", "failed, volume `home`."), ("resolve_params", -1, "return_value", {"dry_run": False}),
+         ("backup", -1, "clients", [{"name": "a", "proven": True}])]
     )
     add("another_dag", "running", [("finalize", -1, "running")], [])
     session.commit()
@@ -124,6 +125,8 @@ def test_they_cost_four_queries_and_a_small_document(seen: dict[str, Any]) -> No
 def test_a_red_run_says_how_it_ended_and_what_failed_first(seen: dict[str, Any]) -> None:
     assert seen["switch"]["sentence"] == "Failed, volume home."
     assert seen["switch"]["failure"]["task"] == "backup"
+    assert seen["switch"]["clients"] == [{"name": "a", "proven": True}]
+    assert seen["switch"]["progress"] == []
 
 
 def test_there_is_nothing_to_say_of_other_runs(seen: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -111,6 +111,7 @@ def prove(
     sessions: Callable[[], Sequence[Session]] = tuple,
     *,
     returning: bool = False,
+    on_look: Callable[[Collection[ClientProof], Mapping[str, str]], None] | None = None,
 ) -> list[ClientProof]:
     def sleep(seconds: float) -> None:
         clients.now_s += seconds
@@ -119,7 +120,7 @@ def prove(
         VolumePods(Clusters(clients), setting(NEW), "main"),
         Move(NEW, clients.new, clients.old, SINCE, returning), "canary",
         timeout_s=timeout_s, clock=lambda: clients.now_s, sleep=sleep,
-        unstick=unstick, sessions=sessions,
+        unstick=unstick, sessions=sessions, on_look=on_look,
     )  # fmt: skip
 
 
@@ -131,8 +132,15 @@ def test_a_client_that_is_stuck_is_made_to_try_again_once() -> None:
         calls.append("again")
         clients.clients["stuck"].uses, clients.clients["stuck"].log = NEW, FAILED + RELOADED
 
-    assert {proof.pod: proof.was_stuck for proof in prove(clients, unstick)} == {"well": False, "stuck": True}
+    looks: list[tuple[list[str], list[str]]] = []
+
+    def on_look(proven: Collection[ClientProof], waiting: Mapping[str, str]) -> None:
+        looks.append(([proof.pod for proof in proven], list(waiting)))
+
+    proofs = prove(clients, unstick, on_look=on_look)
+    assert {proof.pod: proof.was_stuck for proof in proofs} == {"well": False, "stuck": True}
     assert calls == ["again"]
+    assert looks == [(["well"], ["stuck"]), (["well", "stuck"], [])]
 
 
 @pytest.mark.parametrize(

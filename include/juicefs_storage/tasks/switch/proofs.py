@@ -16,7 +16,7 @@ from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.report import WRITTEN_AT
 from include.juicefs_storage.switch.wait_for_quiet import wait_for_quiet
 from include.juicefs_storage.tasks.context import log, pull, push
-from include.juicefs_storage.tasks.progress import Publisher
+from include.juicefs_storage.tasks.progress import ClientPublisher, Publisher
 from include.juicefs_storage.tasks.switch import admission
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.canary import Move
@@ -63,6 +63,7 @@ def prove_clients(run: SwitchRun, location: Location) -> dict[str, Any]:
             unstick=rewrite,
             # A client that is no mount pod does not stop a way back: it has been on the old store all along.
             sessions=(lambda: other_sessions(run)) if run.forward else tuple,
+            on_look=ClientPublisher("new" if forward else "old"),
         )
         accepted = _give_a_heartbeat(run, forward=forward)
     return {"clients": [proof.model_dump() for proof in proven], "accepted": accepted, **_left_behind(run, left)}
