@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.lineage import HookLineageCollector
 
 from include.juicefs_storage.adapters.s3.engine import NativeEngine
 from include.juicefs_storage.copy.partitions import task_groups
@@ -76,6 +77,8 @@ def test_a_run_is_cut_as_an_earlier_one_and_tasks_may_have_several_partitions(
     for module in ("plan", "work"):
         name = f"include.juicefs_storage.tasks.sync.{module}.task_groups"
         monkeypatch.setattr(name, lambda partitions: task_groups(partitions, most=3))
+    lineage = HookLineageCollector()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr("include.juicefs_storage.tasks.lineage.get_hook_lineage_collector", lambda: lineage)
     first = start("first", dry_run=False, partitions=6)
     report = first.whole()
     assert (report["outcome"], report["partitions"]) == ("proven", 6)
@@ -85,6 +88,12 @@ def test_a_run_is_cut_as_an_earlier_one_and_tasks_may_have_several_partitions(
         {"same/etag": [60, sum(len(key.encode()) * 10 for key in KEYS)]},
     ]
     assert target.objects(PREFIX) == source.objects(PREFIX)
+    # Airflow itself tells of the files that the tasks read and write.
+    told = lineage.collected_assets
+    read, written = (
+        {i.asset.uri for i in infos if not i.asset.uri.startswith("file:")} for infos in (told.inputs, told.outputs)
+    )
+    assert (read, written) == ({f"s3://{source.bucket}/parts"}, {f"s3://{target.bucket}/parts"})
 
     lists = source.requests()["LIST", "200"]
     again = start("again", dry_run=False, partitions=3, recut_from="first", mode="verify")

@@ -18,6 +18,7 @@ from include.juicefs_storage.objects.model import ObjectOutcome
 from include.juicefs_storage.objects.progress import EVERY_S, Status
 from include.juicefs_storage.objects.totals import Totals
 from include.juicefs_storage.tasks.context import log, push, run_id
+from include.juicefs_storage.tasks.lineage import report_datasets
 from include.juicefs_storage.tasks.progress import Publisher
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.sync.folder import manifests_folder, plan_of_run
@@ -77,6 +78,8 @@ def _work(phase: str, shard: dict[str, Any]) -> dict[str, Any]:
             f"Expected plan {shard['plan_id']}, found {plan.id}: the plan was made again since.",
             next_step="clear plan_partitions with Downstream",
         )
+    if phase == "copy":
+        report_datasets(plan.params)
     runtime, tasks = SyncRuntime(plan.params), len(task_groups(plan.partitions))
     steering = steer(plan.params, phase, tasks)
     transfer, tool = runtime.transfer(plan, steering), runtime.tool(steering)
