@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol
 
 from include.juicefs_storage.objects.comparison import Rows
@@ -22,6 +21,8 @@ def written_since(modified: str, moment: datetime) -> bool:
         modified: Its Last-Modified; of an object without one nothing is known, and it counts as older.
         moment: By the same store's clock, in whole seconds.
     """
+    from email.utils import parsedate_to_datetime
+
     try:
         return parsedate_to_datetime(modified) >= moment
     except (ValueError, TypeError):

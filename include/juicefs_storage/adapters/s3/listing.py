@@ -7,7 +7,7 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
@@ -49,6 +49,8 @@ _QUOTED = re.compile('(&quot;|&#34;|"|)')
 _QUOTE = '(?:&quot;|&#34;|")?'
 _WANTED = {"Key": "([^<&]*+)", "ETag": f'{_QUOTE}([^<"&]*+){_QUOTE}', "Size": "([0-9]{1,18}+)"}
 _VARYING = {"Key", "Size", "Owner"}
+#: Objects that one match takes: each match makes a tuple, which the garbage collector looks at.
+_AT_ONCE = 4
 _TRUNCATED = re.compile("<IsTruncated>(true|false)</IsTruncated>")
 _MODIFIED = re.compile(r"<LastModified>(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)[^<]*</LastModified>")
 _TOKEN = re.compile("<NextContinuationToken>([^<&]+)</NextContinuationToken>")
@@ -84,7 +86,7 @@ def _parse_uniform(text: str, prefix: str, cut: int) -> Listing | None:
     first = text[start + len("<Contents>") : text.index("</Contents>")]
     elements = list(_ELEMENT.finditer(first))
     names = tuple(match[1] or match[2] for match in elements)
-    around, objects = text[:start] + text[end:], text[start:end]
+    around = text[:start] + text[end:]
     truncated = _TRUNCATED.findall(around)
     tokens = _TOKEN.findall(around)
     if (
@@ -99,35 +101,41 @@ def _parse_uniform(text: str, prefix: str, cut: int) -> Listing | None:
         or len(set(names)) != len(names)
     ):
         return None
-    number = objects.count("<Contents>")
+    number = text.count("<Contents>", start, end)
+    adjacent = text.startswith("</Contents><Contents>", start + len("<Contents>") + len(first))
+    at_once = _AT_ONCE if adjacent and number % _AT_ONCE == 0 else 1
     # Dates, ETags and storage classes are mostly of one length: they are passed over faster.
-    rows = _objects_like(names, tuple(match[3] or "" for match in elements)).findall(objects)
-    if len(rows) != number and len(rows := _objects_like(names).findall(objects)) != number:
+    for values in (tuple(match[3] or "" for match in elements), ()):
+        rows = _objects_like(names, values, at_once).findall(text, start, end)
+        if len(rows) * at_once == number:
+            break
+    else:
         return None
-    columns = dict(zip([name for name in names if name in _WANTED], zip(*rows, strict=True), strict=True))
+    fields, wanted = list(chain.from_iterable(rows)), [name for name in names if name in _WANTED]
+    columns = {name: fields[place :: len(wanted)] for place, name in enumerate(wanted)}
     # A slash is the one encoded character of plain keys, and a literal "%2F" would be "%252F".
     text = "<".join(columns["Key"]).replace("%2F", "/")
     keys = text.split("<")
     if "%" in text or "+" in text:
         keys = [unquote_plus(key, errors="strict") if "%" in key or "+" in key else key for key in keys]
     return Listing(
-        Page(_relative(keys, prefix, cut), list(map(int, columns["Size"])), list(columns["ETag"])),
+        Page(_relative(keys, prefix, cut), list(map(int, columns["Size"])), columns["ETag"]),
         tokens[0] if tokens else None,
     )
 
 
-def _objects_like(names: tuple[str, ...], values: tuple[str, ...] = ()) -> re.Pattern[str]:
-    """Match one object with these elements; of those that may be of any length, as long as these values.
+def _objects_like(names: tuple[str, ...], values: tuple[str, ...], at_once: int) -> re.Pattern[str]:
+    """Match so many objects with these elements; of those that may be of any length, as long as these values.
 
-    Groups: those of `_WANTED`, in their order in the text.
+    Groups: those of `_WANTED`, in their order in the text, object after object.
     """
     named = zip(names, values, strict=False)
     forms = ((0, "") if name in _VARYING else (len(value), _QUOTED.findall(value)[0]) for name, value in named)
-    return _pattern(names, tuple(forms))
+    return _pattern(names, tuple(forms), at_once)
 
 
 @lru_cache(maxsize=64)
-def _pattern(names: tuple[str, ...], forms: tuple[tuple[int, str], ...]) -> re.Pattern[str]:
+def _pattern(names: tuple[str, ...], forms: tuple[tuple[int, str], ...], at_once: int) -> re.Pattern[str]:
     inner = ""
     for name, form in zip_longest(names, forms):
         value = _WANTED.get(name, "[^<]*+")
@@ -138,7 +146,7 @@ def _pattern(names: tuple[str, ...], forms: tuple[tuple[int, str], ...]) -> re.P
         elif form and name not in _WANTED:
             value = f".{{{form[0]}}}"
         inner += f"<{name}>{value}</{name}>"
-    return re.compile(f"<Contents>{inner}</Contents>")
+    return re.compile(f"<Contents>{inner}</Contents>" * at_once)
 
 
 def _relative(keys: list[str], prefix: str, cut: int) -> list[str]:
