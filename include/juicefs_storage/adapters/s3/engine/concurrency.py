@@ -26,6 +26,9 @@ class Concurrency:
     start); from then on it follows the ratio of the best time to the present one, plus its own square root to find out
     whether there is room (Netflix' Gradient2). Refusals shrink it at once, down to one.
 
+    While it doubles, half a window is enough: the other half of what is in flight began before the limit moved, and
+    those after it would make a window last as long as two objects.
+
     Args:
         start: Where it begins.
         bound: Where it ends. May be set at any time, from any thread; 0 is a pause.
@@ -76,7 +79,7 @@ class Concurrency:
             self._objects += 1
             self._busy_s += now - began
             self._most = max(self._most, in_flight)
-            if self._objects >= max(self.limit, _WINDOW_OBJECTS):
+            if self._objects >= max(self.limit / 2 if self._doubling else self.limit, _WINDOW_OBJECTS):
                 self._end_window(now)
 
     def refused(self, now: float, wait_s: float = 0.0) -> None:

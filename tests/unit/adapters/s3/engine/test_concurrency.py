@@ -82,7 +82,8 @@ def test_a_distant_store_gets_as_many_as_the_client_can_feed() -> None:
     # 40 ms an object and 60 us of the client's own: 667 at once would be all that it can feed.
     took_s = stores.copy(5_000, Concurrency(32, 512))
     assert max(stores.limits) == 512
-    assert took_s < 5_000 / 32 * 0.040 / 6
+    # It doubles about as often as an object takes: 32, 64, 128 and 256 at once are over after 160 ms.
+    assert took_s < 5_000 / 32 * 0.040 / 11
 
 
 def test_near_stores_get_few() -> None:
