@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ class Result:
     Attributes:
         requests: Made on both sides; 0: not counted.
         throttled: Of these, answered by 503.
+        failed: It gave up, or left objects out; nothing else is counted then.
     """
 
     case: str
@@ -32,6 +34,7 @@ class Result:
     peak_mib: float
     requests: int = 0
     throttled: int = 0
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Document:
 
     def median(self, case: str, peer: str) -> Result | None:
         """Of wall time, CPU and memory each; None where the peer took no part."""
-        runs = [run for run in self.results if (run.case, run.peer) == (case, peer)]
+        runs = [run for run in self.results if (run.case, run.peer) == (case, peer) and not run.failed]
         if not runs:
             return None
         wall_s, cpu_s, peak_mib = (
@@ -71,7 +74,7 @@ class Document:
             return getattr(ours, of) / getattr(theirs, of) if ours and theirs else None
         best: dict[int, float] = {}
         for run in self.results:
-            if run.case == case and run.peer != OURS:
+            if run.case == case and run.peer != OURS and not run.failed:
                 best[run.round] = min(getattr(run, of), best.get(run.round, float("inf")))
         runs = [run for run in self.results if (run.case, run.peer) == (case, OURS) and run.round in best]
         return statistics.median(getattr(run, of) / best[run.round] for run in runs) if runs else None
@@ -119,6 +122,17 @@ def requests_table(document: Document) -> str:
     return _table(["requests made to needed", *document.versions], rows) if rows else ""
 
 
+def failures(document: Document) -> str:
+    """Which programs did not copy everything in which case, in a sentence each."""
+    failed = Counter((run.peer, run.case) for run in document.results if run.failed)
+    rounds = Counter((run.peer, run.case) for run in document.results)
+    return " ".join(
+        f"{peer} left objects out in {count} of {rounds[peer, case]} rounds of *{document.cases[case]}*; these are not "
+        "counted."
+        for (peer, case), count in failed.items()
+    )
+
+
 def markdown(document: Document) -> str:
     """Everything that the page shows of a race."""
     machine = document.machine
@@ -131,7 +145,14 @@ def markdown(document: Document) -> str:
         f"{machine['date']}, {machine['cpu']}, Linux {machine['kernel']}, load {machine['load']} at the start; "
         f"{rounds} round{'s' if rounds > 1 else ''}, medians."
     )
-    parts = [about, times_table(document), ratios_table(document), requests_table(document), programs]
+    parts = [
+        about,
+        times_table(document),
+        ratios_table(document),
+        requests_table(document),
+        failures(document),
+        programs,
+    ]
     return "\n\n".join(
         [*filter(None, parts), *(f"### {heading}\n\n{text}" for heading, text in document.notes.items())]
     )

@@ -123,6 +123,12 @@ def test_a_run_that_copies_nothing_does_not_count(stores: StubStores, tmp_path: 
         race(case, [Idle()], stores, tmp_path, 0)  # type: ignore[list-item]
 
 
+def test_where_a_store_throttles_a_peer_that_copies_nothing_ends_no_race(stores: StubStores, tmp_path: Path) -> None:
+    case = Case("4k", "ten", "copy", Population(10), at_once=16)
+    (result,) = race(case, [Idle()], stores, tmp_path, 0)  # type: ignore[list-item]
+    assert result.failed
+
+
 @pytest.mark.slow
 def test_a_quick_race_counts_every_program(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
