@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
+from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.errors import TransientError
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from include.juicefs_storage.volume.checksum import CHECKSUM_HEADER
@@ -112,6 +114,21 @@ class _Limited(_Handler):
             self._refuse(403, "AccessDenied")
             return
         super()._list(objects)
+
+    def _serve(self) -> None:
+        if self.command == "HEAD" and "/" not in self.path.strip("/"):
+            self.server.refused += 1
+            self._refuse(403, "AccessDenied")
+        else:
+            super()._serve()
+
+    do_HEAD = _serve  # noqa: N815  http.server's name
+
+
+def test_limited_keys_tell_whether_the_bucket_is_there() -> None:
+    with LimitedStore("one") as store:
+        there, absent = (S3Bucket(S3Store(store.url, bucket, "", "AK", "SK")) for bucket in ("one", "two"))
+        assert (there.is_absent("myjfs/"), absent.is_absent("myjfs/")) == (False, True)
 
 
 def test_keys_that_are_limited_to_a_prefix_suffice(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ class SimulatedBucket(Bucket):
             return False
         return True
 
-    def is_absent(self) -> bool:
+    def is_absent(self, below: str = "") -> bool:
         """Return whether there is no such bucket."""
         return False
 

@@ -20,7 +20,7 @@ from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from weakref import WeakSet
 
 _CHUNK_BYTES = 65536
@@ -49,6 +49,22 @@ class Request:
     target: str
 
 
+def outside(folder: str) -> Callable[[Request], bool]:
+    """Make `S3Proxy.denies` of keys that may do all below a folder, and nothing on the bucket as such.
+
+    Args:
+        folder: Ends with `/`.
+    """
+
+    def denied(request: Request) -> bool:
+        url = urlsplit(request.target)
+        key = unquote(url.path).lstrip("/").partition("/")[2]
+        prefix = parse_qs(url.query).get("prefix", [""])[0]
+        return not (key.startswith(folder) or (request.method == "GET" and not key and prefix.startswith(folder)))
+
+    return denied
+
+
 class S3Proxy(ThreadingHTTPServer):
     """A proxy on the loopback address, serving while the `with` block lasts. The settings may be changed at any time.
 
@@ -59,6 +75,7 @@ class S3Proxy(ThreadingHTTPServer):
         before: Called before a request is passed on, from the thread of its connection.
         delay_s: Waited before each answer.
         read_only: PUT, POST and DELETE are answered 403 AccessDenied.
+        denies: Which requests are answered 403 AccessDenied; none by default.
         groups: Those that its one user is a member of, as MinIO's admin API shows and sets them. While the policy of
             one of them denies something the store is read-only, as to that user.
         fenced: The access keys that were made members of a group; none: read_only is for everyone.
@@ -91,6 +108,7 @@ class S3Proxy(ThreadingHTTPServer):
         self.before: Callable[[Request], None] = lambda _: None
         self.delay_s = 0.0
         self.read_only = False
+        self.denies: Callable[[Request], bool] = lambda _: False
         self.groups: set[str] = set()
         self.fenced: set[str] = set()
         self.denying: set[str] = set()
@@ -215,7 +233,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(*proxy.refusal)
         elif proxy.token and self.headers.get("x-amz-security-token") != proxy.token:
             self._refuse(400, "InvalidToken")
-        elif proxy.read_only and request.method in _WRITES and (not proxy.fenced or self._access_key() in proxy.fenced):
+        elif proxy.denies(request) or (
+            proxy.read_only and request.method in _WRITES and (not proxy.fenced or self._access_key() in proxy.fenced)
+        ):
             self._refuse(403, "AccessDenied")
         elif proxy.skew_s and self._skewed():
             self._refuse(403, "RequestTimeTooSkewed")

@@ -26,8 +26,7 @@ _PROVEN_BY_METADATA = (
     "Every block that files referred to when the plan was made{scope} is on the target, compared as the table says."
 )
 _PROVEN_BUT_DELETED = (
-    "Every object of the source that was listed, and not deleted meanwhile, is on the target, compared as the table"
-    " says."
+    "Every object of the source that was listed and not deleted is on the target, compared as the table says."
 )
 _MOVED = (ObjectOutcome.COPIED, ObjectOutcome.OVERWRITTEN)
 

@@ -61,10 +61,11 @@ def find_problem(
         if not url.verify:
             # `juicefs sync`, which reads a block, checks every certificate.
             problem = juicefs.try_storage(config, setting.name if write else "")
-            return problem or _problem_for_airflow(location, blocks)
+            return problem or _problem_for_airflow(location, f"{setting.name}/", blocks)
         return juicefs.probe_storage(config, blocks, new_probe_key(f"{setting.name}/") if write else None)
     except StorageSwitchError as error:
-        return _problem_for_airflow(location, blocks, f"No pod could be asked either: {error.problem}")
+        why = f"No pod could be asked either: {error.problem}"
+        return _problem_for_airflow(location, f"{setting.name}/", blocks, why)
 
 
 def _oldest_blocks(metadata: MetadataStore, setting: Setting, lost_before: Collection[str]) -> Iterator[str]:
@@ -82,10 +83,17 @@ def _cannot_reach(cluster: PodAccess, pod: str, url: BucketUrl) -> str | None:
         return None
 
 
-def _problem_for_airflow(location: Location, blocks: Sequence[str], why: str = "") -> str:
-    """Ask from where Airflow runs what no pod could be asked."""
+def _problem_for_airflow(location: Location, below: str, blocks: Sequence[str], why: str = "") -> str:
+    """Ask from where Airflow runs what no pod could be asked.
+
+    Args:
+        location: The storage.
+        below: What the volume's keys begin with.
+        blocks: Keys of blocks, of which one must be there.
+        why: Why no pod could be asked.
+    """
     try:
-        location.store.check()
+        location.store.check(below)
         if blocks and not any(location.store.exists(key) for key in blocks):
             return f"none of {len(blocks)} blocks is in {location.config.bucket}"
     except StorageSwitchError as error:

@@ -245,7 +245,7 @@ class Runtime(VolumeRuntime):
     @cached_property
     def lacks_bucket(self) -> bool:
         """Whether the new bucket does not exist, and the run is asked to make it."""
-        return self.params.create_bucket and self.target_store.is_absent()
+        return self.params.create_bucket and self.target_store.is_absent(f"{self.setting().name}/")
 
     def source_store(self, config: StorageConfig) -> S3Bucket:
         """Return the old bucket, as Airflow reaches it."""

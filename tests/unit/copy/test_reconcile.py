@@ -234,7 +234,7 @@ def test_what_was_listed_and_vanished_is_green_only_where_that_is_accepted(mode:
     accepted = run("accepted", accept_deleted=True)
     report = accepted.report()
     assert (report.outcome, accepted.listed("vanished")) == ("proven", ["k003"])
-    assert "and not deleted meanwhile" in report.meaning
+    assert "listed and not deleted is on" in report.meaning
     assert "1 objects left the source after it was listed" in report.notes[0]
 
 

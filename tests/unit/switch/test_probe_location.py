@@ -136,13 +136,22 @@ class Gone(FakeStore):
     """A store that Airflow does not reach either."""
 
     def check(self, below: str = "") -> None:
-        raise TransientError(f"Connection refused.{below}")
+        raise TransientError("Connection refused.")
+
+
+class Limited(FakeStore):
+    """A store whose keys may list below the volume's name alone."""
+
+    def check(self, below: str = "") -> None:
+        if below != "myjfs/":
+            raise PermanentError("AccessDenied")
 
 
 @pytest.mark.parametrize(
     ("store", "words"),
     [
         (FakeStore({BLOCKS[1]: 5}), ""),
+        (Limited({BLOCKS[1]: 5}), ""),
         (FakeStore(), "none of 3 blocks is in http://old:9000/data"),
         (Gone(), "Connection refused. No pod could be asked either: No ready pod."),
     ],

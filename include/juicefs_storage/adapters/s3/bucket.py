@@ -111,10 +111,14 @@ class S3Bucket(Bucket):
             for _ in list_pages(client, below, max_keys=1):
                 return
 
-    def is_absent(self) -> bool:
-        """Ask whether the store has no bucket of this name. Changes nothing."""
+    def is_absent(self, below: str = "") -> bool:
+        """Ask whether the store has no bucket of this name. Changes nothing.
+
+        Args:
+            below: See `check`.
+        """
         try:
-            self.check()
+            self.check(below)
         except NoBucketError:
             return True
         return False
