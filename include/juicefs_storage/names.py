@@ -30,6 +30,10 @@ PACE = f"{SYNC}_pace"
 PROGRESS = "progress"
 #: The XCom in which a proof of the clients says which are proven, after each look (tasks/progress.py: ClientPublisher).
 CLIENTS = "clients"
+#: The XCom of a task that compared a store with the metadata: how many blocks that needs.
+NEEDED_BLOCKS = "needed_blocks"
+#: The XCom of a task: what its first ETA said that it takes, and what it took, in seconds.
+ESTIMATE = "estimate"
 
 #: Where the plugin's pages are, relative to the root of the UI. No leading slash: the UI may be below a prefix.
 PAGES = "juicefs-storage"

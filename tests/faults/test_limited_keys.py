@@ -14,6 +14,7 @@ from lab.environment import Lab
 from lab.seaweed import Store
 from tests.support.harness import Run, Start
 from tests.support.s3_proxy import S3Proxy, outside
+from tests.support.worker import Fault
 from tests.support.world import Sides, assert_nothing_lost, writing
 
 Move = Callable[..., Run]
@@ -23,8 +24,8 @@ Move = Callable[..., Run]
 def move(start: Start) -> Move:
     """Make a run to a store at an address."""
 
-    def make(store: Store, endpoint: str, **params: object) -> Run:
-        run = start(target_conn_id="minio_to", **{"target_bucket": store.bucket, **params})
+    def make(store: Store, endpoint: str, *faults: Fault, **params: object) -> Run:
+        run = start(*faults, **{"target_conn_id": "minio_to", "target_bucket": store.bucket, **params})
         extra = {"endpoint_url": endpoint, "config_kwargs": {"s3": {"addressing_style": "path"}}}
         connection = {"conn_type": "aws", "login": store.access_key, "password": store.secret_key, "extra": extra}
         run.environment["AIRFLOW_CONN_MINIO_TO"] = json.dumps(connection)
@@ -54,25 +55,12 @@ def test_a_volume_moves_between_stores_by_keys_that_are_limited_to_it(
     there = move(sides.source, source.url)  # one store by two names
     assert there.go() == "switched", there.errors
     assert there.xcom("plan")["change"]["kind"] == "address"
+    failing = move(sides.target, target.url, Fault("prove_no_restarts", "before", error="injected", tries=9))
     run = move(sides.target, target.url)
     with writing(fault_lab, "limited") as writer:
+        assert failing.go() == "rolled back", failing.errors
         assert run.go() == "switched", run.errors
     assert run.xcom("plan")["change"]["kind"] == "copied"
     assert_nothing_lost(fault_lab, writer)
     back = move(sides.source, source.url, consistency="target_content")
     assert back.go() == "switched", back.errors
-
-
-@pytest.mark.slow
-def test_a_failed_move_goes_back_by_keys_that_are_limited(
-    fault_lab: Lab, sides: Sides, move: Move, limited: tuple[S3Proxy, S3Proxy]
-) -> None:
-    source, target = limited
-    there = move(sides.source, source.url)
-    assert there.go() == "switched", there.errors
-    run = move(sides.target, target.url)
-    run.before["prove_no_restarts"] = lambda: setattr(target, "read_only", True)
-    with writing(fault_lab, "limited-back") as writer:
-        assert run.go() == "rolled back", run.errors
-    target.read_only = False
-    assert_nothing_lost(fault_lab, writer)

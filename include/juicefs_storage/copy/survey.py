@@ -7,7 +7,6 @@ there. No layout has to be known beforehand. A source that is too much for one p
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ ALONE_CALLS = 4_000
 _RANGES_EACH = 32
 #: A lister whose range has lasted so many pages has more left than looking for its middle costs.
 _PAGES_ALONE = 8
-_PROGRESS_S = 5
 
 
 @dataclass(eq=False)
@@ -56,7 +54,8 @@ class Survey:
         keep: Which keys count; None: all.
         listers: How many LIST requests are in flight at most.
         most_calls: It ends after so many LIST requests; None: when everything is listed.
-        progress: Called with a line every five seconds.
+        told: Called with the objects and bytes found so far, after each page.
+        await_resumed: Called before each request; blocks in a pause.
         ruler: Keeps the places.
         left: What was not listed, in order, where it ended before.
         calls: LIST requests so far.
@@ -68,7 +67,8 @@ class Survey:
     keep: Callable[[str], object] | None = None
     listers: int = LISTERS
     most_calls: int | None = None
-    progress: Callable[[str], None] = lambda _: None
+    told: Callable[[int, int], None] = lambda *_: None
+    await_resumed: Callable[[], None] = lambda: None
     ruler: Ruler = field(default_factory=Ruler)
     left: list[KeyRange] = field(default_factory=list)
     calls: int = 0
@@ -78,7 +78,6 @@ class Survey:
     _todo: list[_Range] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _error: BaseException | None = None
-    _reported_at: float = field(default_factory=time.monotonic)
 
     def run(self, *ranges: KeyRange) -> list[Segment]:
         """List ranges that do not overlap, and return their segments in order.
@@ -138,6 +137,7 @@ class Survey:
                 if busy not in self._busy:
                     return None  # it is listed: the answer is not used
                 self.calls += 1
+            self.await_resumed()
             return self.source.first_after(key)
 
         middle, until = find_cut(first_after, busy.at or "", busy.until)
@@ -152,6 +152,7 @@ class Survey:
             self._changed.notify_all()
 
     def _list(self, given: _Range) -> None:
+        self.await_resumed()
         for page in self.source.pages(KeyRange(given.at, given.until)):
             with self._changed:
                 if self._error:
@@ -169,6 +170,7 @@ class Survey:
                     return  # what this range has left is left
             if beyond:
                 break
+            self.await_resumed()
         with self._changed:
             self._busy.remove(given)
             self._changed.notify_all()
@@ -179,13 +181,12 @@ class Survey:
                 self.objects += len(kept.keys)
                 self.bytes += sum(kept.sizes)
                 self.ruler.add_page(given.track, kept)
-        if time.monotonic() - self._reported_at > _PROGRESS_S:
-            self._reported_at = time.monotonic()
-            listed = f"{self.objects:,} objects, {self.bytes / 2**30:,.1f} GiB"
-            self.progress(f"listed {listed}, with {self.calls:,} requests")
+        self.told(self.objects, self.bytes)
 
 
-def share_out(source: Bucket, ranges: Sequence[KeyRange], shares: int) -> list[list[KeyRange]]:
+def share_out(
+    source: Bucket, ranges: Sequence[KeyRange], shares: int, await_resumed: Callable[[], None] = lambda: None
+) -> list[list[KeyRange]]:
     """Cut ranges into many more than there are shares, and deal them out one by one.
 
     A half is half of the names that keys may have, not of the keys that there are. So a share is made of ranges that
@@ -195,6 +196,7 @@ def share_out(source: Bucket, ranges: Sequence[KeyRange], shares: int) -> list[l
         source: Only listed: LISTs of one key, 16 at once.
         ranges: In order, without overlap.
         shares: How many at most; fewer where there are too few keys.
+        await_resumed: Called before each range is cut; blocks in a pause.
 
     Raises:
         PermanentError: The store refuses the listing.
@@ -202,6 +204,7 @@ def share_out(source: Bucket, ranges: Sequence[KeyRange], shares: int) -> list[l
     """
 
     def halves(keys: KeyRange) -> tuple[KeyRange, ...]:
+        await_resumed()
         first = source.first_after(keys.after or "")
         if first is None or (keys.until is not None and first >= keys.until):
             return (keys,)

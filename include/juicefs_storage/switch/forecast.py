@@ -74,6 +74,7 @@ def kept_lines(
     heartbeats_s: Sequence[float],
     copied_s: float | None,
     window_s: float | None,
+    proof_s: Sequence[float] | None = None,
 ) -> list[str]:
     """Hold the plan's forecast against what came, a sentence each.
 
@@ -83,10 +84,13 @@ def kept_lines(
         heartbeats_s: See forecast_lines.
         copied_s: What the copy before the setting was written took, its comparisons included; None: there was none.
         window_s: From the setting's write until the last client was proven; None: none was.
+        proof_s: Of the proof of the blocks: what its first ETA said that it takes, and what it took. None: it had none.
     """
     lines = []
     if blocks_left and blocks_s and copied_s is not None:
         lines.append(f"the copy before the setting was written: {estimate_kept(blocks_left / blocks_s, copied_s)}")
+    if proof_s:
+        lines.append(f"the proof of the blocks: {estimate_kept(*proof_s)}")
     if window_s is not None:
         line = f"the last client was proven {window_s:.0f} s after the setting was written"
         if heartbeats_s:

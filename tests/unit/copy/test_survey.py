@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,9 @@ from include.juicefs_storage.copy.partitions import Partition, cut_partitions
 from include.juicefs_storage.copy.segments import Ruler
 from include.juicefs_storage.copy.survey import Survey, share_out
 from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.objects.flow import Flow
 from include.juicefs_storage.objects.model import KeyRange, Page
+from lab.process import wait_for
 from tests.support.copy_fakes import ListingBucket, assert_covered
 
 MIB = 2**20
@@ -74,6 +77,26 @@ def test_listers_share_the_work() -> None:
     survey.run(KeyRange())
     assert survey.objects == 20_000
     assert side.most_at_once == 8
+
+
+def test_a_survey_tells_how_far_it_is_and_asks_nothing_in_a_pause() -> None:
+    side, flow, told = ListingBucket(LAYOUTS["juicefs"], 50), Flow(), list[tuple[int, int]]()
+
+    def pausing(objects: int, size: int) -> None:
+        told.append((objects, size))
+        if len(told) == 20:
+            flow.pause()
+
+    survey = Survey(side, listers=4, told=pausing, await_resumed=flow.await_resumed)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(survey.run, KeyRange())
+        wait_for("the pause", lambda: flow.paused, deadline_s=30)
+        # What each lister had asked for by then comes in.
+        assert len(told) <= 20 + 4
+        assert not run.done()
+        flow.resume()
+        run.result(30)
+    assert told[-1] == (survey.objects, survey.bytes) == (20_000, sum(LAYOUTS["juicefs"].values()))
 
 
 def test_a_range_of_keys_is_all_that_is_cut_partitions() -> None:

@@ -44,4 +44,7 @@ def test_the_forecast_is_held_against_what_came() -> None:
     assert kept_lines(None, None, [], copied_s=58, window_s=3) == [
         "the last client was proven 3 s after the setting was written"
     ]
+    assert kept_lines(None, None, [], None, None, [41.0, 58.0]) == [
+        "the proof of the blocks: estimated 41 s, took 58 s (1.4×)"  # noqa: RUF001
+    ]
     assert kept_lines(300, None, [10], copied_s=58, window_s=None) == [], "no forecast, nothing to hold it against"

@@ -13,6 +13,7 @@ from airflow.sdk import TriggerRule, get_current_context
 from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.code_version import code_version
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.names import NEEDED_BLOCKS
 from include.juicefs_storage.objects.no_bucket import NoBucketYet
 from include.juicefs_storage.objects.one_store import new_probe_key
 from include.juicefs_storage.ports import Cluster, Place
@@ -335,6 +336,7 @@ def check_consistency(runtime: Runtime) -> list[Finding]:
     push("lost_blocks", difference.lost_keys)
     counted = runtime.params.consistency not in {"off", "sample"} or not change.copies
     push("missing_objects", difference.missing if counted else None)
+    push(NEEDED_BLOCKS, difference.expected if counted else None)
     if counted and difference.missing and difference.present:
         push("blocks_s", reading_rate(runtime.metadata, setting, source, time.monotonic))
     return findings

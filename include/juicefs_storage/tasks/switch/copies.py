@@ -13,6 +13,7 @@ from airflow.sdk import PokeReturnValue
 from airflow.sdk.exceptions import AirflowRescheduleException
 
 from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError
+from include.juicefs_storage.names import NEEDED_BLOCKS
 from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.switch.catch_up import CatchUp
 from include.juicefs_storage.switch.follow_writes import Follower
@@ -77,6 +78,7 @@ def copy(
             status=status,
         )
         difference = work.run()
+    push(NEEDED_BLOCKS, difference.expected)
     if work.compared:
         push(_COMPARED, work.compared.to_text())
     copied = {"copied": work.copied, "copied_bytes": work.copied_bytes, "still_missing": difference.missing}

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import TriggerRule
 
 from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.names import ESTIMATE
 from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.evidence import Evidence
 from include.juicefs_storage.switch.forecast import kept_lines
@@ -207,11 +208,12 @@ def _fence(run: SwitchRun, outcome: str) -> list[str]:
 def _forecast_kept(planned: Plan | None, evidence: Mapping[str, Evidence]) -> list[str]:
     """Hold the plan's forecast against how long the copy and the clients took."""
     copied, window_s = evidence.get("copy_ahead"), _window_s(evidence)
+    proof_s = pull("prove_blocks", ESTIMATE) if "prove_blocks" in evidence else None
     if planned is None:
-        return kept_lines(None, None, [], None, window_s)
+        return kept_lines(None, None, [], None, window_s, proof_s)
     took_s = (pull("copy_ahead", "timing") or {}).get("took_s") if copied else None
     heartbeats_s = [pod.heartbeat_s for pod in planned.mount_pods]
-    return kept_lines(planned.missing_objects, planned.blocks_s, heartbeats_s, took_s, window_s)
+    return kept_lines(planned.missing_objects, planned.blocks_s, heartbeats_s, took_s, window_s, proof_s)
 
 
 def _window_s(evidence: Mapping[str, Evidence]) -> float | None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError, TransientError
+from include.juicefs_storage.names import ESTIMATE, NEEDED_BLOCKS
 from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.ports import Session
 from include.juicefs_storage.switch.location import Location
@@ -25,6 +26,8 @@ from include.juicefs_storage.volume.mount_pods import find_mount_path, request_e
 from include.juicefs_storage.volume.users import accepted_clients, is_accepted, unknown_sessions
 
 _FAILED_BEFORE = "failed_before"
+#: Tasks that compare a store with the metadata before the blocks are proven, the latest first.
+_COMPARING = ("copy_back", "catch_up", "check_consistency")
 #: After so many seconds a client with JuiceFS' own heartbeat has read a new setting: 12 s, give or take 5 %.
 _HEARTBEAT_S = 14
 #: How long the old key is refused for the proof, and for how long each write then may take, in seconds.
@@ -214,11 +217,17 @@ def prove_blocks(run: SwitchRun, location: Location) -> dict[str, Any]:
 
 def find_missing(run: SwitchRun, location: Location) -> Difference:
     """Compare a location with the metadata."""
+    # As the latest comparison before counted them.
+    expected = next(filter(None, (pull(task_id, NEEDED_BLOCKS) for task_id in _COMPARING)), 0)
     status = Status(
-        "Blocks that files refer to", publish=Publisher(), doing=f"looking for them on {location.store.name}"
+        "Blocks that files refer to", expected, publish=Publisher(), doing=f"looking for them on {location.store.name}"
     )
     with run.lease.kept_renewed(), status.told():
-        return missing_blocks(run.runtime.metadata, run.before, location.store, run.lost_before, told=status.count)
+        found = missing_blocks(run.runtime.metadata, run.before, location.store, run.lost_before, told=status.count)
+    ended = status.progress()
+    if ended.estimated_s is not None:
+        push(ESTIMATE, [ended.estimated_s, ended.elapsed_s])
+    return found
 
 
 def require_blocks(run: SwitchRun, location: Location, difference: Difference) -> dict[str, Any]:

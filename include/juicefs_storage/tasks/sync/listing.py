@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -11,10 +13,13 @@ from include.juicefs_storage.copy.segments import Ruler, Segment, most_segments
 from include.juicefs_storage.copy.survey import ALONE_CALLS, Survey, share_out
 from include.juicefs_storage.names import COPY_POOL
 from include.juicefs_storage.objects.merge import key_filter
+from include.juicefs_storage.objects.progress import Status
 from include.juicefs_storage.tasks.context import log, pull, push, run_id
+from include.juicefs_storage.tasks.progress import Publisher
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.sync.folder import manifests_folder
 from include.juicefs_storage.tasks.sync.runtime import RETRIES, TASKS, SyncRuntime
+from include.juicefs_storage.tasks.sync.steering import steer
 
 if TYPE_CHECKING:
     from include.juicefs_storage.adapters.listing_files import ListingFiles
@@ -41,9 +46,12 @@ def begin_listing(params: SyncParams, source: S3Store) -> list[dict[str, Any]]:
     # Its own: where the listing begins again, tasks of this one may still run.
     folder = f"listing-{uuid4().hex[:12]}"
     files = _files(folder)
-    survey = _survey(params, source, most_calls=0 if params.planners else ALONE_CALLS)
-    survey.run(params.keys)
-    shares = share_out(S3Bucket(source), survey.left, params.planners or PLANNERS) if survey.left else []
+    with _steered(params, "check", 1) as how:
+        survey = _survey(params, source, most_calls=0 if params.planners else ALONE_CALLS, **how)
+        survey.run(params.keys)
+        shares = []
+        if survey.left:
+            shares = share_out(S3Bucket(source), survey.left, params.planners or PLANNERS, survey.await_resumed)
     survey.ruler.shrink(most_segments(len(shares)))
     files.write(0, survey.calls, survey.ruler.segments())
     if shares:
@@ -60,6 +68,7 @@ def begin_listing(params: SyncParams, source: S3Store) -> list[dict[str, Any]]:
     pool=COPY_POOL,
     max_active_tis_per_dagrun=TASKS,
     map_index_template="{{ task.op_kwargs['share']['label'] }}",
+    execution_timeout=None,  # it may be paused
     **RETRIES,
 )
 def list_source(share: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +79,9 @@ def list_source(share: dict[str, Any]) -> dict[str, Any]:
     params = SyncParams.model_validate(pull("check", "params"))
     source, _ = SyncRuntime(params).stores()
     files = _files(share["folder"])
-    survey = _survey(params, source, ruler=Ruler(most_segments(share["shares"])))
-    segments = survey.run(*files.share(share["number"]))
+    with _steered(params, "list_source", share["shares"]) as how:
+        survey = _survey(params, source, ruler=Ruler(most_segments(share["shares"])), **how)
+        segments = survey.run(*files.share(share["number"]))
     files.write(share["number"], survey.calls, segments)
     log.info("Listed %s with %d requests.", amount(survey.objects, survey.bytes), survey.calls)
     return {"objects": survey.objects, "bytes": survey.bytes, "requests": survey.calls}
@@ -97,4 +107,19 @@ def _files(folder: str) -> ListingFiles:
 def _survey(params: SyncParams, source: S3Store, **options: Any) -> Survey:
     from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 
-    return Survey(S3Bucket(source), key_filter(params.include, params.exclude), progress=log.info, **options)
+    return Survey(S3Bucket(source), key_filter(params.include, params.exclude), **options)
+
+
+@contextmanager
+def _steered(params: SyncParams, task_id: str, tasks: int) -> Iterator[dict[str, Any]]:
+    """Tell how far a survey is while the block lasts, and pause it where the Variable says so; yields its options.
+
+    Args:
+        params: Of the run.
+        task_id: The task that lists.
+        tasks: How many instances it has.
+    """
+    steering = steer(params, task_id, tasks)
+    status = Status("Listing of the source", flow=steering.flow, publish=Publisher(steering.every_s))
+    with status.told(steering.look):
+        yield {"told": status.count, "await_resumed": steering.flow.await_resumed}

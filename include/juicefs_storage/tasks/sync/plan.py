@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.adapters.s3.store import S3Store
 
 
-@runbook_task(kind="short_circuit", ignore_downstream_trigger_rules=False, **RETRIES)
+@runbook_task(kind="short_circuit", ignore_downstream_trigger_rules=False, execution_timeout=None, **RETRIES)
 def check() -> list[dict[str, Any]]:
     """Validate the params; both buckets can be listed; the engine and a place for the manifests are there.
 
@@ -67,8 +67,8 @@ def check() -> list[dict[str, Any]]:
     probe.unlink()
     if params.recut_from:
         earlier_plan(params.recut_from)
-    if Pace.of_text(read_pace()).paused and not params.dry_run:
-        log.warning("Variable %s pauses every copy: this one will be planned, and then wait.", PACE)
+    if Pace.of_text(read_pace()).paused:
+        log.warning("Variable %s pauses every copy: this one waits before it lists or copies.", PACE)
     push("params", params.model_dump(mode="json"))
     return [] if params.plan == "metadata" or params.recut_from else begin_listing(params, source)
 

@@ -20,8 +20,8 @@ def steer(params: SyncParams, phase: str, tasks: int) -> Steering:
 
     Args:
         params: Of the run.
-        phase: `copy` or `verify`.
-        tasks: How many tasks the phase has.
+        phase: The id of the task.
+        tasks: How many instances it has.
     """
     at_once = min(tasks, TASKS)
     steering = Steering(
