@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from airflow.sdk.exceptions import AirflowFailException
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.errors import TransientError
+from include.juicefs_storage.names import PACE
+from include.juicefs_storage.tasks import sync
 from include.juicefs_storage.tasks.sync.folder import MANIFESTS_ENV
 from include.juicefs_storage.volume.checksum import CHECKSUM_HEADER
+from lab.process import wait_for
 from tests.support.s3_memory import MemoryStore, Object, _Handler
 from tests.support.sync_run import SyncRun
 
@@ -94,6 +98,23 @@ def test_a_copy_with_the_dates_of_the_source_is_another_store(start: Start, stor
     start().run("check")
     assert store.requests["PUT"] == store.requests["DELETE"] == 1
     assert store.buckets["two"] == store.buckets["one"]
+
+
+def test_the_listing_for_the_plan_waits_in_a_pause(
+    start: Start, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (sync.listing, sync.steering):
+        monkeypatch.setattr(module, "EVERY_S", 0.05)
+    run = start(source_prefix="myjfs")
+    run.variables[PACE] = '{"paused": true}'
+    with ThreadPoolExecutor(1) as pool:
+        checking = pool.submit(run.run, "check")
+        wait_for("the pause", lambda: (run.xcoms.get(("check", "progress")) or {}).get("state") == "paused",
+                 deadline_s=30)  # fmt: skip
+        assert not checking.done()
+        run.variables.clear()
+        assert checking.result(30) == []
+    assert run.xcoms["check", "progress"]["objects"] == 2
 
 
 class LimitedStore(MemoryStore):

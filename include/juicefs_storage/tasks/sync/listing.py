@@ -13,7 +13,7 @@ from include.juicefs_storage.copy.segments import Ruler, Segment, most_segments
 from include.juicefs_storage.copy.survey import ALONE_CALLS, Survey, share_out
 from include.juicefs_storage.names import COPY_POOL
 from include.juicefs_storage.objects.merge import key_filter
-from include.juicefs_storage.objects.progress import Status
+from include.juicefs_storage.objects.progress import EVERY_S, Status
 from include.juicefs_storage.tasks.context import log, pull, push, run_id
 from include.juicefs_storage.tasks.progress import Publisher
 from include.juicefs_storage.tasks.runbook import runbook_task
@@ -120,6 +120,6 @@ def _steered(params: SyncParams, task_id: str, tasks: int) -> Iterator[dict[str,
         tasks: How many instances it has.
     """
     steering = steer(params, task_id, tasks)
-    status = Status("Listing of the source", flow=steering.flow, publish=Publisher(steering.every_s))
+    status = Status("Listing of the source", flow=steering.flow, every_s=EVERY_S, publish=Publisher(steering.every_s))
     with status.told(steering.look):
         yield {"told": status.count, "await_resumed": steering.flow.await_resumed}
