@@ -105,8 +105,9 @@ window: fuse setup ## measure how long clients take to follow a new setting
 chart: setup ## render deploy/values.yaml with helm; CHART names the chart's folder or archive (apache-airflow/airflow, 1.22.0)
 	AIRFLOW_CHART=$(CHART) $(BIN)/python -m pytest tests/project/test_helm.py
 
-docs: setup ## write the tables of params in docs/ from the models
+docs: setup ## write the tables of params in docs/ from the models, then build docs/ as a site into site/
 	$(BIN)/python -m tests.support.param_tables
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --strict
 
 lock: setup ## requirements*.in -> requirements*.txt, keeping the pins that still fit
 	$(UV_COMPILE) requirements.in -o requirements.txt
