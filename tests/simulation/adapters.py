@@ -24,6 +24,7 @@ from include.juicefs_storage.ports import (
     Workload,
     WorkloadKind,
     WorkloadTemplate,
+    WriteFence,
 )
 from include.juicefs_storage.volume import canary, mount_pods, reach
 from include.juicefs_storage.volume.layout import block_objects
@@ -36,6 +37,8 @@ from tests.support.fakes import setting
 _Result = TypeVar("_Result")
 _KEYS = (b"k" * 32,)
 _CONTROLLER = "juicefs-csi-controller-0"
+#: Of the answers, where some are lost.
+_LOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Ask:
         self(what)
         result = function()
         self(f"answer to {what}")
+        if self.world.loses_answers and self.world.random.random() < _LOST:
+            raise TransientError(f"The answer to {what} was lost.", next_step="the task tries again")
         return result
 
 
@@ -185,7 +190,8 @@ class SimulatedJuiceFS(JuiceFS):
         config = world.row.config
         store = world.store_of(config)
         store.admit(config, write=True)
-        if missing := [path for path, keys in world.acknowledged.items() if keys[0] not in store.objects]:
+        there = world.acknowledged.keys() - set(lost_files) - {f"/{path}" for path in lost_files}
+        if missing := [path for path in sorted(there) if world.acknowledged[path][0] not in store.objects]:
             raise TransientError(f"A fresh mount cannot read {missing[0]}.", next_step="the task tries again")
         return _write(world, config, f"/{canary}")
 
@@ -227,6 +233,31 @@ def _remove(world: World, path: str) -> None:
     for slice_id, (_, other) in list(world.slices.items()):
         if other == path:
             world.slices[slice_id] = (world.slices[slice_id][0], f"/.trash{path}")
+
+
+class SimulatedFence(WriteFence):
+    """A store that refuses the writes of one access key."""
+
+    def __init__(self, ask: Ask, config: StorageConfig) -> None:
+        self._ask, self._store = ask, ask.world.store_of(config)
+        self._key = config.access_key.get_secret_value()
+
+    def _admit(self, what: str) -> None:
+        self._ask(f"fence: {what}")
+        if not self._store.up:
+            raise TransientError(f"{self._store.name} does not answer.", next_step="start it")
+
+    def is_up(self) -> bool:
+        self._admit("look")
+        return self._key in self._store.denied
+
+    def up(self) -> None:
+        self._admit("up")
+        self._ask.change("fence up", lambda: self._store.denied.add(self._key))
+
+    def down(self) -> None:
+        self._admit("down")
+        self._ask.change("fence down", lambda: self._store.denied.discard(self._key))
 
 
 class SimulatedVault(Vault):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 #: How long a client tries to upload a block before the application gets an error.
 _UPLOAD_S = 60.0
+#: How long a machine takes to go on after it was suspended, in seconds: at most.
+_WAKES_S = 5.0
 
 
 @dataclass(eq=False)
@@ -32,6 +35,7 @@ class Client:
         heartbeat_s: How often it reads the setting, in seconds.
         used: The storage that it reads and writes.
         shown: The setting that it has read last: what its `.config` shows.
+        format_values: What its command writes into the setting when its container starts; None: nothing.
         breaks: The next reloads fail, as long as this is so.
         asleep: It does nothing at all, as a suspended machine.
         restarts: Of its container.
@@ -46,13 +50,13 @@ class Client:
     heartbeat_s: float
     used: StorageConfig
     shown: Setting
+    format_values: StorageConfig | None = None
     breaks: bool = False
     asleep: bool = False
     restarts: int = 0
     started_at: float = 0.0
     log: list[tuple[float, str]] = field(default_factory=list)
     request_errors: int = 0
-    format_values: StorageConfig | None = None
 
     @property
     def mount_path(self) -> str:
@@ -102,11 +106,11 @@ class Client:
         )
 
     def _upload(self, keys: list[str], index: int, until: float, then: Callable[[str], None], gap_s: float) -> None:
-        scheduler = self.world.scheduler
+        scheduler, tries = self.world.scheduler, itertools.count(1)
 
         def attempt() -> None:
             if self.asleep:
-                scheduler.after(1.0, attempt)
+                scheduler.after(_WAKES_S, attempt)
                 return
             try:
                 store = self.world.store_of(self.used)
@@ -116,7 +120,7 @@ class Client:
                 if scheduler.now > until:
                     then(error.problem)
                 else:
-                    scheduler.after(1.0, attempt)
+                    scheduler.after(next(tries) ** 2, attempt)  # as JuiceFS does
                 return
             store.put(keys[index], 4096 * 1024, keys[index], self.name)
             if index + 1 < len(keys):
@@ -124,7 +128,8 @@ class Client:
             else:
                 then("")
 
-        scheduler.after(gap_s if index else self.world.scheduler.random.uniform(0.01, 0.3), attempt)
+        wait_s = gap_s if index else scheduler.random.uniform(0.01, 0.3)
+        scheduler.after(wait_s + self.world.store_of(self.used).slow_s, attempt)
 
     def _commit(self, error: str, path: str, slice_id: int, size: int) -> None:
         if not error and not self.world.metadata_up:

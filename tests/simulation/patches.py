@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import sys
 import threading
 import time
@@ -10,9 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.sdk import get_current_context
+
+from include.juicefs_storage.volume.setting import Setting
 
 if TYPE_CHECKING:
     from tests.simulation.scheduler import Process
@@ -38,6 +42,8 @@ class Here:
 
 
 HERE = Here()
+#: How many values of one kind are remembered.
+_REMEMBERED = 300
 
 
 class _Time:
@@ -59,7 +65,7 @@ class _Datetime(datetime):
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-        return datetime.fromtimestamp(HERE.world.scheduler.now, tz)
+        return datetime.fromtimestamp(HERE.world.scheduler.now + _context()["skew_s"], tz)
 
 
 class _Pool:
@@ -125,13 +131,41 @@ def _nothing(*_: object) -> None:
 
 def _replacements() -> dict[int, Any]:
     from include.juicefs_storage.tasks.context import mask, mask_keys
+    from include.juicefs_storage.tasks.registry import read_registry
 
     pairs: list[tuple[object, object]] = [
         (time, _Time), (time.monotonic, _Time.monotonic), (time.sleep, _Time.sleep), (datetime, _Datetime),
         (ThreadPoolExecutor, _Pool), (threading, _Threading), (get_current_context, _context),
-        (mask, _nothing), (mask_keys, _nothing),
+        (mask, _nothing), (mask_keys, _nothing), (read_registry, cache(read_registry)),
     ]  # fmt: skip
     return {id(real): simulated for real, simulated in pairs}
+
+
+def _remembered() -> list[tuple[Any, str, Any]]:
+    """What makes immutable values of text: most of a history's time goes there, and the texts are few."""
+    from include.juicefs_storage.switch.backup import Backup
+    from include.juicefs_storage.switch.params import RevertParams, SwitchParams
+    from include.juicefs_storage.switch.plan import Plan
+
+    def by_fields(model: Any) -> Callable[[Any], Any]:
+        validate, made = model.model_validate, dict[bytes, Any]()
+
+        def validated(fields: Any) -> Any:
+            key = marshal.dumps(fields)
+            if key not in made:
+                if len(made) > _REMEMBERED:
+                    made.clear()
+                made[key] = validate(fields)
+            return made[key]
+
+        return validated
+
+    read_setting = lru_cache(_REMEMBERED)(lambda text: Setting(bytes.fromhex(text)))
+    return [
+        *((model, "model_validate", by_fields(model)) for model in (SwitchParams, RevertParams, Plan)),
+        (Backup, "from_bytes", lru_cache(_REMEMBERED)(Backup.from_bytes)),
+        (Backup, "setting", property(lambda backup: read_setting(backup.setting_hex))),
+    ]
 
 
 @contextmanager
@@ -151,7 +185,7 @@ def simulated() -> Iterator[None]:
     undo: list[tuple[Any, str, Any]] = []
 
     def put(owner: Any, name: str, value: Any) -> None:
-        undo.append((owner, name, getattr(owner, name)))
+        undo.append((owner, name, vars(owner).get(name, getattr(owner, name))))
         setattr(owner, name, value)
 
     for module_name, module in list(sys.modules.items()):
@@ -160,6 +194,8 @@ def simulated() -> Iterator[None]:
                 if id(value) in replacements:
                     put(module, name, replacements[id(value)])
     put(SwitchRun, "engine", simulated_engine)
+    for owner, name, value in _remembered():
+        put(owner, name, value)
     for owner in (VolumeLease, WriteSetting):
         defaults = tuple(_Time.sleep if value is time.sleep else value for value in owner.__init__.__defaults__ or ())
         put(owner.__init__, "__defaults__", defaults)

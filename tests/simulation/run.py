@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+import marshal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 from airflow.sdk import PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException
 
+from include.juicefs_storage.switch.backup import Backup
 from tests.simulation.patches import HERE
 from tests.simulation.scheduler import Process
 from tests.simulation.world import World
 from tests.support.graph import GraphRun, find_dag
 
-DAG_ID, FIRST = "juicefs_storage_switch", "run-1"
+SWITCH, REVERT, FIRST = "juicefs_storage_switch", "juicefs_storage_revert", "run-1"
 #: How long Airflow takes to find out that a task's process is dead, in seconds: at most, see
 #: `task_instance_heartbeat_timeout`.
 _NOTICED_S = 300.0
 _SCHEDULER_S = 0.5
+#: How long a task that Airflow has given up runs at most before it is ended, in seconds.
+_HEARTBEAT_S = 30.0
+#: The states from which a task starts.
+_STARTS_FROM = frozenset({None, "up_for_retry", "up_for_reschedule"})
+
+
+@cache
+def tasks_of(dag_id: str) -> dict[str, Any]:
+    """Return task id -> task, each after those that it waits for."""
+    return {task.task_id: task for task in find_dag(dag_id).topological_sort()}
 
 
 @dataclass
@@ -34,6 +47,7 @@ class SimulatedRun(GraphRun):
         params: As they were given.
         on_end: Called when `finalize` has ended.
         slots: How many tasks run at once.
+        deleted: A person has deleted it.
         running: Task -> the process of its try.
     """
 
@@ -41,20 +55,22 @@ class SimulatedRun(GraphRun):
     run_id: str
     params: dict[str, Any]
     on_end: Callable[[SimulatedRun], None]
+    dag_id: str = SWITCH
     slots: int = 4
-    dag_id: str = DAG_ID
+    deleted: bool = False
     states: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
     running: dict[str, Process] = field(default_factory=dict)
     put_off_since: dict[str, datetime] = field(default_factory=dict)
-    _xcoms: dict[tuple[str, str], str] = field(default_factory=dict)
+    _xcoms: dict[tuple[str, str], bytes] = field(default_factory=dict)
     _due: dict[str, float] = field(default_factory=dict)
+    _instances: dict[str, _TaskInstance] = field(default_factory=dict)
     _scheduled: bool = False
 
     def __post_init__(self) -> None:
         self.triggered_at = self._now()
-        self.tasks = find_dag(self.dag_id).topological_sort()
+        self.tasks = tasks_of(self.dag_id)
         self.params = {**find_dag(self.dag_id).params.dump(), **self.params}
 
     def _now(self) -> datetime:
@@ -62,11 +78,12 @@ class SimulatedRun(GraphRun):
 
     def xcom(self, task_id: str, key: str = "return_value") -> Any:
         found = self._xcoms.get((task_id, key))
-        return None if found is None else json.loads(found)
+        return None if found is None else marshal.loads(found)  # noqa: S302  our own
 
     def push(self, task_id: str, key: str, value: Any) -> None:
         """Set an XCom."""
-        self._xcoms[task_id, key] = json.dumps(value, default=str)
+        # What JSON makes of it; each reader gets a copy, which `marshal` makes faster.
+        self._xcoms[task_id, key] = marshal.dumps(json.loads(json.dumps(value, default=str)))
 
     def clear(self, *task_ids: str, downstream: bool = False, only_failed: bool = False) -> None:
         before = dict(self.states)
@@ -87,12 +104,23 @@ class SimulatedRun(GraphRun):
     @property
     def ended(self) -> bool:
         """Nothing runs any more, and nothing will by itself."""
-        return self.states.get("finalize") in {"success", "failed"} and not self.running and not self._due
+        if self.running or self._due:
+            return False
+        return self.deleted or self.states.get("finalize") in {"success", "failed"}
 
     @property
     def outcome(self) -> str:
-        """What `finalize` reported."""
+        """What `finalize` reported; `deleted` where it cannot any more."""
+        if self.deleted:
+            return "deleted"
         return str((self.xcom("finalize", "report") or {}).get("outcome"))
+
+    @property
+    def backup(self) -> Backup | None:
+        """The backup that it has made."""
+        name = f"revert-{self.run_id}" if self.dag_id == REVERT else self.run_id
+        content = self.world.vault.get(f"myjfs.{name}")
+        return Backup.from_bytes(content) if content else None
 
     def schedule(self) -> None:
         """Start what may run, as Airflow's scheduler does, half a second from now."""
@@ -102,12 +130,12 @@ class SimulatedRun(GraphRun):
 
     def _start_what_may(self) -> None:
         self._scheduled = False
-        for task in self.tasks:
-            task_id = task.task_id
-            if self._due.get(task_id, self.world.scheduler.now) > self.world.scheduler.now:
+        if self.deleted:
+            return
+        for task_id, task in self.tasks.items():
+            if self.states.get(task_id) not in _STARTS_FROM or len(self.running) >= self.slots:
                 continue
-            waits = self.states.get(task_id) in {None, "up_for_retry", "up_for_reschedule"}
-            if not waits or len(self.running) >= self.slots:
+            if self._due.get(task_id, 0.0) > self.world.scheduler.now:
                 continue
             if task_id not in self.states and not self.may_start(task):
                 continue
@@ -125,15 +153,17 @@ class SimulatedRun(GraphRun):
         name = task_id if self.run_id == FIRST else f"{self.run_id} {task_id}"
         process = self.world.scheduler.spawn(name, lambda: self._execute(task))
         self.running[task_id] = process
+        self._instances[task_id] = _TaskInstance(self, task_id)
         HERE.contexts[process] = {
-            "ti": _TaskInstance(self, task_id), "task": task, "dag": find_dag(self.dag_id), "run_id": self.run_id,
+            "ti": self._instances[task_id], "task": task, "dag": find_dag(self.dag_id), "run_id": self.run_id,
             "params": self.params, "dag_run": SimpleNamespace(run_after=self.triggered_at),
+            "skew_s": self.world.random.choice((-1, 0, 1)) * self.world.setup.skew_s,
         }  # fmt: skip
 
     def _execute(self, task: Any) -> None:
         task_id, final, error, state = task.task_id, False, "", "success"
         try:
-            value = task.python_callable()
+            value = self._carry_out(task)
             if isinstance(value, PokeReturnValue):
                 state, value = ("success" if value.is_done else "up_for_reschedule"), value.xcom_value
                 if state != "success":
@@ -147,11 +177,19 @@ class SimulatedRun(GraphRun):
             state, final, error = "failed", True, str(problem)
         except Exception as problem:  # noqa: BLE001  as Airflow does: whatever it is, the task failed
             state, error = "failed", f"{type(problem).__name__}: {problem}"
+        if HERE.contexts[self.world.scheduler.current]["ti"] is not self._instances.get(task_id):
+            return  # Airflow has given this try up
         self._ended(task, state, error, final=final)
+
+    def _carry_out(self, task: Any) -> Any:
+        if task.task_id == "choose_backup":
+            return {"chosen_options": [self.params["backup_id"]]}
+        return task.python_callable()
 
     def _ended(self, task: Any, state: str, error: str, *, final: bool = False) -> None:
         task_id = task.task_id
         self.running.pop(task_id, None)
+        self._instances.pop(task_id, None)
         if state == "failed" and not final and self.tries[task_id] <= task.retries:
             state = "up_for_retry"
             delay: timedelta = task.retry_delay
@@ -172,15 +210,35 @@ class SimulatedRun(GraphRun):
 
     def kill(self, task_id: str) -> None:
         """Kill a task's process; Airflow finds out some time later."""
-        process = self.running[task_id]
         self.world.note(f"{task_id} is killed")
+        self._give_up(task_id, self.world.random.uniform(1, _NOTICED_S))
+        self.world.scheduler.kill(self.running[task_id])
+
+    def pause(self, task_id: str, for_s: float) -> None:
+        """Stop a task's process for so long; Airflow takes it for dead, and ends it once it hears of it again."""
+        process, scheduler = self.running[task_id], self.world.scheduler
+        scheduler.pause(process, for_s)
+        if for_s > _NOTICED_S:
+            self._give_up(task_id, _NOTICED_S)
+            scheduler.after(for_s + scheduler.random.uniform(0, _HEARTBEAT_S), lambda: scheduler.kill(process))
+
+    def _give_up(self, task_id: str, after_s: float) -> None:
+        process = self.running[task_id]
 
         def noticed() -> None:
             if self.running.get(task_id) is process:
-                self._ended(find_dag(self.dag_id).get_task(task_id), "failed", "killed")
+                self._ended(self.tasks[task_id], "failed", "its process is not heard of any more")
 
-        self.world.scheduler.after(self.world.random.uniform(1, _NOTICED_S), noticed)
-        self.world.scheduler.kill(process)
+        self.world.scheduler.after(after_s, noticed)
+
+    def delete(self) -> None:
+        """Delete the run, as the UI does: its tasks are ended, its XComs go."""
+        self.deleted = True
+        for task_id in list(self.running):
+            self._stop(task_id)
+        self.states.clear()
+        self._xcoms.clear()
+        self._due.clear()
 
 
 class _TaskInstance:

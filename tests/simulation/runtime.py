@@ -10,7 +10,14 @@ from include.juicefs_storage.switch.location import Location
 from include.juicefs_storage.switch.params import RevertParams
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
-from tests.simulation.adapters import Ask, SimulatedCluster, SimulatedJuiceFS, SimulatedMetadata, SimulatedVault
+from tests.simulation.adapters import (
+    Ask,
+    SimulatedCluster,
+    SimulatedFence,
+    SimulatedJuiceFS,
+    SimulatedMetadata,
+    SimulatedVault,
+)
 from tests.simulation.patches import HERE
 from tests.simulation.stores import SimulatedBucket, SimulatedEngine
 
@@ -60,11 +67,14 @@ class SimulatedRuntime(Runtime):
     def source_store(self, config: StorageConfig) -> Any:
         return self._bucket(config)
 
+    def _by_setting(self, config: StorageConfig) -> Any:
+        return self._bucket(config)
+
     def clients_store(self, config: StorageConfig) -> Any:
         return self._bucket(config)
 
-    def fence(self, setting: Setting) -> None:
-        return None
+    def fence(self, setting: Setting) -> Any:
+        return SimulatedFence(self._ask, setting.config) if self.params.fence_conn_id else None
 
     def _bucket(self, config: StorageConfig) -> SimulatedBucket:
         world = HERE.world

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -14,6 +15,8 @@ from include.juicefs_storage.volume.setting import StorageConfig
 from tests.simulation.scheduler import Scheduler
 
 _PAGE = 1_000
+#: The keys of objects that the product writes to try something, and deletes again.
+_PROBE = re.compile("probe|storage-switch-")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Store:
         keys: The pairs of access key and secret key that it knows.
         up: It answers.
         denied: Access keys that may not write for now.
+        hidden: Keys of which it says for now that they are not there.
+        slow_s: How long it takes to answer, in seconds: at most.
         harm: Objects that were overwritten with something else, or deleted, and by whom.
     """
 
@@ -45,6 +50,8 @@ class Store:
     keys: set[tuple[str, str]] = field(default_factory=set)
     up: bool = True
     denied: set[str] = field(default_factory=set)
+    hidden: frozenset[str] = frozenset()
+    slow_s: float = 0.0
     harm: list[str] = field(default_factory=list)
 
     def admit(self, config: StorageConfig, *, write: bool = False) -> None:
@@ -62,6 +69,10 @@ class Store:
         if write and access in self.denied:
             raise PermanentError(f"{self.name}: access denied for {access}.", next_step="allow it")
 
+    def shown(self, key: str) -> Stored | None:
+        """What it gives out under a key."""
+        return None if key in self.hidden else self.objects.get(key)
+
     def put(self, key: str, size: int, content: str, by: str) -> None:
         """Store an object."""
         found = self.objects.get(key)
@@ -71,7 +82,7 @@ class Store:
 
     def delete(self, key: str, by: str) -> None:
         """Delete an object."""
-        if self.objects.pop(key, None) and "probe" not in key:
+        if self.objects.pop(key, None) and not _PROBE.search(key):
             self.harm.append(f"{by} deleted {key}")
 
 
@@ -83,10 +94,13 @@ class SimulatedBucket(Bucket):
     ) -> None:
         self.name, self.store = store.name, self
         self.origin = "connection minio_new"
+        self.endpoint = config.endpoint_and_bucket[0]
         self.config, self._scheduler, self._store, self._answer = config, scheduler, store, answer
 
     def _ask(self, what: str, *, write: bool = False) -> None:
         self._answer(f"{self.name}: {what}")
+        if self._store.slow_s:
+            self._scheduler.sleep(self._scheduler.random.uniform(0, self._store.slow_s))
         self._store.admit(self.config, write=write)
 
     def close(self) -> None:
@@ -119,15 +133,18 @@ class SimulatedBucket(Bucket):
         after, until = keys.after or "", keys.until or "\U0010ffff"
         while True:
             self._ask("list a page")
-            found = [key for key in sorted(self._store.objects) if after < key <= until][:_PAGE]
+            found = [key for key in self._listed() if after < key <= until][:_PAGE]
             if not found:
                 return
             yield Page(found, [self._store.objects[key].size for key in found], [""] * len(found))
             after = found[-1]
 
+    def _listed(self) -> Sequence[str]:
+        return sorted(self._store.objects.keys() - self._store.hidden)
+
     def list(self, prefix: str) -> Iterator[StoredObject]:
         self._ask(f"list {prefix}")
-        for key in sorted(self._store.objects):
+        for key in self._listed():
             if key.startswith(prefix) and (found := self._store.objects.get(key)):
                 yield StoredObject(key, found.size, "")
 
@@ -143,11 +160,11 @@ class SimulatedBucket(Bucket):
 
     def first_after(self, key: str) -> str | None:
         self._ask("list one")
-        return min((other for other in self._store.objects if other > key), default=None)
+        return min((other for other in self._listed() if other > key), default=None)
 
     def head(self, key: str) -> StoredObject | None:
         self._ask(f"head {key}")
-        if not (found := self._store.objects.get(key)):
+        if not (found := self._store.shown(key)):
             return None
         written = datetime.fromtimestamp(int(found.at), UTC)
         return StoredObject(key, found.size, "", format_datetime(written, usegmt=True))
@@ -157,7 +174,7 @@ class SimulatedBucket(Bucket):
 
     def read(self, key: str) -> bytes | None:
         self._ask(f"get {key}")
-        found = self._store.objects.get(key)
+        found = self._store.shown(key)
         return found.content.encode() if found else None
 
     def read_into(self, key: str, make: Callable[[Mapping[str, str]], SomeSink]) -> SomeSink | None:
@@ -185,7 +202,7 @@ class SimulatedEngine:
 
     def _copy(self, key: str) -> Copied:
         self._source._ask(f"get {key}")
-        found = self._source._store.objects.get(key)
+        found = self._source._store.shown(key)
         if found is None:
             return Copied(ObjectOutcome.VANISHED)
         self._target._ask(f"put {key}", write=True)

@@ -13,7 +13,7 @@ from include.juicefs_storage.tasks.switch import apply, copies, proofs
 from tests.simulation.history import History, draw
 from tests.simulation.patches import simulated
 
-_FIXED, _RANDOM = 30, 10
+_FIXED, _RANDOM = 60, 60
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -26,6 +26,29 @@ def key_pair(config: StorageConfig) -> tuple[str, str]:
     return config.access_key.get_secret_value(), config.secret_key.get_secret_value()
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a world is like when a history begins.
+
+    Attributes:
+        clients: How many mount pods.
+        heartbeat_s: How often they read the setting, in seconds.
+        keys_only: The new storage is the old bucket with other keys.
+        moved: The old store does not serve any more; the new one has all that it had.
+        fenced: The old store can refuse the clients' key, and the runs may have it do so.
+        lost: How many files have lost their blocks, on both stores.
+        skew_s: How far the clock of a worker may be off, in seconds.
+    """
+
+    clients: int = 2
+    heartbeat_s: float = 12.0
+    keys_only: bool = False
+    moved: bool = False
+    fenced: bool = False
+    lost: int = 0
+    skew_s: float = 0.0
+
+
 @dataclass
 class Rollout:
     """A CSI workload: what its template is annotated with, and when its last rollout is done."""
@@ -45,10 +68,10 @@ class World:
         lines: The log of a history.
     """
 
-    def __init__(self, random: Random, *, clients: int = 2, heartbeat_s: float = 12.0, keys_only: bool = False) -> None:
-        self.random = random
+    def __init__(self, random: Random, setup: Setup) -> None:
+        self.random, self.setup = random, setup
         self.scheduler = Scheduler(random, _START)
-        self.old, self.new = OLD, replace(NEW, bucket=OLD.bucket) if keys_only else NEW
+        self.old, self.new = OLD, replace(NEW, bucket=OLD.bucket) if setup.keys_only else NEW
         self.stores = {config.bucket: Store(config.bucket, self._now) for config in (self.old, self.new)}
         for config in (self.old, self.new):
             self.store_of(config).keys.add(key_pair(config))
@@ -63,6 +86,10 @@ class World:
         self.vault_up = True
         self.rollouts = {row: Rollout() for row in CSI_WORKLOADS}
         self.config_running_until = 0.0
+        #: Of what is changed from now on, the answer may not arrive.
+        self.loses_answers = False
+        #: Files whose blocks are on no store.
+        self.lost_files: list[str] = []
         self.lines: list[str] = []
         #: Called with each request of the product, before it is on its way.
         self.on_request: Callable[[str], None] = lambda _: None
@@ -72,17 +99,17 @@ class World:
         }
         self._populate()
         self.clients = [
-            Client(self, f"juicefs-node-{n}-pvc-1-abcde{n}", f"uid-{n}", heartbeat_s, OLD, self.row, format_values=OLD)
-            for n in range(1, clients + 1)
+            Client(self, f"juicefs-node-{n}-pvc-1-abcde{n}", f"uid-{n}", setup.heartbeat_s, OLD, self.row, OLD)
+            for n in range(1, setup.clients + 1)
         ]
         for client in self.clients:
-            self.scheduler.after(random.uniform(0, heartbeat_s), client.beat)
+            self.scheduler.after(random.uniform(0, setup.heartbeat_s), client.beat)
 
     def _now(self) -> float:
         return self.scheduler.now
 
     def _populate(self) -> None:
-        """Write the files that were there before; all but the last are on the new store as well."""
+        """Write the files that were there before; the new store has all but the last, or all where the store moved."""
         for store in self.stores.values():
             store.put("myjfs/juicefs_uuid", 36, self.row.uuid, "format")
         for number in range(_FILES_BEFORE):
@@ -90,10 +117,14 @@ class World:
             path = f"/before-{number}"
             self.slices[slice_id] = (size, path)
             self.acknowledge(path, slice_id, size)
+            if number < self.setup.lost:
+                self.lost_files.append(path)
+                continue
             for key in self.acknowledged[path]:
                 self.store_of(self.old).put(key, size, key, "before")
-                if number + 1 < _FILES_BEFORE:
+                if number + 1 < _FILES_BEFORE or self.setup.moved:
                     self.store_of(self.new).put(key, size, key, "before")
+        self.store_of(self.old).up = not self.setup.moved
         self.scheduler.now += 3600
 
     def note(self, line: str) -> None:

@@ -428,7 +428,8 @@ def _require_a_move(runtime: Runtime, planned: Plan) -> None:
         raise PermanentError(
             problem,
             state="nothing was changed",
-            next_step="correct `target_conn_id` and `target_bucket`, or leave the volume where it is",
+            next_step="correct `target_conn_id` and `target_bucket`, or leave the volume where it is. Where the run "
+            "that moved it is gone before its end, see docs/rollback.md#a-run-that-was-left-where-it-is",
         )
 
 
