@@ -4,8 +4,8 @@ A third page of each run, a tab of it in Airflow's UI, says what is so now (incl
 Plan and report are the Markdown that the tasks leave in XCom `markdown`, also where they then fail. A fleet has one
 page more: where each of its volumes stands now. Another, in the navigation, tells of each registered volume whether it
 is ready to be switched: the last event of the rehearsal.
-How a run ended is in its note, with the task that failed first and the link to its report; also where a person marked
-the run, and no task could write a report.
+While a run works its note links to that page; then it says how the run ended, with the task that failed first and the
+link to its report; also where a person marked the run, and no task could write a report.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.types import TaskInstanceKey
 
+from include.juicefs_storage import run_note
 from include.juicefs_storage.failures import ERROR, LAST, Failure, first_failure, unreported_end
 from include.juicefs_storage.markdown import one_line, table
 from include.juicefs_storage.names import (
@@ -56,14 +57,6 @@ RUN_TEMPLATE = TEMPLATE.with_name("juicefs_storage_run.html")
 SCRIPT = TEMPLATE.with_suffix(".js")
 #: The pages that are Markdown.
 Written = Literal["plan", "report"]
-
-#: How the outcome begins in a run's note, a line of its own; as many characters as Airflow's table takes.
-OUTCOME, NOTE_LENGTH = "**[Outcome](", 1000
-#: Of a failure's line this much is kept, or nothing: the link to the task, and the beginning of its error.
-LEAST_OF_A_FAILURE = 250
-#: The lines that the listener writes into a note.
-FAILED = re.compile(r"^\*\*\[\w+\]\([^)]*\) failed\*\*: .*$", re.MULTILINE)
-OURS = re.compile(rf"{FAILED.pattern}|^{re.escape(OUTCOME)}.*$", re.MULTILINE)
 
 #: The tasks that write each page; a DAG has one of them.
 WRITERS: dict[Written, tuple[str, ...]] = {"plan": ("plan", "plan_partitions"), "report": ("finalize",)}
@@ -227,9 +220,8 @@ def _fleet_row(number: int, key: str, run_id: str, runs: "Mapping[str, tuple[str
     own = volume_run_id(run_id, key)
     state, note = runs.get(own, ("not started", ""))
     shown = f"[{state}](../../{run_url(SWITCH, own)})" if own in runs else state
-    ended = re.search(rf"^{re.escape(OUTCOME)}[^)]*\)\*\*: (.*)$", note, re.MULTILINE)
-    cause = FAILED.search(note)
-    parts = [ended[1] if ended else "", cause[0].replace("](dags/", "](../../dags/") if cause else ""]
+    ended, cause = run_note.read_end(note)
+    parts = [ended, cause.replace("](dags/", "](../../dags/")]
     return [str(number or "canary"), key, shown, " ".join(filter(None, parts))]
 
 
@@ -238,33 +230,19 @@ def _minute(moment: object) -> str:
     return f"{str(moment)[:16].replace('T', ' ')} UTC"
 
 
-def add_outcome(note: str, outcome: str, report: str, failure: str = "") -> str:
-    """Write how a run ended into its note, in place of an earlier end, else below the rest.
-
-    What a person wrote is never cut: where all together is too long for Airflow's table, the failure is cut, and where
-    that does not suffice the note stays as it is.
-
-    Args:
-        note: As it is.
-        outcome: How the run ended, in a line.
-        report: The URL of its report.
-        failure: The task that failed first, with its error and next command, in a line.
-    """
-    others = OURS.sub("", note).strip()
-    line = f"{OUTCOME}{report})**: {one_line(outcome)}"
-    room = NOTE_LENGTH - len(others) - len(line) - len("\n\n\n\n")
-    if len(failure) > room:
-        failure = f"{failure[: room - 1]}…" if room > LEAST_OF_A_FAILURE else ""
-    added = "\n\n".join(part for part in (others, failure, line) if part)
-    return added if len(added) <= NOTE_LENGTH else note
-
-
 class RunNote:
-    """Writes how a run of ours ended into its note, whoever ended it.
+    """Writes into a run's note where to look at it, and how it ended, whoever ended it.
 
     The scheduler calls this, or the API server where a person marks the run, in the transaction in which it writes the
     run's state: it commits, and nothing here may. A session of its own would wait for that transaction's locks.
     """
+
+    @hookimpl
+    def on_dag_run_running(self, dag_run: "DagRun") -> None:
+        """See above."""
+        if dag_run.dag_id.startswith(DAG_PREFIX):
+            page = page_url("run", dag_run.dag_id, dag_run.run_id)
+            dag_run.note = run_note.with_now(dag_run.note or "", page)
 
     @hookimpl
     def on_dag_run_success(self, dag_run: "DagRun") -> None:
@@ -309,7 +287,7 @@ def _note_end(dag_run: "DagRun", how: str) -> None:
     ]
     first = first_failure(failed, [instance.task_id for instance in instances]) if how == "failed" else None
     failure = first.to_markdown() if first else ""
-    dag_run.note = add_outcome(dag_run.note or "", str(said), page_url("report", dag_id, run_id), failure)
+    dag_run.note = run_note.with_end(dag_run.note or "", str(said), page_url("report", dag_id, run_id), failure)
 
 
 def run_now(session: Any, dag_id: str, run_id: str) -> "dict[str, Any] | None":

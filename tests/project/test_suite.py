@@ -24,7 +24,7 @@ OTHERS = {
     "lab/test_writer.py": "of lab/writer.py",
     "plugins/test_juicefs_storage_plugin.py": "of plugins/juicefs_storage_plugin.py",
     "plugins/test_run_now.py": "of the page of a run that plugins/juicefs_storage_plugin.py serves",
-    "plugins/test_run_note.py": "of the notes that plugins/juicefs_storage_plugin.py writes",
+    "plugins/test_run_note.py": "of the notes that plugins/juicefs_storage_plugin.py writes when a run begins or ends",
 }
 
 

@@ -99,11 +99,6 @@ print(json.dumps({
     "no_volumes": plugin.render_volumes([]),
     "planned": plugin.render_page("plan", dag.dag_id, run_id, planned),
     "hostile": plugin.render_page("report", "<d>", "<r>&", hostile),
-    "notes": [
-        plugin.add_outcome("", "planned.", "x"),
-        plugin.add_outcome("CHG-1\\n\\n**[Outcome](x)**: planned.\\n\\nstarted by Kim", "switched,\\n`a`", "y"),
-        plugin.add_outcome("x" * 990, "switched.", "x"),
-    ],
     "fleet_link": links[-1].get_link(None, ti_key=key("juicefs_storage_fleet", "finalize")),
     "fleet": plugin.render_fleet(
         run_id,
@@ -197,14 +192,6 @@ def test_nothing_in_a_page_is_executed_or_fetched(plugin: dict[str, Any]) -> Non
 def test_page_says_what_is_missing(plugin: dict[str, Any]) -> None:
     assert "No report yet" in plugin["none"]
     assert "<code>finalize</code>" in plugin["none"]
-
-
-def test_the_outcome_is_in_the_note_once_and_removes_nothing(plugin: dict[str, Any]) -> None:
-    assert plugin["notes"] == [
-        "**[Outcome](x)**: planned.",
-        "CHG-1\n\n\n\nstarted by Kim\n\n**[Outcome](y)**: switched, `a`",
-        "x" * 990,
-    ]
 
 
 def test_volumes_are_listed_with_what_blocks_them_and_since_when(plugin: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the listener writes into a run's note, from the rows that Airflow has when the run ends.
+"""What the listener writes into a run's note, from the rows that Airflow has when the run begins or ends.
 
 Airflow runs in a process of its own here, with its tables in memory.
 """
@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
         "states": {"check": "failed", "finalize": "failed"},
         "xcoms": [["check", "error", {"problem": "x" * 2000}], ["finalize", "note", "refused."]],
     },
+    "running": {"how": "running", "states": {"plan": "running"}, "xcoms": [], "note": "CHG-1"},
     "foreign": {"dag": "another_dag", "states": {"finalize": "failed"}, "xcoms": [], "note": "-"},
 }  # fmt: skip
 
@@ -80,7 +81,7 @@ with Session(engine) as session:
             stored = XComModel.serialize_value(value)
             session.execute(XComModel.__table__.insert().values(map_index=-1, value=stored, **row))
         listener = plugin["RunNote"]()
-        (listener.on_dag_run_success if case.get("how") == "success" else listener.on_dag_run_failed)(run)
+        getattr(listener, f"on_dag_run_{case.get('how', 'failed')}")(run)
         session.flush()
         notes[name] = run.note
 print(json.dumps(notes))
@@ -89,7 +90,7 @@ print(json.dumps(notes))
 
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The note of each case's run after its end."""
+    """The note of each case's run after its state has changed."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     environment = kept | {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow")), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", END_RUNS, str(ROOT / "plugins/juicefs_storage_plugin.py"), json.dumps(CASES)]
@@ -138,6 +139,12 @@ def test_a_long_error_is_cut_and_the_outcome_is_not(notes: dict[str, str]) -> No
     assert len(notes["long"]) <= 1000
     assert notes["long"].startswith("**[check](dags/juicefs_storage_switch/runs/run%2B5/tasks/check) failed**: xxx")
     assert notes["long"].endswith("**: refused.")
+
+
+def test_a_run_that_works_says_where_to_look_at_it(notes: dict[str, str]) -> None:
+    by_kim, now = notes["running"].split("\n\n")
+    assert by_kim == "CHG-1"
+    assert now.startswith("**[Now](juicefs-storage/runs/juicefs_storage_switch/run%2B6/run)**: ")
 
 
 def test_runs_of_other_dags_are_left_alone(notes: dict[str, str]) -> None:
