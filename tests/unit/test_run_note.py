@@ -7,13 +7,8 @@ def test_our_lines_replace_each_other_and_what_a_person_wrote_stays() -> None:
     assert with_end("", "planned.", "x") == "**[Outcome](x)**: planned."
     ended = "CHG-1\n\n**[plan](dags/d) failed**: Broken.\n\n**[Outcome](x)**: refused.\n\nstarted by Kim"
     again = with_now(ended, "page")
-    assert (
-        again
-        == "CHG-1\n\n\n\n\n\nstarted by Kim\n\n**[Now](page)**: what the run does, and whether it is safe to abort"
-    )
-    assert (
-        with_end(again, "switched,\n`a`", "y") == "CHG-1\n\n\n\n\n\nstarted by Kim\n\n**[Outcome](y)**: switched, `a`"
-    )
+    assert again == "CHG-1\n\nstarted by Kim\n\n**[Now](page)**: what the run does, and whether it is safe to abort"
+    assert with_end(again, "switched,\n`a`", "y") == "CHG-1\n\nstarted by Kim\n\n**[Outcome](y)**: switched, `a`"
 
 
 def test_a_note_without_room_stays_as_it_is() -> None:
