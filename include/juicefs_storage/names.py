@@ -28,7 +28,7 @@ READINESS, READINESS_LOOK_BACK = f"{DAG_PREFIX}readiness", 500
 PACE = f"{SYNC}_pace"
 #: The XCom in which a long task says how far it is, while it works (objects/progress.py: Progress).
 PROGRESS = "progress"
-#: The XCom in which a proof of the clients says which are proven, after each look (tasks/progress.py: ClientPublisher).
+#: The XCom in which a proof of the clients says which are proven, after each look (tasks/switch/client_progress.py).
 CLIENTS = "clients"
 #: The XCom of a task that compared a store with the metadata: how many blocks that needs.
 NEEDED_BLOCKS = "needed_blocks"

@@ -17,8 +17,9 @@ from include.juicefs_storage.switch.prove_clients import prove_every_client
 from include.juicefs_storage.switch.report import WRITTEN_AT
 from include.juicefs_storage.switch.wait_for_quiet import wait_for_quiet
 from include.juicefs_storage.tasks.context import log, pull, push
-from include.juicefs_storage.tasks.progress import ClientPublisher, Publisher
+from include.juicefs_storage.tasks.progress import Publisher
 from include.juicefs_storage.tasks.switch import admission
+from include.juicefs_storage.tasks.switch.client_progress import ClientPublisher
 from include.juicefs_storage.tasks.switch.run import SwitchRun
 from include.juicefs_storage.volume.canary import Move
 from include.juicefs_storage.volume.difference import Difference, missing_blocks

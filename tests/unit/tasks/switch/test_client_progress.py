@@ -6,6 +6,7 @@ import pytest
 
 from include.juicefs_storage.switch.prove_clients import ClientProof
 from include.juicefs_storage.tasks import progress
+from include.juicefs_storage.tasks.switch.client_progress import ClientPublisher
 
 
 def proof(pod: str) -> ClientProof:
@@ -15,7 +16,7 @@ def proof(pod: str) -> ClientProof:
 def test_the_clients_are_pushed_when_something_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     pushed: list[tuple[str, Any]] = []
     monkeypatch.setattr(progress, "push", lambda key, value: pushed.append((key, value)))
-    publish = progress.ClientPublisher("new")
+    publish = ClientPublisher("new")
     for waiting in ({"b": "it shows the old bucket"}, {"b": "it shows the old bucket"}, {}):
         publish([proof("a")] if waiting else [proof("b"), proof("a")], waiting)
     assert [key for key, _ in pushed] == ["clients", "clients"]
@@ -31,7 +32,7 @@ def test_a_server_that_does_not_answer_fails_no_proof(
         raise ConnectionError(f"{key}: {value}")
 
     monkeypatch.setattr(progress, "push", push)
-    publish = progress.ClientPublisher("old")
+    publish = ClientPublisher("old")
     publish([], {"a": "waits"})
     publish([proof("a")], {})
     assert len([record for record in caplog.records if "cannot be shown" in record.message]) == 1
