@@ -205,7 +205,7 @@ _BOTH = 0.5
 
 def draw_setup(random: Random) -> Setup:
     """Draw what a world is like: most are plain."""
-    kind = random.choice(("", "", "", "", "keys_only", "keys_only", "moved", "fenced", "fenced", "lost"))
+    kind = random.choice(("", "", "", "", "keys_only", "keys_only", "moved", "fenced", "fenced", "lost", "skewed"))
     setup = Setup(clients=random.choice((1, 2, 3)), heartbeat_s=random.choice((1.0, 5.0, 12.0)))
     return replace(
         setup,
@@ -213,6 +213,7 @@ def draw_setup(random: Random) -> Setup:
         moved=kind == "moved",
         fenced=kind == "fenced" or (kind == "keys_only" and random.random() < _BOTH),
         lost=random.choice((1, 2)) if kind == "lost" else 0,
+        skew_s=30.0 if kind == "skewed" else 0.0,
     )
 
 

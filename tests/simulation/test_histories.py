@@ -12,6 +12,7 @@ import pytest
 from include.juicefs_storage.tasks.switch import apply, copies, proofs
 from tests.simulation.history import History, draw
 from tests.simulation.patches import simulated
+from tests.simulation.world import Setup
 
 _FIXED, _RANDOM = 60, 60
 
@@ -75,3 +76,10 @@ def test_old_values_that_return_while_a_run_ends_are_not_called_a_success() -> N
     world.on_request = return_old_values
     history.go()
     assert history.outcomes[0] == "moved on", _tell(history, history.wrong)
+
+
+def test_workers_whose_clocks_differ_move_a_healthy_volume() -> None:
+    """Evidence was compared by the clocks of two workers: 13 of 15 such runs were rolled back."""
+    history = History(3, [], Setup(skew_s=60))
+    history.go()
+    assert history.outcomes == ["switched"], _tell(history, history.wrong)

@@ -28,6 +28,12 @@ _BLOCKS_AFTER_CLIENTS = (
 )
 
 
+def looks_back_at(task: str) -> tuple[str, ...]:
+    """List the tasks that this one must have run after, for what it proves to hold."""
+    changes = [other for other, _ in _AFTER_CHANGE.get(task, ())]
+    return (*changes, *(clients for blocks, clients in _BLOCKS_AFTER_CLIENTS if blocks == task))
+
+
 #: The tasks that prove clients on the new store.
 _PROVE_CLIENTS = ("prove_clients", "settle", "prove_no_restarts")
 
@@ -41,12 +47,15 @@ class Evidence:
         ended_at: Of that try (UTC).
         plan: Identifies the plan that it carried out; empty where there was none.
         result: What it returned.
+        seen: Task that it must run after -> when that one had ended, as it said itself, when this try began; None
+            where it had not. Workers' clocks differ: only equality tells anything.
     """
 
     began_at: datetime
     ended_at: datetime
     plan: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
+    seen: Mapping[str, datetime | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, left: Mapping[str, Any], result: Any) -> Evidence:
@@ -61,7 +70,14 @@ class Evidence:
             datetime.fromisoformat(left["applied_at"]),
             left.get("plan") or "",
             result if isinstance(result, Mapping) else {},
+            {task: datetime.fromisoformat(at) if at else None for task, at in left.get("seen", {}).items()},
         )
+
+    def began_after(self, task: str, other: Evidence) -> bool:
+        """Return whether this try began after another task had ended as it did."""
+        if task in self.seen:
+            return self.seen[task] == other.ended_at
+        return self.began_at >= other.ended_at  # left by an earlier version, which had the clocks alone
 
 
 def unproven(tasks: Sequence[str], evidence: Mapping[str, Evidence], plan: str) -> dict[str, str]:
@@ -83,7 +99,7 @@ def _why_not(task: str, evidence: Mapping[str, Evidence], plan: str) -> str:
         return "carried out another plan than the one in the backup"
     for other, changed in _AFTER_CHANGE.get(task, ()):
         change = evidence.get(other)
-        if change and change.result.get(changed) and own.ended_at < change.ended_at:
+        if change and change.result.get(changed) and not own.began_after(other, change):
             return f"ran before the last change by {other}"
     return ""
 
@@ -101,7 +117,7 @@ def stale_proofs_of_blocks(tasks: Sequence[str], evidence: Mapping[str, Evidence
         if blocks in tasks
         and blocks in evidence
         and clients in evidence
-        and evidence[blocks].began_at < evidence[clients].ended_at
+        and not evidence[blocks].began_after(clients, evidence[clients])
     ]
 
 

@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from include.juicefs_storage.adapters.connections import missing_connections_explained
 from include.juicefs_storage.errors import StillAwayError, StorageSwitchError, TransientError
 from include.juicefs_storage.failures import ERROR, error_record
+from include.juicefs_storage.switch.evidence import looks_back_at
 from include.juicefs_storage.tasks.context import METADATA, log, note_away, pull, push
 
 #: Of every task, where the task does not say otherwise.
@@ -37,7 +38,8 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
     """Decorate a step of the runbook, as `@task` does.
 
     The docstring becomes `doc_md`. XCom `timing` is the evidence that the task ran to its end: `began_at` and
-    `applied_at` (UTC), `took_s` (seconds), and `plan`, which identifies the plan that it carried out.
+    `applied_at` (UTC), `took_s` (seconds), `plan`, which identifies the plan that it carried out, and `seen`: the
+    `applied_at` of the tasks that it must run after, as it found them when it began.
     A permanent error of ours fails the task at once; Airflow retries the others. XCom `error` says why it failed.
     """
     if function is None:
@@ -45,19 +47,24 @@ def runbook_task(function: Callable[..., Any] | None = None, /, **options: Any) 
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        start, began_at = monotonic(), datetime.now(UTC)
+        start, began_at, seen = monotonic(), datetime.now(UTC), _ends_seen(function.__name__)
         with errors_for_airflow():
             result = function(*args, **kwargs)
         if isinstance(result, PokeReturnValue) and not result.is_done:
             return result
         timing = {"began_at": began_at.isoformat(), "applied_at": datetime.now(UTC).isoformat()}
-        push("timing", {**timing, "took_s": round(monotonic() - start, 1), "plan": pull("plan", IDENTITY)})
+        took_s = round(monotonic() - start, 1)
+        push("timing", {**timing, "took_s": took_s, "plan": pull("plan", IDENTITY), "seen": seen})
         log.info("Done: %s", result.xcom_value if isinstance(result, PokeReturnValue) else result)
         return result
 
     kind = options.pop("kind", None)
     decorator = getattr(task, kind) if kind else task
     return decorator(doc_md=inspect.getdoc(function), **options)(run)
+
+
+def _ends_seen(task_id: str) -> dict[str, str]:
+    return {other: (pull(other, "timing") or {}).get("applied_at", "") for other in looks_back_at(task_id)}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -52,6 +53,32 @@ def test_proofs_from_before_the_setting_was_written_again_do_not_count(evidence:
     # It found the setting as it should be, and changed nothing.
     evidence["write_setting"] = left(20, written=False)
     assert unproven(STEPS, evidence, PLAN) == {}
+
+
+@pytest.mark.parametrize("skew", [timedelta(minutes=-5), timedelta(minutes=5)])
+def test_the_clocks_of_the_workers_may_differ(skew: timedelta, evidence: dict[str, Evidence]) -> None:
+    """A healthy volume was rolled back where the clock of a worker was half a minute ahead of another one's."""
+    written, proven = evidence["write_setting"], evidence["prove_clients"]
+    evidence["prove_clients"] = replace(
+        proven,
+        began_at=proven.began_at + skew,
+        ended_at=(ended_at := proven.ended_at + skew),
+        seen={"write_setting": written.ended_at},
+    )
+    evidence["prove_blocks"] = replace(evidence["prove_blocks"], seen={"prove_clients": ended_at})
+    evidence["catch_up_late"] = replace(evidence["catch_up_late"], seen={"prove_clients": ended_at})
+    assert unproven(STEPS, evidence, PLAN) == {}
+    assert stale_proofs_of_blocks(STEPS, evidence) == []
+
+
+@pytest.mark.parametrize("seen", [None, START])
+def test_a_proof_that_began_before_what_it_must_have_seen_counts_for_nothing_whatever_the_clock_says(
+    seen: datetime | None, evidence: dict[str, Evidence]
+) -> None:
+    evidence["prove_fresh_mount"] = replace(evidence["prove_fresh_mount"], seen={"write_setting": seen})
+    evidence["prove_blocks"] = replace(evidence["prove_blocks"], seen={"prove_clients": seen})
+    assert unproven(STEPS, evidence, PLAN) == {"prove_fresh_mount": "ran before the last change by write_setting"}
+    assert stale_proofs_of_blocks(STEPS, evidence) == ["prove_blocks"]
 
 
 def test_rollouts_from_before_the_last_restart_do_not_count(evidence: dict[str, Evidence]) -> None:
