@@ -59,7 +59,7 @@ def test_a_seed_replays_to_the_letter() -> None:
 def test_a_product_that_copies_nothing_and_proves_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copies, "copy", lambda *_, **__: {"copied": 0})
     monkeypatch.setattr(copies, "follow", lambda *_, **__: {"copied": 0})
-    monkeypatch.setattr(proofs, "require_all_blocks", lambda *_: None)
+    monkeypatch.setattr(proofs, "require_all_blocks", lambda *_, **__: None)
     monkeypatch.setattr(apply, "use_fresh_mount", lambda *_: 0)
     assert any("cannot be read" in line for line in History(1, []).go())
 

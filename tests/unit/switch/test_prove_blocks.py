@@ -37,3 +37,11 @@ def test_a_block_that_files_need_is_named_with_its_file(
     assert BLOCK in str(refused.value)
     assert "/file-7" in str(refused.value)
     assert NEW.bucket in str(refused.value)
+    assert "clear catch_up" in refused.value.next_step
+
+
+def test_where_nothing_is_copied_no_copy_is_the_remedy(metadata: FakeMetadata) -> None:
+    with pytest.raises(NeedsHumanError) as refused:
+        require_all_blocks(Difference(expected=2, present=1, missing=1), NEW.bucket, metadata, copied_by="")
+    assert "copies nothing" in refused.value.next_step
+    assert "catch_up" not in refused.value.next_step

@@ -242,7 +242,9 @@ def require_blocks(run: SwitchRun, location: Location, difference: Difference) -
     Raises:
         NeedsHumanError: Blocks are missing or differ.
     """
-    require_all_blocks(difference, location.config.bucket, run.runtime.metadata)
+    back = location is run.old and not run.change.one_store
+    copied_by = "copy_back_again" if back else "catch_up" if run.catches_up else ""
+    require_all_blocks(difference, location.config.bucket, run.runtime.metadata, copied_by=copied_by)
     return {"blocks": difference.present, "lost_before": difference.lost}
 
 
