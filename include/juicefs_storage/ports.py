@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
+#: How a problem begins where a store did not answer in time.
+NO_ANSWER = "no answer"
 WorkloadKind = Literal["StatefulSet", "DaemonSet"]
 DumpKind = Literal[
     "pods",
@@ -394,15 +396,17 @@ class JuiceFS(Protocol):
     def unmount_fresh(self, canary: str) -> None:
         """Remove that file and the mount."""
 
-    def try_storage(self, config: StorageConfig, write_below: str = "") -> str | None:
+    def try_storage(self, config: StorageConfig, write_below: str = "", *, timeout_s: int = 30) -> str | None:
         """Open a storage as the clients do, by its kind and URL and with its keys, and list in it. Needs no volume.
 
         Args:
             config: The storage.
             write_below: The volume below whose name an object is written, read and removed; empty: nothing is written.
+            timeout_s: For how long an answer is waited for at each step, in seconds.
 
         Returns:
-            What does not work; empty where all does; None where it cannot be tried here.
+            What does not work, `NO_ANSWER` at its beginning where nothing came in time; empty where all does; None
+            where it cannot be tried here.
         """
 
     def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:

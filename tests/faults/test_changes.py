@@ -39,6 +39,7 @@ from tests.support.faults import StuckClient
 from tests.support.harness import SHORT, Run
 from tests.support.labs import up
 from tests.support.mounted import mounted
+from tests.support.s3_proxy import Fault as Silence
 from tests.support.s3_proxy import S3Proxy
 from tests.support.worker import Fault
 from tests.support.world import assert_nothing_lost, writing
@@ -256,6 +257,29 @@ def test_a_store_that_moved_as_a_whole_is_proven_by_the_metadata(
     assert _proven_by(run) == {"block"}
     assert "compared with the metadata alone" in run.xcom("plan", "markdown")
     assert_nothing_lost(lab)
+
+
+@pytest.mark.slow
+def test_an_old_store_that_is_silent_delays_no_task_for_minutes(lab: Lab, start: Callable[..., Run]) -> None:
+    """It takes connections and answers nothing: whoever looks at it waits until the time of the look is over."""
+    _back(lab, start)
+    with S3Proxy(lab.old_store.endpoint_url) as proxy:
+        there = start(lab.old_store, endpoint=proxy.url)
+        assert there.go() == "switched", there.errors
+        lab.copy_to_new_store()
+        proxy.faults = [Silence.HANG]
+        dry = start(lab.new_store, dry_run=True)
+        assert dry.go() == "planned", dry.errors
+        run = start(lab.new_store, client_timeout_s=60)
+        assert run.go() == "switched", run.errors
+    took_s = {
+        f"{task}, {'dry' if each is dry else 'real'}": s for each in (dry, run) for task, s in each.took_s.items()
+    }
+    assert not {task: s for task, s in took_s.items() if task.startswith("check_") and s >= 30}
+    assert run.took_s["finalize"] < 60
+    assert _kind(dry) == _kind(run) == "moved"
+    assert_nothing_lost(lab)
+    _back(lab, start)
 
 
 @pytest.mark.slow

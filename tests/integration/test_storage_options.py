@@ -10,8 +10,11 @@ import pytest
 from pydantic import SecretStr
 
 from include.juicefs_storage.adapters.juicefs_command import JuiceFSCommand, on_worker
+from include.juicefs_storage.adapters.s3 import bucket
 from include.juicefs_storage.adapters.s3.bucket import S3Bucket
-from include.juicefs_storage.errors import PermanentError
+from include.juicefs_storage.adapters.s3.store import LOOK
+from include.juicefs_storage.errors import PermanentError, UnreachableError
+from include.juicefs_storage.ports import NO_ANSWER
 from include.juicefs_storage.switch.checks.target import check_use
 from include.juicefs_storage.volume.metaurl import Metaurl
 from include.juicefs_storage.volume.reach import is_about_certificate
@@ -19,7 +22,7 @@ from include.juicefs_storage.volume.setting import StorageConfig
 from lab.kube.tls import server_context
 from lab.process import binary
 from tests.support.s3_memory import MemoryStore
-from tests.support.s3_proxy import S3Proxy
+from tests.support.s3_proxy import Fault, S3Proxy
 
 KEYS = SecretStr("AK"), SecretStr("secret-of-the-test")
 SKIP = "?tls-insecure-skip-verify=true"
@@ -128,3 +131,17 @@ def test_no_key_is_shown(juicefs: JuiceFSCommand, proxy: S3Proxy) -> None:
     problem = juicefs.try_storage(StorageConfig("minio", f"{proxy.url}/data{SKIP}", *keys)) or ""
     assert "InvalidAccessKeyId" in problem
     assert not any(key.get_secret_value() in problem for key in keys)
+
+
+def test_a_store_that_takes_connections_and_is_silent(
+    juicefs: JuiceFSCommand, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "LOOK", replace(LOOK, idle_s=0.3))
+    with S3Proxy(store.url) as proxy:
+        config = StorageConfig("minio", f"{proxy.url}/data", *KEYS)
+        proxy.refusal = (403, "AccessDenied")
+        S3Bucket.from_storage(config).ping()  # an answer
+        proxy.refusal, proxy.faults = None, [Fault.HANG]
+        with pytest.raises(UnreachableError):
+            S3Bucket.from_storage(config).ping()
+        assert (juicefs.try_storage(config, timeout_s=2) or "").startswith(f"{NO_ANSWER} within 2 s")

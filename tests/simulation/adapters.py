@@ -199,7 +199,7 @@ class SimulatedJuiceFS(JuiceFS):
         self._admit("unmount")
         _remove(self._world, f"/{canary}")
 
-    def try_storage(self, config: StorageConfig, write_below: str = "") -> str | None:
+    def try_storage(self, config: StorageConfig, write_below: str = "", *, timeout_s: int = 30) -> str | None:
         self._admit("try the storage")
         return self.probe_storage(config, [], "probe" if write_below else None)
 

@@ -106,6 +106,9 @@ class SimulatedBucket(Bucket):
     def close(self) -> None:
         """There is nothing to close."""
 
+    def ping(self) -> None:
+        self._ask("ping")
+
     def check(self, below: str = "") -> None:
         self._ask("list one")
 

@@ -120,7 +120,7 @@ class BareJuiceFS(JuiceFS):
     def unmount_fresh(self, canary: str) -> None:
         unexpected("unmount_fresh")
 
-    def try_storage(self, config: StorageConfig, write_below: str = "") -> str | None:
+    def try_storage(self, config: StorageConfig, write_below: str = "", *, timeout_s: int = 30) -> str | None:
         unexpected("try_storage")
 
     def probe_storage(self, config: StorageConfig, blocks: Sequence[str], probe_key: str | None) -> str:

@@ -43,6 +43,9 @@ class MemoryBucket(Bucket):
         """Write an object at a moment."""
         self.objects[key], self.modified[key] = body, format_datetime(at, usegmt=True)
 
+    def ping(self) -> None:
+        pass
+
     def check(self, below: str = "") -> None:
         pass
 

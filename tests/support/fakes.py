@@ -128,7 +128,7 @@ class FakeJuiceFS(BareJuiceFS):
     no_pod: bool = False
     meanwhile: Callable[[], None] = lambda: None
 
-    def try_storage(self, config: StorageConfig, write_below: str = "") -> str | None:
+    def try_storage(self, config: StorageConfig, write_below: str = "", *, timeout_s: int = 30) -> str | None:
         self.tried.append((config, write_below))
         if self.no_pod:
             raise TransientError("No ready pod.")
@@ -171,6 +171,9 @@ class FakeStore(Bucket):
 
     def now(self) -> datetime:
         return self.time
+
+    def ping(self) -> None:
+        pass
 
     def check(self, below: str = "") -> None:
         pass

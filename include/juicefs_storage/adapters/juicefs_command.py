@@ -18,7 +18,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from include.juicefs_storage.errors import PermanentError, TransientError
-from include.juicefs_storage.ports import Cluster, ExecResult
+from include.juicefs_storage.ports import NO_ANSWER, Cluster, ExecResult
 from include.juicefs_storage.volume.bucket_url import DEFAULT_REGION
 from include.juicefs_storage.volume.canary import OBJECT_KEY
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_CONTROLLER_SELECTOR, CSI_NODE_SELECTOR
@@ -136,15 +136,15 @@ copy --delete-src "$probe" "file://$work/back" || true
 _TRY = """\
 IFS= read -r ACCESS_KEY && IFS= read -r SECRET_KEY && IFS= read -r SESSION_TOKEN || exit 64
 export ACCESS_KEY SECRET_KEY JFS_NO_CHECK_OBJECT_STORAGE=1
-juicefs=$1 storage=$2 bucket=$3 volume=$4
+juicefs=$1 storage=$2 bucket=$3 volume=$4 limit_s=$5 no_answer=$6
 work=$(mktemp -d) || exit 64
 trap 'rm -rf "$work"' EXIT
-limited() { timeout -k 5 30 "$juicefs" "$@" >"$work/log" 2>&1; }
+limited() { timeout -k 5 "$limit_s" "$juicefs" "$@" >"$work/log" 2>&1; }
 describe() {
   limited format --storage "$storage" --bucket "$bucket" \
     ${SESSION_TOKEN:+--session-token "$SESSION_TOKEN"} "sqlite3://$work/$1" "$1" || fail
 }
-fail() { [ "$?" != 124 ] || echo "no answer within 30 s" >>"$work/log"; tail -n 1 "$work/log" >&2; exit 65; }
+fail() { [ "$?" != 124 ] || echo "$no_answer within $limit_s s" >>"$work/log"; tail -n 1 "$work/log" >&2; exit 65; }
 describe storage-switch-probe
 limited fsck "sqlite3://$work/storage-switch-probe" || fail
 [ -n "$volume" ] || exit 0
@@ -327,18 +327,26 @@ class JuiceFSCommand:
                 next_step="the task tries again",
             )
 
-    def try_storage(self, config: StorageConfig, write_below: str = "") -> str | None:
+    def try_storage(self, config: StorageConfig, write_below: str = "", *, timeout_s: int = 30) -> str | None:
         """Open a storage as the clients do, in the place where juicefs runs; see `ports.JuiceFS`.
 
         Args:
             config: The storage.
             write_below: The volume below whose name an object is written, read and removed; empty: nothing is written.
+            timeout_s: For how long an answer is waited for at each step, in seconds.
 
         Returns:
             What does not work; empty where all does; None where it cannot be tried here.
         """
         result = self._script(
-            _TRY, config.storage, config.bucket, write_below, stdin=_key_lines(config), timeout_s=_PROBE_TIMEOUT_S
+            _TRY,
+            config.storage,
+            config.bucket,
+            write_below,
+            str(timeout_s),
+            NO_ANSWER,
+            stdin=_key_lines(config),
+            timeout_s=_PROBE_TIMEOUT_S,
         )
         if result.returncode == 0:
             return ""

@@ -46,6 +46,13 @@ class Bucket(Protocol):
     name: str
     """For messages: bucket, prefix and endpoint; no keys."""
 
+    def ping(self) -> None:
+        """Find out within seconds whether anything answers at all; a refusal is an answer.
+
+        Raises:
+            UnreachableError: Nothing does, or it is slow: `check` is more patient.
+        """
+
     def check(self, below: str = "") -> None:
         """List one key, which shows that the bucket is there and that the keys may use it. Never create it.
 

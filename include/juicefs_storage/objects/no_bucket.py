@@ -25,6 +25,10 @@ class NoBucketYet(Bucket):
     def _refuse(self) -> NoReturn:
         raise NoBucketError(f"{self.name}: this bucket does not exist yet.", next_step="make it first")
 
+    def ping(self) -> None:
+        """Raise NoBucketError."""
+        self._refuse()
+
     def check(self, below: str = "") -> None:
         """Raise NoBucketError."""
         self._refuse()

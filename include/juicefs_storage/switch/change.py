@@ -83,16 +83,12 @@ def find_change(
             return Change(kind="address", why=f"the setting names the same place as {before.bucket} ({before.storage})")
         return Change(kind="keys", why=f"the setting names {after.bucket} already, with other keys")
     try:
+        source.ping()
         source.check(below)
     except StorageSwitchError as error:
         if problem := why_not_served():
             return Change(kind="moved", why=f"Airflow: {error.problem} Clients: {problem}")
-        raise PermanentError(
-            f"The old store serves the clients, and Airflow cannot use it: {error.problem}",
-            state="nothing was changed",
-            next_step="give Airflow a way to it, or name a connection whose endpoint and keys work from Airflow: "
-            "`source_conn_id`",
-        ) from error
+        _require(source, below)
     if probe_key is None:
         same = _same_dates(source, target, below)
         return Change(kind="address", why=f"{same} objects have the same dates in both") if same else Change()
@@ -100,6 +96,23 @@ def find_change(
     if may_be_one(source, target, below) and shows_up(probe_key, target, source):
         return Change(kind="address", why=f"{probe_key}, written to the new bucket, was seen in the old one")
     return Change()
+
+
+def _require(source: Bucket, below: str) -> None:
+    """Require that Airflow can use a store that serves the clients: it may be slow.
+
+    Raises:
+        PermanentError: It cannot.
+    """
+    try:
+        source.check(below)
+    except StorageSwitchError as error:
+        raise PermanentError(
+            f"The old store serves the clients, and Airflow cannot use it: {error.problem}",
+            state="nothing was changed",
+            next_step="give Airflow a way to it, or name a connection whose endpoint and keys work from Airflow: "
+            "`source_conn_id`",
+        ) from error
 
 
 def _same_dates(source: Bucket, target: Bucket, below: str) -> int:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
-from include.juicefs_storage.errors import PermanentError, StorageSwitchError
+from include.juicefs_storage.errors import PermanentError, StorageSwitchError, UnreachableError
 from include.juicefs_storage.names import BACKUP_CONN_ID
-from include.juicefs_storage.ports import Cluster, WriteFence
+from include.juicefs_storage.ports import NO_ANSWER, Cluster, WriteFence
 from include.juicefs_storage.switch.backup import Backup, read_backup
 from include.juicefs_storage.switch.params import RevertParams, Runner, SwitchParams
 from include.juicefs_storage.tasks.context import METADATA, is_away, mask, mask_keys, pull
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from include.juicefs_storage.volume.metaurl import Metaurl
     from include.juicefs_storage.volume.mount_pods import VolumePods
 
+#: For how long juicefs waits for a store that is silent towards Airflow, in seconds.
+_SILENT_S = 15
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +59,7 @@ class VolumeRuntime:
 
     def __init__(self, params: VolumeParams) -> None:
         self._where = params
+        self._silent: dict[str, str] = {}
 
     @cached_property
     def cluster(self) -> KubernetesCluster:
@@ -150,11 +153,21 @@ class VolumeRuntime:
     def try_storage(self, config: StorageConfig) -> str | None:
         """Try whether a store takes a storage's keys: from Airflow, which takes a moment; else as the clients reach it.
 
-        A store that Airflow cannot use, for whatever reason, may well serve the clients. See `ports.JuiceFS`.
+        A store that Airflow cannot use, for whatever reason, may well serve the clients. See `ports.JuiceFS`. One that
+        is silent towards both is not asked again by this task.
         """
         mask_keys(config)
+        if silent := self._silent.get(config.place[0]):
+            return silent
+        store = self._by_setting(config)
         try:
-            self._by_setting(config).check()
+            store.ping()
+            store.check()
+        except UnreachableError:
+            problem = self.juicefs.try_storage(config, timeout_s=_SILENT_S)
+            if problem and problem.startswith(NO_ANSWER):
+                self._silent[config.place[0]] = problem
+            return problem
         except StorageSwitchError:
             return self.juicefs.try_storage(config)
         return ""

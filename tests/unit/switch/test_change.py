@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from include.juicefs_storage.errors import PermanentError, TransientError
+from include.juicefs_storage.errors import PermanentError, TransientError, UnreachableError
 from include.juicefs_storage.objects.bucket import StoredObject
 from include.juicefs_storage.switch.change import Change, find_change
 from tests.support.fakes import NEW, OLD, FakeStore
@@ -50,6 +50,14 @@ class Away(FakeStore):
 
     def check(self, below: str = "") -> None:
         raise TransientError("the old store does not answer.")
+
+
+@dataclass
+class Slow(Dated):
+    """A store that answers nothing within seconds."""
+
+    def ping(self) -> None:
+        raise UnreachableError("no answer in time.")
 
 
 def find(source: FakeStore, target: FakeStore, *, probe: str | None = "v/probe", problem: str = "") -> Change:
@@ -119,3 +127,9 @@ def test_a_store_has_moved_away_only_where_the_clients_are_not_served_either() -
     assert not found.copies
     with pytest.raises(PermanentError, match="serves the clients, and Airflow cannot use it"):
         find(Away(), FakeStore())
+
+
+def test_an_old_store_that_is_slow_and_serves_the_clients_is_waited_for() -> None:
+    objects = {f"v/{number}": 1 for number in range(20)}
+    assert find(Slow(objects), Dated(dict(objects), began=datetime(2026, 11, 28, 11, tzinfo=UTC))) == Change()
+    assert find(Slow(objects), Dated(), problem="pod a: no answer").kind == "moved"

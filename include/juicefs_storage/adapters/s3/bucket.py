@@ -18,11 +18,11 @@ from include.juicefs_storage.adapters.s3.client import (
     error_code,
 )
 from include.juicefs_storage.adapters.s3.listing import list_pages
-from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
+from include.juicefs_storage.adapters.s3.store import LOOK, PROMPT, S3Store
 from include.juicefs_storage.adapters.s3.stream import stream
 from include.juicefs_storage.adapters.s3.wire.drive import drive
 from include.juicefs_storage.adapters.s3.wire.message import TooLongError
-from include.juicefs_storage.errors import NoBucketError, PermanentError, TransientError
+from include.juicefs_storage.errors import NoBucketError, PermanentError, TransientError, UnreachableError
 from include.juicefs_storage.objects.bucket import Bucket, SomeSink, StoredObject
 from include.juicefs_storage.objects.model import KeyRange, Page
 
@@ -97,6 +97,18 @@ class S3Bucket(Bucket):
             yield client
         finally:
             self._idle.append(client)
+
+    def ping(self) -> None:
+        """HEAD the bucket, see `LOOK`."""
+        client = S3Client(self.store, LOOK)
+        try:
+            client.call("HEAD", client.bucket_path)
+        except UnreachableError:
+            raise
+        except TransientError:
+            return  # it answered, by an error
+        finally:
+            client.close()
 
     def check(self, below: str = "") -> None:
         """HEAD the bucket and list one key."""

@@ -23,6 +23,8 @@ _GIVEN_IN = {"old store": "in `source_conn_id`", "new store": "in `target_conn_i
 _ENDPOINT = re.compile(r"https?://[^/\s?#@]+/?")
 #: Of calls that a cut-over waits for.
 PROMPT = Limits(connect_s=5, idle_s=30, tries=3, total_s=100)
+#: Of a look whether anything answers: a store that takes connections and is silent costs ten seconds.
+LOOK = Limits(connect_s=5, idle_s=5, tries=2, total_s=10)
 _CORRECT = "correct the connection in Airflow (Admin → Connections)"
 
 

@@ -41,7 +41,10 @@ def check_door(
     if fenced:
         return [ok(CHECK, f"the write fence refuses what {name_some(carriers)} would bring back")]
     found = refusal if required else warning
-    open_for = [carrier for carrier in restarts_that_write(carriers) if _takes(try_storage, carrier.writes)]
+    writing = restarts_that_write(carriers)
+    # Hundreds of pods may have the same values.
+    taken = {config for config in {carrier.writes for carrier in writing} if _takes(try_storage, config)}
+    open_for = [carrier for carrier in writing if carrier.writes in taken]
     if open_for:
         message = (
             f"Restarted, {counted(len(open_for), 'pod')} made with the old values would write {old.bucket} back into "

@@ -123,6 +123,7 @@ def check_canaries(
     """
     check = "canaries"
     try:
+        store.ping()
         store.check(f"{pods.setting.name}/")
     except StorageSwitchError as error:
         return [

@@ -53,3 +53,14 @@ def test_what_a_restart_would_do(
 def test_a_fence_that_stays_up_closes_it() -> None:
     (found,) = check_door([POD], OLD, takes(OLD, AT_RESTART), fenced=True, required=True)
     assert found.level == "ok"
+
+
+def test_what_many_pods_would_write_is_tried_once() -> None:
+    asked: list[StorageConfig] = []
+
+    def refuses(config: StorageConfig) -> str:
+        asked.append(config)
+        return "AccessDenied"
+
+    check_door([POD, replace(POD, name="another"), HARMLESS], OLD, refuses)
+    assert asked == [AT_RESTART, OLD]
