@@ -26,7 +26,8 @@ from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
-from include.juicefs_storage.tasks.switch.check import CHECK_FUNCTIONS, make_plan
+from include.juicefs_storage.tasks.switch.check import CHECK_FUNCTIONS
+from include.juicefs_storage.tasks.switch.plan import make_plan
 
 #: One event for each volume and rehearsal; plugins/juicefs_storage_plugin.py shows the last of each volume.
 READINESS = Asset(names.READINESS)

@@ -10,6 +10,7 @@ from airflow.sdk import TaskGroup
 from include.juicefs_storage.tasks.approval import approve
 from include.juicefs_storage.tasks.notify import Notify
 from include.juicefs_storage.tasks.switch import apply, check, finalize, rollback
+from include.juicefs_storage.tasks.switch.plan import choose_path, plan
 
 
 def move_volume(resolve_params: Callable[[], Any]) -> None:
@@ -25,8 +26,8 @@ def move_volume(resolve_params: Callable[[], Any]) -> None:
         ]  # fmt: skip
         resolve_params() >> checks
 
-    plan, path, approval = check.plan(), check.choose_path(), approve()
-    checks >> plan >> path >> approval
+    planned, path, approval = plan(), choose_path(), approve()
+    checks >> planned >> path >> approval
 
     with TaskGroup("apply", prefix_group_id=False, tooltip="Back up, then move the volume"):
         backup, patched, settled, rolled = (
