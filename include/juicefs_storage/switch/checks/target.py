@@ -165,7 +165,7 @@ def check_use(juicefs: JuiceFS, target: StorageConfig, origin: str) -> list[Find
 
 
 def check_one_store(
-    juicefs: JuiceFS, store: Bucket, target: StorageConfig, origin: str, *, probe_key: str
+    juicefs: JuiceFS, store: Bucket, target: StorageConfig, origin: str, *, probe_key: str | None
 ) -> list[Finding]:
     """Check that Airflow and the clients, who have an endpoint each, reach one store.
 
@@ -177,10 +177,21 @@ def check_one_store(
         store: The new bucket, as Airflow reaches it.
         target: The storage that the setting will name.
         origin: Where the store was configured, for messages.
-        probe_key: Key of a small object that Airflow writes, that juicefs looks for, and that is deleted.
+        probe_key: Key of a small object that Airflow writes, that juicefs looks for, and that is deleted; None: nothing
+            is written, as in a dry run.
     """
-    if not target.url.verify:
-        return []  # `juicefs sync`, which looks for it, checks every certificate
+    insecure = not target.url.verify  # `juicefs sync`, which looks for it, checks every certificate
+    if insecure or not probe_key:
+        why = "it cannot be tried where no certificate is checked" if insecure else "no write was tried (dry run)"
+        return [
+            warning(
+                "use",
+                f"The new store, by {origin}: Airflow reaches it as {store.name}, the clients as "
+                f"{target.url.endpoint}. That both lead to one store is not proven: {why}.",
+                "make sure that they do: this plan is made by what Airflow sees"
+                + ("" if insecure else ". A real run writes an object by the first and refuses if the second lacks it"),
+            )
+        ]
     problems: list[str] = []
 
     def look() -> None:

@@ -22,6 +22,7 @@ from include.juicefs_storage.tasks.metrics import gauge
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch import admission, copies, guard, proofs, write_fence
+from include.juicefs_storage.tasks.switch.check import check_endpoints
 from include.juicefs_storage.tasks.switch.rollouts import rollouts_done
 from include.juicefs_storage.tasks.switch.run import CONFIG_TIMEOUT_S, SwitchRun
 from include.juicefs_storage.volume.difference import files_of
@@ -133,8 +134,10 @@ def _create_bucket(run: SwitchRun, setting: Setting, target: StorageConfig) -> b
     """
     runtime, store = run.runtime, run.runtime.target_store
     store.create()
-    findings = checks.check_target(store, setting, target, probe_key=new_probe_key(f"{setting.name}/"))
+    probe = new_probe_key(f"{setting.name}/")
+    findings = checks.check_target(store, setting, target, probe_key=probe)
     findings += checks.check_use(runtime.juicefs, target, store.store.origin)
+    findings += check_endpoints(runtime, target, probe)
     if refused := [finding for finding in findings if finding.level == "refusal"]:
         raise PermanentError(
             " ".join(finding.message for finding in refused),

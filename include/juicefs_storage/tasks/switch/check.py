@@ -35,7 +35,7 @@ from include.juicefs_storage.volume.canary import canary_name
 from include.juicefs_storage.volume.clusters import FIRST
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, mounts_in
 from include.juicefs_storage.volume.secret import volume_secrets
-from include.juicefs_storage.volume.setting import Setting, normal_endpoint
+from include.juicefs_storage.volume.setting import Setting, StorageConfig, normal_endpoint
 
 #: The checks by task id, for whoever makes them outside of a run of their own.
 CHECK_FUNCTIONS: dict[str, Callable[[Runtime], list[Finding]]] = {}
@@ -294,9 +294,21 @@ def check_target_bucket(runtime: Runtime) -> list[Finding]:
     if any(finding.level == "refusal" for finding in findings) or runtime.lacks_bucket:
         return findings  # juicefs would say the same in other words, or create the bucket
     findings += checks.check_use(runtime.juicefs, target, origin)
-    if probe and normal_endpoint(runtime.target_store.store.endpoint) != target.place[0]:
-        findings += checks.check_one_store(runtime.juicefs, runtime.target_store, target, origin, probe_key=probe)
-    return findings
+    return [*findings, *check_endpoints(runtime, target, probe)]
+
+
+def check_endpoints(runtime: Runtime, target: StorageConfig, probe_key: str | None) -> list[Finding]:
+    """Check that Airflow and the clients reach one store, where each has an endpoint of its own.
+
+    Args:
+        runtime: Of the run.
+        target: The storage that the setting will name.
+        probe_key: See `check_one_store`.
+    """
+    store = runtime.target_store
+    if normal_endpoint(store.store.endpoint) == target.place[0]:
+        return []
+    return checks.check_one_store(runtime.juicefs, store, target, store.store.origin, probe_key=probe_key)
 
 
 @check_task

@@ -18,6 +18,7 @@ from include.juicefs_storage.switch.checks.target import (
     only_pods_reach,
 )
 from include.juicefs_storage.volume.clusters import Clusters
+from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.bare import BareCluster
 from tests.support.fakes import MOUNT, NEW, OLD, FakeJuiceFS, FakeMetadata, FakeStore, setting
 
@@ -120,6 +121,22 @@ def test_whether_the_clients_see_what_airflow_writes(problem: str, level: str) -
     assert set(map(repr, juicefs.probed)) == {repr((NEW, ["myjfs/probe"], None))}
     assert "myjfs/probe" not in store.objects
     assert "both must lead to the same store" in finding.remedy or not problem
+
+
+@pytest.mark.parametrize(
+    ("target", "probe", "why"), [(NEW, None, "dry run"), (INSECURE, "myjfs/probe", "no certificate is checked")]
+)
+def test_that_airflow_and_the_clients_reach_one_store_is_not_proven_without_a_write(
+    target: StorageConfig, probe: str | None, why: str
+) -> None:
+    store = FakeStore()
+    (finding,) = check_one_store(
+        FakeJuiceFS(FakeMetadata(setting())), store, target, "connection 'new'", probe_key=probe
+    )
+    assert finding.level == "warning"
+    assert why in finding.message
+    assert "The new store, by connection 'new'" in finding.message
+    assert not store.objects
 
 
 def test_clients_that_take_any_certificate_are_named() -> None:
