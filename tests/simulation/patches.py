@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.sdk import get_current_context
@@ -182,10 +182,13 @@ def simulated() -> Iterator[None]:
     from include.juicefs_storage.tasks.switch.run import SwitchRun
 
     replacements = _replacements() | {id(runtime.Runtime): SimulatedRuntime, id(runtime.open_vault): open_vault}
-    undo: list[tuple[Any, str, Any]] = []
+    undo: list[Callable[[], None]] = []
 
     def put(owner: Any, name: str, value: Any) -> None:
-        undo.append((owner, name, vars(owner).get(name, getattr(owner, name))))
+        # What a class inherits is bound to it once it is set there: its own subclasses would get the wrong class.
+        inherited = isinstance(owner, type) and name not in vars(owner)
+        before = None if inherited else vars(owner).get(name, getattr(owner, name))
+        undo.append(partial(delattr, owner, name) if inherited else partial(setattr, owner, name, before))
         setattr(owner, name, value)
 
     for module_name, module in list(sys.modules.items()):
@@ -202,5 +205,5 @@ def simulated() -> Iterator[None]:
     try:
         yield
     finally:
-        for owner, name, value in reversed(undo):
-            setattr(owner, name, value)
+        for back in reversed(undo):
+            back()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from include.juicefs_storage.volume.mount_pods import VolumePods
 
 #: For how long juicefs waits for a store that is silent towards Airflow, in seconds.
-_SILENT_S = 15
+_SILENT_S = 12
 log = logging.getLogger(__name__)
 
 

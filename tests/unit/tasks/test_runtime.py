@@ -66,7 +66,7 @@ def test_a_store_that_is_silent_towards_airflow_and_the_clients_is_asked_once(mo
     params: Any = SimpleNamespace()
     probed = Probed(params)
     for config in (OLD, replace(OLD, secret_key=NEW.secret_key)):
-        assert probed.try_storage(config) == "no answer within 15 s"
-    assert asked == ["Airflow", "juicefs for 15 s"]
+        assert probed.try_storage(config) == "no answer within 12 s"
+    assert asked == ["Airflow", "juicefs for 12 s"]
     probed.try_storage(NEW)
     assert len(asked) == 4
