@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from include.juicefs_storage.ports import MetadataStore, PersistentVolume, Session, WriteFence
+from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.volume.mount_pods import MountPod, storage_overrides
 from include.juicefs_storage.volume.setting import Setting
@@ -190,13 +191,14 @@ def check_expired_sessions(metadata: MetadataStore, mounts: Sequence[MountPod]) 
     ]
 
 
-def check_late_commits(late_commit_s: int) -> list[Finding]:
+def check_late_commits(late_commit_s: int, change: Change) -> list[Finding]:
     """Check how long slices may be committed after their blocks were uploaded: a flush gives up after 300 s.
 
     Args:
         late_commit_s: After so many seconds the blocks are copied and proven once more; 0: not at all.
+        change: How the storage changes. Clients that keep their store leave no block behind.
     """
-    if late_commit_s >= FLUSH_LIMIT_S:
+    if late_commit_s >= FLUSH_LIMIT_S or change.one_store:
         return []
     waited = f"only {late_commit_s} s" if late_commit_s else "not"
     return [

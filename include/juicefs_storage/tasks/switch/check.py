@@ -161,7 +161,6 @@ def check_volume(runtime: Runtime) -> list[Finding]:
         lambda: _served(runtime, setting, mounts),
         lambda: _canaries(runtime, pods, mounts),
         lambda: checks.check_runner(runtime.juicefs.version(), mounts, runtime.metadata.sessions()),
-        lambda: checks.check_late_commits(runtime.params.late_commit_s),
         # A run that has switched the volume before, and is cleared, keeps its fence.
         lambda: [] if setting.uses(runtime.target(setting)) else _fence(runtime, setting),
     )
@@ -342,7 +341,7 @@ def check_consistency(runtime: Runtime) -> list[Finding]:
     push(NEEDED_BLOCKS, difference.expected if counted else None)
     if counted and difference.missing and difference.present:
         push("blocks_s", reading_rate(runtime.metadata, setting, source, time.monotonic))
-    return findings
+    return [*findings, *checks.check_late_commits(runtime.params.late_commit_s, change)]
 
 
 def _change(runtime: Runtime, setting: Setting) -> Change:

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from include.juicefs_storage.ports import Session
-from include.juicefs_storage.switch.checks.clients import check_expired_sessions, check_runner, check_volume
+from include.juicefs_storage.switch.change import Change
+from include.juicefs_storage.switch.checks.clients import (
+    check_expired_sessions,
+    check_late_commits,
+    check_runner,
+    check_volume,
+)
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.volume.setting import Setting
 from tests.support.fakes import MOUNT, OLD, FakeMetadata, setting
@@ -139,3 +145,10 @@ def test_a_client_whose_session_has_expired_lately_is_named() -> None:
     (finding,) = check_expired_sessions(metadata, [MOUNT])
     assert finding.level == "warning"
     assert "Session 7 on vm at /mnt was here until 2026-01-31 09:00:00 UTC" in finding.message
+
+
+def test_late_commits_need_a_wait_only_where_the_clients_leave_a_store() -> None:
+    assert [finding.level for finding in check_late_commits(2, Change())] == ["warning"]
+    assert [finding.level for finding in check_late_commits(0, Change(kind="moved"))] == ["warning"]
+    for change, late_commit_s in ((Change(), 360), (Change(kind="keys"), 0), (Change(kind="address"), 2)):
+        assert check_late_commits(late_commit_s, change) == []
