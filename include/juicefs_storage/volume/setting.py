@@ -22,7 +22,7 @@ from include.juicefs_storage.volume.bucket_url import BucketUrl, parse_bucket_ur
 #: The fields of the setting that a switch changes. Everything else in the row is left as it is found.
 STORAGE_FIELDS = ("Storage", "Bucket", "AccessKey", "SecretKey", "SessionToken", "KeyEncrypted")
 #: What JuiceFS and S3 clients read in the same way; a path or keys in it they do not.
-ENDPOINT = re.compile(r"^https?://[^/\s?#@]+/?$")
+ENDPOINT = re.compile(r"^https?://[^/\s?#@]+/?$", re.IGNORECASE)
 _NONCE_BYTES = 12
 _NO_TOKEN = SecretStr("")
 #: The fields that JuiceFS encrypts and a switch reads, with what they are called.

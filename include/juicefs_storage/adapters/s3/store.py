@@ -233,7 +233,9 @@ def _aws_connection(conn_id: str, endpoint: str | None = None) -> tuple[AwsConne
     ):
         if not value:
             raise PermanentError(f"{found} {field_name}, found none.", next_step=_CORRECT)
-    return aws, str(endpoint)
+    # A scheme has no case (RFC 3986, 3.1); JuiceFS and what this project looks for take the small letters.
+    scheme, mark, rest = str(endpoint).partition("://")
+    return aws, f"{scheme.lower()}{mark}{rest}"
 
 
 def _verify(conn_id: str, given: object) -> bool | str:

@@ -373,6 +373,8 @@ def _change(runtime: Runtime, setting: Setting) -> Change:
         raise
 
 
+#: The check whose business the connection is.
+_OF_THE_CONNECTION = "check_target_bucket"
 #: The tasks that leave findings.
 CHECKS = ("resolve_params", *CHECK_FUNCTIONS)
 
@@ -389,4 +391,15 @@ def all_findings() -> list[Finding]:
         if states[task_id] != "success" and not rows:
             message = f"{task_id} could not be made (state {states[task_id]})."
             findings.append(checks.refusal(task_id, message, "see its log"))
-    return findings
+    return _said_once(findings)
+
+
+def _said_once(findings: list[Finding]) -> list[Finding]:
+    """Leave out refusals that say what another one says: a connection that cannot be used stops every check."""
+    kept: dict[tuple[str, str], Finding] = {}
+    for finding in findings:
+        if finding.level == "refusal":
+            said = (finding.message, finding.remedy)
+            if said not in kept or finding.check == _OF_THE_CONNECTION:
+                kept[said] = finding
+    return [finding for finding in findings if finding.level != "refusal" or finding in kept.values()]

@@ -59,6 +59,13 @@ def test_everything_a_connection_says_is_used(connections: Connections, tmp_path
     assert store.limits.total_s == PROMPT.total_s
 
 
+def test_a_scheme_in_capitals_is_the_same_scheme(connections: Connections) -> None:
+    connections.add("capitals", extra={"endpoint_url": "HTTP://Store.example:9000"})
+    assert S3Store.from_connection("capitals", "b").endpoint == "http://Store.example:9000"
+    assert connection_storage("capitals", "minio", "b").bucket == "http://Store.example:9000/b"
+    assert connection_storage("capitals", "minio", "b", "HTTPS://pods:1/").bucket == "https://pods:1/b"
+
+
 def test_what_a_connection_leaves_out(connections: Connections) -> None:
     connections.add("plain", extra={"service_config": {"s3": {"endpoint_url": "http://[::1]:9000/"}}})
     store = S3Store.from_connection("plain", "data", limits=PROMPT)
