@@ -119,6 +119,9 @@ def test_keys_are_rotated_without_a_copy_or_a_wait(lab: Lab, start: Callable[...
     report = run.xcom("finalize", "markdown")
     assert "Other keys for the same bucket" in report
     assert "The store still takes the old key" in report
+    assert "To undo it, at any time" in report
+    assert "new store" not in report
+    assert "blocks were copied" not in report
     assert_nothing_lost(lab, writer)
 
 
@@ -149,6 +152,7 @@ def test_a_revoked_key_is_replaced_with_the_new_one(
         lab.old_store.take_only(rotated)
         assert run.go() == "switched", run.errors
     assert _kind(run) == "keys"
+    assert "the key in the backup does not open" in run.xcom("finalize", "markdown")
     assert _proven_by(run) == ({"key", "read_key"} if read_only else {"key"})
     assert_nothing_lost(lab)
 
@@ -260,6 +264,7 @@ def test_a_store_that_moved_as_a_whole_is_proven_by_the_metadata(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_an_old_store_that_is_silent_delays_no_task_for_minutes(lab: Lab, start: Callable[..., Run]) -> None:
     """It takes connections and answers nothing: whoever looks at it waits until the time of the look is over."""
     _back(lab, start)
@@ -275,7 +280,8 @@ def test_an_old_store_that_is_silent_delays_no_task_for_minutes(lab: Lab, start:
     took_s = {
         f"{task}, {'dry' if each is dry else 'real'}": s for each in (dry, run) for task, s in each.took_s.items()
     }
-    assert not {task: s for task, s in took_s.items() if task.startswith("check_") and s >= 30}
+    # Each takes half a minute at most, and took two minutes and more; a loaded machine adds to it.
+    assert not {task: s for task, s in took_s.items() if task.startswith("check_") and s >= 45}
     assert run.took_s["finalize"] < 60
     assert _kind(dry) == _kind(run) == "moved"
     assert_nothing_lost(lab)

@@ -47,6 +47,11 @@ class Change(Record):
         return self.kind == "copied"
 
     @property
+    def what(self) -> str:
+        """What is another one for the clients afterwards."""
+        return self.kind if self.kind in {"keys", "address"} else "store"
+
+    @property
     def one_store(self) -> bool:
         """Whether the clients keep their store: a block that they write proves nothing about their setting then."""
         return self.kind in {"keys", "address"}

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from include.juicefs_storage.switch.change import Change
+
 RunOutcome = Literal[
     "switched",
     "reverted",
@@ -44,18 +46,29 @@ RUN_MEANING: Mapping[RunOutcome, str] = {
     "and the folder of backups answer.",
 }
 
+#: The same, where the clients keep their store.
+_IN_ONE_STORE: Mapping[RunOutcome, str] = {
+    "switched": "Every client that was there is proven to use the new {what}, and no block is missing.",
+    "reverted": "The volume has the {what} of the backup: every client that was there is proven and no block is "
+    "missing.",
+    "rolled back": "A step failed; the volume has its old {what} again, and every client is proven.",
+}
+_TWO_STORES = Change()
 #: The outcomes that say of every client that it is proven.
 _ALL_PROVEN: frozenset[RunOutcome] = frozenset({"switched", "reverted", "rolled back"})
 
 
-def meaning_of(outcome: RunOutcome, accepted: Sequence[str]) -> str:
+def meaning_of(outcome: RunOutcome, accepted: Sequence[str], change: Change = _TWO_STORES) -> str:
     """Say what an outcome means.
 
     Args:
         outcome: How the run ended.
         accepted: The clients that are no mount pods and were accepted as not proven.
+        change: How the storage changes.
     """
     meaning = RUN_MEANING[outcome]
+    if change.one_store:
+        meaning = _IN_ONE_STORE.get(outcome, meaning).format(what=change.what)
     if outcome not in _ALL_PROVEN or not accepted:
         return meaning
     meaning = meaning.replace("Every client", "Every mount pod").replace("every client", "every mount pod")

@@ -40,6 +40,9 @@ OLD_KEY = (
     "The store still takes the old key, unless it has been withdrawn. That no client uses it is proven above, by "
     "writes while it was refused or by the clients' logs alone; a writer without a session may use it. Withdraw it."
 )
+#: The same, where the store refuses it.
+_OLD_KEY_REFUSED = "The store does not take the old key any more: nothing that has kept it can use the store."
+_TWO_STORES = Change()
 
 
 class Report(Record):
@@ -52,6 +55,7 @@ class Report(Record):
         accepted: The clients that are no mount pods and were accepted as not proven.
         carriers: What carries other values than the setting at the end of the run, one line each.
         door: What that means.
+        old_key_refused: The key in the backup opens the store that the volume was on no more, or that store is gone.
     """
 
     outcome: RunOutcome
@@ -75,6 +79,7 @@ class Report(Record):
     results: dict[str, dict[str, Any]]
     carriers: tuple[str, ...] = ()
     door: tuple[str, ...] = ()
+    old_key_refused: bool = False
 
     def to_note(self) -> str:
         """Say how the run ended, in a line. The plugin puts the task that failed first before it."""
@@ -114,7 +119,7 @@ class Report(Record):
             ]
         lines += [f"Backup: `{self.backup_id or 'none'}`. {self.approval}.", ""]
         if self.backup_id and self.outcome in {"switched", "reverted"}:
-            lines += [f"To undo it, at any time: `juicefs_storage_revert` with `backup_id` = `{self.backup_id}`.", ""]
+            lines += [self._undo(), ""]
         lines += ["### Proofs", *bullets(list(self.proofs)), ""]
         if self.outcome in {"switched", "reverted"}:
             lines += ["### To close the door", *bullets([*self.door, *self._open_doors()]), ""]
@@ -128,9 +133,19 @@ class Report(Record):
         ]
         return "\n".join(lines)
 
+    def _undo(self) -> str:
+        revert = f"`juicefs_storage_revert` with `backup_id` = `{self.backup_id}`"
+        if not self.old_key_refused or not self.before:
+            return f"To undo it, at any time: {revert}."
+        return (
+            f"To undo it: the key in the backup does not open `{self.before.bucket}` any more, or nothing serves "
+            f"there. Have that store take that key again, then {revert}; or go back with another key for that bucket "
+            "(`juicefs_storage_switch`)."
+        )
+
     def _open_doors(self) -> tuple[str, ...]:
         if self.change.kind == "keys":
-            return (OLD_KEY,)
+            return (_OLD_KEY_REFUSED if self.old_key_refused else OLD_KEY,)
         return CLOSE_THE_DOOR if self.change.copies else ()
 
 
@@ -169,9 +184,15 @@ def accepted_lines(accepted: Sequence[str], results: Mapping[str, Mapping[str, A
     return [f"client `{name}` is **not proven**, which was accepted; {seen}" for name in accepted]
 
 
-def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say what the steps proved, a sentence each, from what they returned: task id -> result."""
+def proof_lines(results: Mapping[str, Mapping[str, Any]], change: Change = _TWO_STORES) -> list[str]:
+    """Say what the steps proved, a sentence each.
+
+    Args:
+        results: Task id -> what it returned.
+        change: How the storage changes.
+    """
     lines = []
+    sentences = _IN_ONE_STORE if change.one_store else _SENTENCES
     for task, side, write in (
         ("prove_clients", "new", "write_setting"),
         ("prove_clients_on_old", "old", "restore_setting"),
@@ -179,10 +200,10 @@ def proof_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines += _client_lines(task, results.get(task, {}), side, results.get(write, {}).get(WRITTEN_AT))
     if denied := results.get("prove_clients", {}).get("denied"):
         lines.append(f"{denied} clients wrote a block while the store refused the old key: none uses it any more")
-    for task, text in _SENTENCES.items():
+    for task, text in sentences.items():
         # A task whose process died as it ended has left when it did so, and no result.
         if result := results.get(task):
-            lines.append(text.format(**result, there=_blocks(result)))
+            lines.append(text.format(**result, there=_blocks(result), what=change.what))
     lines += _damaged_lines(results)
     lines += _written_lines(results.get("write_setting", {}))
     lines += _pod_lines(results.get("prove_no_restarts", {}))
@@ -338,7 +359,7 @@ PROVEN_BY: Mapping[str, str] = {
     "key": "wrote a block while the store knew the {side} key alone,",
     "read": "read a block that it had never read and that only the {side} store has,",
     "read_key": "read a block while the store knew the {side} key alone,",
-    "log": "is proven by its log alone, since a block does not tell: it reloaded the {side} store's values",
+    "log": "is proven by its log alone, since a block does not tell: it reloaded the {side} values",
     "start": "is proven by its start after the setting was written, since a block does not tell:",
 }
 _WAS_STUCK = ", when the setting had been written once more: it could not use it before"
@@ -352,4 +373,12 @@ _SENTENCES: Mapping[str, str] = {
     "copy_back": "{copied} blocks were copied back before the setting was restored",
     "copy_back_again": "{copied} blocks were copied back after the clients had returned",
     "prove_blocks_on_old": "{there} that files refer to are on the old store",
+}
+#: The same, where the clients keep their store.
+_IN_ONE_STORE: Mapping[str, str] = {
+    "copy_ahead": "nothing was copied: the clients keep their store",
+    "prove_blocks": "{there} that files refer to are on the store",
+    "prove_fresh_mount": "a fresh mount with an empty cache read, wrote and listed by the new {what}",
+    "collect_diagnostics": _SENTENCES["collect_diagnostics"],
+    "prove_blocks_on_old": "{there} that files refer to are on the store",
 }

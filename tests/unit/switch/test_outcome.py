@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from include.juicefs_storage.switch.change import Change, ChangeKind
 from include.juicefs_storage.switch.outcome import (
     GREEN,
     RUN_MEANING,
@@ -127,3 +128,15 @@ def test_no_outcome_says_that_every_client_is_proven_where_one_was_accepted(outc
     assert "every client" not in meaning.lower()
     assert ("`vm:s3gateway`" in meaning) is (outcome in {"switched", "reverted", "rolled back"})
     assert meaning_of(outcome, []) == RUN_MEANING[outcome]
+
+
+@pytest.mark.parametrize("kind", ["keys", "address"])
+def test_where_the_clients_keep_their_store_no_other_store_is_spoken_of(kind: ChangeKind) -> None:
+    change = Change(kind=kind)
+    for outcome in ("switched", "reverted", "rolled back"):
+        meaning = meaning_of(outcome, [], change)
+        assert kind in meaning
+        assert "every client" in meaning.lower()
+        assert "new store" not in meaning
+        assert "old store" not in meaning
+    assert meaning_of("held", [], change) == RUN_MEANING["held"]

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from include.juicefs_storage.switch.report import accepted_in, accepted_lines, proof_lines
+from include.juicefs_storage.switch.change import Change
+from include.juicefs_storage.switch.plan import StorageView
+from include.juicefs_storage.switch.report import OLD_KEY, Report, accepted_in, accepted_lines, proof_lines
 from include.juicefs_storage.tasks.switch.apply import APPLY
 from include.juicefs_storage.tasks.switch.judgement import ROLLBACK
+from tests.support.fakes import NEW, OLD
 
 
 def test_the_report_tells_what_the_window_cost() -> None:
@@ -97,3 +100,33 @@ def test_clients_that_were_accepted_after_the_plan_are_named_too() -> None:
 def test_a_task_that_ended_without_a_result_is_not_spoken_of() -> None:
     """Its process died between the two: the report is written all the same."""
     assert proof_lines({task: {} for task in (*APPLY, *ROLLBACK, "collect_diagnostics")}) == []
+
+
+def test_the_report_of_other_keys_speaks_of_no_other_store_and_of_no_copy() -> None:
+    results: dict[str, dict[str, Any]] = {
+        "copy_ahead": {"copied": 0}, "follow_writes": {"copied": 0}, "catch_up": {"copied": 0},
+        "prove_clients": {"clients": [{"pod": "a", "node": "n", "after_s": 1.0, "by": "log"}]},
+        "prove_blocks": {"blocks": 9}, "prove_fresh_mount": {"objects": 1},
+        "catch_up_late": {"copied": 0, "waited_s": 0, "one_store": True},
+    }  # fmt: skip
+    text = "\n".join(proof_lines(results, Change(kind="keys")))
+    assert "new store" not in text
+    assert "old store" not in text
+    assert "blocks were copied" not in text
+    assert "nothing was copied: the clients keep their store" in text
+    assert "a fresh mount with an empty cache read, wrote and listed by the new keys" in text
+    assert "all 9 blocks that files refer to are on the store" in text
+    assert "0 blocks were copied before the setting was written" in "\n".join(proof_lines(results))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_report_says_when_the_key_of_the_backup_does_not_work_any_more(refused: bool) -> None:
+    report = Report(
+        outcome="switched", meaning="", run_id="r", volume="v", before=StorageView.of(OLD), after=StorageView.of(NEW),
+        change=Change(kind="keys"), setting_now=None, backup_id="v.r", approved_by=None, approval="", findings=(),
+        states={}, took_s={}, proofs=(), results={}, old_key_refused=refused,
+    )  # fmt: skip
+    text = report.to_markdown()
+    assert ("at any time: `juicefs_storage_revert`" in text) != refused
+    assert ("the key in the backup does not open" in text) == refused
+    assert (OLD_KEY in text) != refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from include.juicefs_storage.errors import StorageSwitchError
-from include.juicefs_storage.switch.checks import check_door
+from include.juicefs_storage.switch.checks import check_door, check_old_key
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.run import SwitchRun
@@ -28,11 +28,11 @@ def planned_door(runtime: Runtime, setting: Setting) -> list[Finding]:
     )
 
 
-def door_now(run: SwitchRun) -> tuple[list[str], list[str]]:
+def door_now(run: SwitchRun) -> tuple[list[str], list[str], bool]:
     """Say at the end of a run what carries other values, one line each, and what that means. Never fails.
 
     Returns:
-        What carries them, and what a restart of it would do.
+        What carries them, what a restart of it would do, and whether the store that was left refuses its old key.
     """
     try:
         setting = run.runtime.setting()
@@ -41,7 +41,8 @@ def door_now(run: SwitchRun) -> tuple[list[str], list[str]]:
         fenced = bool(run.write_fence and run.write_fence.is_up())
         before = run.runtime.source(run.before)
         found = check_door(carriers, before, run.runtime.try_storage, fenced=fenced)
+        refused = check_old_key(before, run.runtime.try_storage).level == "ok"
     except StorageSwitchError as error:
-        return [], [f"what still carries other values could not be found out: {error.problem}"]
+        return [], [f"what still carries other values could not be found out: {error.problem}"], False
     meaning = [f"{finding.message}{f' Remedy: {finding.remedy}' if finding.remedy else ''}" for finding in found]
-    return [carrier.line for carrier in carriers], meaning
+    return [carrier.line for carrier in carriers], meaning, refused

@@ -76,13 +76,13 @@ def finalize() -> dict[str, Any]:
         observed = Observed(unreadable=unreadable)
         progress = progress_without_backup(states, may_have_changed=bool(unreadable and evidence))
     outcome, missing = judge(observed, progress)
-    carriers, door = door_now(run) if run and outcome in {"switched", "reverted"} else ([], [])
+    carriers, door, refused = door_now(run) if run and outcome in {"switched", "reverted"} else ([], [], False)
     lines = [*made_again, *(_fence(run, outcome) if run else [])]
     if run and (how := _MARKS.get(outcome)) and (unrecorded := run.record.mark(how)):
         lines.append(f"how this run ended is not recorded beside its backup: {unrecorded}")
     lines += _release_lease(run)
     report = _report(run, outcome, missing, states, evidence, progress, lines)
-    report = report.model_copy(update={"carriers": tuple(carriers), "door": tuple(door)})
+    report = report.model_copy(update={"carriers": tuple(carriers), "door": tuple(door), "old_key_refused": refused})
     if run:
         gauge_outcome(outcome, run.before.name, report.results, _window_s(evidence))
     push("report", report.model_dump(mode="json"))
@@ -116,12 +116,13 @@ def _report(
     # The plan that was carried out, where one was.
     planned = run.carried_out if run else Plan.model_validate(pull("plan")) if pull("plan") else None
     results = {task_id: dict(left.result) for task_id, left in evidence.items()}
+    change = planned.change if planned else Change()
     accepted = accepted_in(planned.accepted_clients if planned else (), results)
     approval, approver = _approval(states["approve"])
     failed = "" if outcome in GREEN else failed_first(_ORDER, states, progress.unproven or {})
     return Report(
         outcome=outcome,
-        meaning=_meaning(outcome, accepted),
+        meaning=_meaning(outcome, accepted, change),
         accepted=accepted,
         failure=failure_of(failed) if failed else None,
         missing=missing,
@@ -129,7 +130,7 @@ def _report(
         volume=planned.volume if planned else None,
         before=planned.before if planned else None,
         after=planned.after if planned else None,
-        change=planned.change if planned else Change(),
+        change=change,
         setting_now=_bucket_now(),
         backup_id=run.backup_id if run else None,
         approved_by=approver,
@@ -137,15 +138,20 @@ def _report(
         findings=tuple(all_findings()),
         states=states,
         took_s={task_id: timing["took_s"] for task_id in states if (timing := pull(task_id, "timing"))},
-        proofs=(*accepted_lines(accepted, results), *proof_lines(results), *_forecast_kept(planned, evidence), *lines),
+        proofs=(
+            *accepted_lines(accepted, results),
+            *proof_lines(results, change),
+            *_forecast_kept(planned, evidence),
+            *lines,
+        ),
         results=results,
     )
 
 
-def _meaning(outcome: RunOutcome, accepted: Sequence[str]) -> str:
+def _meaning(outcome: RunOutcome, accepted: Sequence[str], change: Change) -> str:
     """Say what the outcome means, and why a run that failed was left where it is."""
     reason = pull("decide", HELD_BECAUSE) if outcome == "held" else None
-    return f"{reason.rstrip('.')}. {LEFT}" if reason else meaning_of(outcome, accepted)
+    return f"{reason.rstrip('.')}. {LEFT}" if reason else meaning_of(outcome, accepted, change)
 
 
 def _recorded(evidence: Mapping[str, Evidence]) -> tuple[SwitchRun | None, str]:

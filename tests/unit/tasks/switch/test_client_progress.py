@@ -22,7 +22,7 @@ def test_the_clients_are_pushed_when_something_has_changed(monkeypatch: pytest.M
     assert [key for key, _ in pushed] == ["clients", "clients"]
     assert [(row["name"], row["proven"]) for row in pushed[0][1]] == [("b", False), ("a", True)]
     assert pushed[0][1][0]["seen"] == "it shows the old bucket"
-    assert pushed[1][1][0]["seen"].endswith("it reloaded the new store's values")
+    assert pushed[1][1][0]["seen"].endswith("it reloaded the new values")
 
 
 def test_a_server_that_does_not_answer_fails_no_proof(
