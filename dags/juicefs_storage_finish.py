@@ -25,6 +25,9 @@ With `refresh_mount_pods` it replaces the mount pods that carry them, one after 
 upgrade. Applications go on. Each new pod is proven by a block that it writes; business pods' UIDs and restarts are
 compared. The run stops at the first pod that is not as before. It replaces one pod unless `most_pods` says more.
 
+With `close_door` it proves that the old store refuses the old key's writes; with `fence_conn_id` it has it do so.
+With `rehearse_off_s` that store denies the old key everything for some seconds, as if it were off.
+
 With `watch` it waits until nothing was found for `idle_s`: nothing that comes to the old store, no client that is no
 mount pod, no request that fails. What came to the old store alone is copied to the volume's store.
 
@@ -32,7 +35,7 @@ With `certify` it proves that the move is finished: no other values, the old key
 and nothing new on the old one for `idle_s`. The evidence is signed with the key of connection `juicefs_certificate`.
 
 ### What it does not do
-It does not close the old store: you withdraw the old key there. It deletes nothing, ever. See `docs/finish.md`.
+It switches nothing off and withdraws no key. It deletes nothing, ever. See `docs/finish.md`.
 """
 
 
@@ -46,12 +49,24 @@ It does not close the old store: you withdraw the old key there. It deletes noth
     default_args=TASK_DEFAULTS,
 )
 def juicefs_storage_finish() -> None:
-    """Find what carries other values, plan, approve, replace mount pods, watch, certify, report."""
+    """Find what carries other values, plan, approve, replace mount pods, close the door, watch, certify, report."""
     planned, path, approval = plan.plan(), plan.choose_path(), approve()
-    refreshed, watched, certified = steps.refresh_mount_pods(), steps.watch(), certify.certify()
+    refreshed, closed, rehearsed = steps.refresh_mount_pods(), steps.close_door(), steps.rehearse_off()
+    watched, certified = steps.watch(), certify.certify()
     notify = Notify("ended")  # the end of every run is the news
     finalized = finalize.finalize.override(on_success_callback=notify, on_failure_callback=notify)()
-    plan.resolve_params() >> planned >> path >> approval >> refreshed >> watched >> certified >> finalized
+    (
+        plan.resolve_params()
+        >> planned
+        >> path
+        >> approval
+        >> refreshed
+        >> closed
+        >> rehearsed
+        >> watched
+        >> certified
+        >> finalized
+    )
     path >> [refreshed, certified, finalized]
 
 

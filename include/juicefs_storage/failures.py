@@ -104,7 +104,9 @@ def unreported_end(
     if dag_id == REHEARSAL:
         return f"{ended} Nothing was changed. Trigger it again."
     if dag_id == FINISH:
-        return f"{ended} Mount pods that were replaced stay as they are. It may still hold {_LEASE}. Trigger it again."
+        off = " What the rehearsal denied ends by itself." if params.get("rehearse_off_s") else ""
+        stays = f"Mount pods that were replaced stay as they are.{off}"
+        return f"{ended} {stays} It may still hold {_LEASE}. Trigger it again."
     return f"{ended} What was copied stays. Clear the tasks that did not end, with Downstream."
 
 

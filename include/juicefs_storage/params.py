@@ -28,6 +28,7 @@ SECTIONS = (
     "What",
     "Waves",
     "Refresh",
+    "Old store",
     "Watch",
     "Certify",
     "Safety",

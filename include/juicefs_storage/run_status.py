@@ -14,7 +14,7 @@ from include.juicefs_storage.failures import LAST, NO_ERROR, SEE_LOG, Failure, f
 from include.juicefs_storage.markdown import counted
 from include.juicefs_storage.names import FINISH, FLEET, REHEARSAL, SYNC, task_url
 from include.juicefs_storage.run_state import ORDER, QUEUED, Run, Step
-from include.juicefs_storage.run_steps import BESIDE, HUMAN, ROLLBACK, STEPS
+from include.juicefs_storage.run_steps import BESIDE, FINISH_NOT_NOW, HUMAN, ROLLBACK, STEPS
 
 _TO_ABORT = "To abort, mark the run as failed."
 _ANSWER_WITHIN = timedelta(hours=24)
@@ -175,9 +175,8 @@ def _abort(run: Run, failure: Failure | None) -> tuple[Literal["yes", "no"], str
     if run.dag_id == REHEARSAL:
         return "yes", f"Nothing was changed. {_TO_ABORT}"
     if run.dag_id == FINISH:
-        if run.step("refresh_mount_pods").active:
-            return "no", "A mount pod may be half replaced. The run stops by itself at one that is not as before."
-        return "yes", f"Mount pods that were replaced stay as they are. {_TO_ABORT}"
+        why_not = next((why for task_id, why in FINISH_NOT_NOW.items() if run.step(task_id).active), "")
+        return ("no", why_not) if why_not else ("yes", f"What was changed stays so. {_TO_ABORT}")
     return _abort_move(run, failure) if run.moves_a_volume else ("no", "Nothing is known of this DAG.")
 
 

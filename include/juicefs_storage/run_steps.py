@@ -94,6 +94,8 @@ STEPS: Mapping[str, Mapping[str, str]] = {
         "choose_path": "ends a dry run, and continues any other",
         "approve": "waits for a person who approves or rejects the plan",
         "refresh_mount_pods": "replaces the mount pods that carry other values, one after the other",
+        "close_door": "has the old store refuse the old key's writes, and proves it",
+        "rehearse_off": "denies the old key everything for a while, as if the old store were off",
         "watch": "watches for whatever still uses the old store",
         "certify": "proves that the move is finished",
         LAST: "writes the report",
@@ -103,3 +105,8 @@ STEPS: Mapping[str, Mapping[str, str]] = {
 HUMAN = frozenset({"choose_backup", "approve", "approve_rest"})
 #: Tasks that work beside the others.
 BESIDE = frozenset({"follow_writes", "settle", "follow_writes_back", "settle_again"})
+#: Tasks of finishing that are not to be aborted, and why.
+FINISH_NOT_NOW: Mapping[str, str] = {
+    "refresh_mount_pods": "A mount pod may be half replaced. The run stops by itself at one that is not as before.",
+    "rehearse_off": "The old key is denied for now. It is allowed again at the first error, and at the end.",
+}

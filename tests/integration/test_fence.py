@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
 from include.juicefs_storage.adapters.minio_fence import MinioFence
-from include.juicefs_storage.adapters.mysql import MySqlMetadata
+from include.juicefs_storage.adapters.s3.bucket import S3Bucket
 from include.juicefs_storage.adapters.s3.store import S3Store
 from include.juicefs_storage.adapters.tools.mc_mirror import find
 from include.juicefs_storage.errors import PermanentError
-from include.juicefs_storage.volume.metaurl import Metaurl
-from include.juicefs_storage.volume.setting import Setting
 from lab.environment import Lab
 from lab.process import run, wait_for
 from tests.support import s3_servers
-from tests.support.harness import REVERT_ID, SHORT, Run
+from tests.support.fenced import fenced, old_store_behind_proxy, switch
+from tests.support.harness import REVERT_ID, Run
 from tests.support.labs import lacking, up
 from tests.support.s3_proxy import S3Proxy
 from tests.support.worker import Fault
@@ -96,6 +96,39 @@ def test_the_fence_denies_one_user_the_writes_below_one_volume(minio: S3Store, u
     assert own_policies(fence) == "readwrite"
 
 
+def test_the_old_key_is_denied_everything_until_a_moment_whatever_becomes_of_the_worker(
+    minio: S3Store, user: Any
+) -> None:
+    mine = {"Bucket": minio.bucket, "Key": "myjfs/chunks/0/0/2_0_1"}
+    user.put_object(Body=b"x", **mine)
+    ends_at = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
+    off, fence = (MinioFence(minio, SecretStr(USER), "myjfs", until) for until in (ends_at, None))
+    off.up()
+    assert (off.is_up(), fence.is_up()) == (True, False)
+    assert denied(user.get_object, **mine)
+    assert denied(user.put_object, Body=b"y", **mine)
+    assert not denied(user.put_object, Bucket=minio.bucket, Key="another/volume", Body=b"z")
+    wait_for("the denial ends by itself", lambda: not denied(user.get_object, **mine), deadline_s=10)
+    assert datetime.now(UTC) >= ends_at
+    off = MinioFence(minio, SecretStr(USER), "myjfs", datetime.now(UTC) + timedelta(hours=1))
+    off.up()
+    assert denied(user.get_object, **mine)
+    off.down()
+    assert not denied(user.get_object, **mine)
+
+
+def test_whether_a_key_may_write_is_asked_without_a_write(minio: S3Store, user: Any) -> None:
+    fence, key = MinioFence(minio, SecretStr(USER), "myjfs"), "myjfs/.storage-switch-door"
+    old = S3Bucket(replace(minio, access_key=USER, secret_key=USER_KEY))
+    before = [item.key for item in S3Bucket(minio).list("")]
+    assert old.takes_writes(key) is True
+    fence.up()
+    assert old.takes_writes(key) is False
+    fence.down()
+    assert S3Bucket(replace(minio, access_key="nobody")).takes_writes(key) is False
+    assert [item.key for item in S3Bucket(minio).list("")] == before
+
+
 def test_volumes_with_one_key_are_fenced_side_by_side(minio: S3Store, user: Any) -> None:
     names = [f"vol{number}" for number in range(8)]
     fences = [MinioFence(minio, SecretStr(USER), name) for name in names]
@@ -128,53 +161,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def proxied(lab: Lab) -> Iterator[S3Proxy]:
-    """The volume's clients reach the old store through a proxy that can refuse their writes."""
-    before = MySqlMetadata.from_metaurl(Metaurl.parse(lab.mariadb.meta_url_with_password)).read_setting()
     lab.seed(5)
     lab.copy_to_new_store()
-    with S3Proxy(lab.old_store.endpoint_url) as proxy:
-        through = f"{proxy.url}/{lab.old_store.bucket}"
-
-        def point(setting: Setting, bucket: str) -> None:
-            lab.mariadb.query("UPDATE jfs_setting SET value = %s WHERE name = 'format'", [setting.raw.decode()])
-            wait_for("the mounts follow", lambda: used(lab) == {bucket}, deadline_s=30)
-
-        secrets = [
-            item["metadata"]["name"]
-            for item in json.loads(lab.kubectl("get", "secret", "-n", "juicefs", "-o", "json"))["items"]
-            if "bucket" in (item.get("data") or {})
-        ]
-
-        def patch(bucket: str) -> None:
-            for name in secrets:
-                patched = json.dumps({"stringData": {"bucket": bucket}})
-                lab.kubectl("patch", "secret", name, "-n", "juicefs", "--type=merge", "-p", patched)
-
-        patch(through)
-        point(Setting(before.raw.replace(before.bucket.encode(), through.encode())), through)
-        try:
-            yield proxy
-        finally:
-            proxy.read_only = False
-            patch(before.bucket)
-            point(before, before.bucket)
-
-
-def used(lab: Lab) -> set[str]:
-    return {json.loads((mount / ".config").read_text())["Format"]["Bucket"] for mount in lab.mounts()}
-
-
-def fenced(made: Run, proxy: S3Proxy) -> Run:
-    """The same run with a fence on the store behind the proxy."""
-    admin = {"conn_type": "aws", "login": "admin", "password": "admin-key", "extra": {"endpoint_url": proxy.url}}
-    made.environment["AIRFLOW_CONN_MINIO_ADMIN"] = json.dumps(admin)
-    made.params["fence_conn_id"] = "minio_admin"
-    return made
-
-
-def switch(lab: Lab, folder: Path, *faults: Fault, **params: str) -> Run:
-    target = {"target_conn_id": "minio_new", "target_bucket": lab.new_store.bucket}
-    return Run(lab, folder, folder.name, SHORT | target | params, faults)
+    with old_store_behind_proxy(lab) as proxy:
+        yield proxy
 
 
 @pytest.mark.timeout(900)

@@ -315,13 +315,17 @@ def test_the_graph_of_finishing(dags: dict[str, dict[str, Any]]) -> None:
         "plan": ["choose_path"],
         "choose_path": ["approve", "certify", "finalize", "refresh_mount_pods"],
         "approve": ["refresh_mount_pods"],
-        "refresh_mount_pods": ["watch"],
+        "refresh_mount_pods": ["close_door"],
+        "close_door": ["rehearse_off"],
+        "rehearse_off": ["watch"],
         "watch": ["certify"],
         "certify": ["finalize"],
         "finalize": [],
     }
     assert finishing["rules"] == {
         "refresh_mount_pods": "none_failed_min_one_success",  # approved, or no approval required
+        "close_door": "none_failed_min_one_success",
+        "rehearse_off": "none_failed_min_one_success",
         "watch": "none_failed_min_one_success",
         "certify": "none_failed_min_one_success",
         "finalize": "all_done",

@@ -77,7 +77,8 @@ class S3Proxy(ThreadingHTTPServer):
         read_only: PUT, POST and DELETE are answered 403 AccessDenied.
         denies: Which requests are answered 403 AccessDenied; none by default.
         groups: Those that its one user is a member of, as MinIO's admin API shows and sets them. While the policy of
-            one of them denies something the store is read-only, as to that user.
+            one of them denies something the store is read-only, as to that user; where it denies reads, and until the
+            moment that it may name, GET and HEAD of objects are refused too.
         fenced: The access keys that were made members of a group; none: read_only is for everyone.
         refusal: A status and an S3 error code that every request is answered, such as (400, "ExpiredToken").
         skew_s: The store's clock is ahead by this. Requests that are dated otherwise are answered RequestTimeTooSkewed;
@@ -112,6 +113,7 @@ class S3Proxy(ThreadingHTTPServer):
         self.groups: set[str] = set()
         self.fenced: set[str] = set()
         self.denying: set[str] = set()
+        self.off_until: dict[str, str] = {}
         self.policies: dict[str, str] = {}
         self.refusal: tuple[int, str] | None = None
         self.skew_s = 0.0
@@ -168,8 +170,10 @@ class S3Proxy(ThreadingHTTPServer):
             case "user-info":
                 return json.dumps({"memberOf": sorted(self.groups), "status": "enabled"}).encode()
             case "add-canned-policy":
-                effects = {statement["Effect"] for statement in json.loads(body)["Statement"]}
-                self.denying |= {query["name"]} if "Deny" in effects else set()
+                (statement,) = json.loads(body)["Statement"]
+                self.denying |= {query["name"]} if statement["Effect"] == "Deny" else set()
+                if "s3:GetObject" in statement["Action"]:
+                    self.off_until[query["name"]] = statement["Condition"]["DateLessThan"]["aws:CurrentTime"]
             case "set-user-or-group-policy":
                 self.policies[query["userOrGroup"]] = query["policyName"]
             case "update-group-members":
@@ -179,6 +183,18 @@ class S3Proxy(ThreadingHTTPServer):
                     (self.groups.discard if change["isRemove"] else self.groups.add)(change["group"])
                 self.read_only = any(self.policies[group] in self.denying for group in self.groups)
         return b""
+
+    def is_off(self, access_key: str) -> bool:
+        """Return whether a key is denied the reads of objects now."""
+        now = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        ends = [self.off_until[self.policies[group]] for group in self.groups if self.policies[group] in self.off_until]
+        return access_key in self.fenced and any(now < end for end in ends)
+
+    def refuses(self, request: Request, access_key: str) -> bool:
+        """Return whether a policy denies a request; lists are never denied."""
+        if request.method in _WRITES:
+            return self.read_only and (not self.fenced or access_key in self.fenced)
+        return "/" in urlsplit(request.target).path.strip("/") and self.is_off(access_key)
 
     def fault(self, request: Request) -> Fault | None:
         """Count a request, and say which fault it meets."""
@@ -233,9 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(*proxy.refusal)
         elif proxy.token and self.headers.get("x-amz-security-token") != proxy.token:
             self._refuse(400, "InvalidToken")
-        elif proxy.denies(request) or (
-            proxy.read_only and request.method in _WRITES and (not proxy.fenced or self._access_key() in proxy.fenced)
-        ):
+        elif proxy.denies(request) or proxy.refuses(request, self._access_key()):
             self._refuse(403, "AccessDenied")
         elif proxy.skew_s and self._skewed():
             self._refuse(403, "RequestTimeTooSkewed")

@@ -258,7 +258,8 @@ def test_progress_of_a_task_that_had_nothing_to_do_is_shown_while_it_works_alone
         (FLEET, ["plan", "start_canary"], {"watch_canary": "running"}, "no", "go on by themselves"),
         (REHEARSAL, ["list_volumes"], {"rehearse": "running"}, "yes", "Nothing was changed"),
         (FINISH, ["plan"], {"refresh_mount_pods": "running"}, "no", "half replaced"),
-        (FINISH, ["plan", "refresh_mount_pods"], {"certify": "running"}, "yes", "stay as they are"),
+        (FINISH, ["plan"], {"rehearse_off": "running"}, "no", "denied for now"),
+        (FINISH, ["plan", "refresh_mount_pods"], {"certify": "running"}, "yes", "stays so"),
     ],
 )
 def test_aborting_a_run_of_another_dag(

@@ -1,22 +1,29 @@
-"""A write fence on MinIO: a group whose policy denies its members whatever would change the volume's objects."""
+"""A write fence on MinIO: a group whose policy denies its members whatever would change the volume's objects.
+
+To rehearse that the store is switched off, another group denies its members the reads as well, until a moment.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from include.juicefs_storage.adapters.s3.client import S3Client, encoded
 from include.juicefs_storage.adapters.s3.signing import PAYLOAD_HEADER
 from include.juicefs_storage.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from pydantic import SecretStr
 
     from include.juicefs_storage.adapters.s3.store import S3Store
 
-_DENIED = ("s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion")
+_WRITES = ("s3:PutObject", "s3:DeleteObject", "s3:DeleteObjectVersion")
+_READS = ("s3:GetObject", "s3:GetObjectVersion")
 
 
 class MinioFence:
@@ -31,11 +38,13 @@ class MinioFence:
         admin: The store and its bucket, with the keys of a user who may administer policies.
         user: The access key that is fenced off: an ordinary user's. MinIO has no policies for its root user.
         volume: The objects below this name are fenced.
+        off_until: Deny the reads as well, until this moment (UTC), by the store's own clock; None: a fence, which stays
+            up until it is taken down.
     """
 
-    def __init__(self, admin: S3Store, user: SecretStr, volume: str) -> None:
-        self._admin, self._user, self._volume = admin, user, volume
-        self._name = f"juicefs-storage-fence-{volume}"
+    def __init__(self, admin: S3Store, user: SecretStr, volume: str, off_until: datetime | None = None) -> None:
+        self._admin, self._user, self._volume, self._off_until = admin, user, volume, off_until
+        self._name = f"juicefs-storage-{'off' if off_until else 'fence'}-{volume}"
 
     def is_up(self) -> bool:
         """Ask for the user's groups."""
@@ -58,7 +67,12 @@ class MinioFence:
             TransientError: Each call was answered well, and the user is no member.
         """
         resource = f"arn:aws:s3:::{self._admin.bucket}/{self._volume}/*"
-        statement = {"Effect": "Deny", "Action": _DENIED, "Resource": [resource]}
+        statement: dict[str, Any] = {"Effect": "Deny", "Action": _WRITES, "Resource": [resource]}
+        if self._off_until:
+            # A worker that is killed allows nothing again: the denial ends by itself.
+            ends_at = self._off_until.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            statement["Action"] = [*_WRITES, *_READS]
+            statement["Condition"] = {"DateLessThan": {"aws:CurrentTime": ends_at}}
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         self._call("PUT", "add-canned-policy", policy.encode(), name=self._name)
         self._group([])  # a policy is given to a group that is there

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import model_validator
+
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.params import Params, param, without_empty
 from include.juicefs_storage.switch.params import Runner, SwitchParams
@@ -57,6 +59,28 @@ class FinishParams(Params):
         ge=0,
         le=10_000,
     )
+    close_door: bool = param(
+        "Old store",
+        "Close the door",
+        "Prove that the old store refuses the writes of the old key. With `fence_conn_id` the run has it refuse them, "
+        "and leaves it so; else you do. See [the door](finish.md#close-the-door).",
+        False,
+    )
+    fence_conn_id: str | None = param(
+        "Old store",
+        "Administrator's connection",
+        "Type `aws`, for MinIO alone: an administrator of the old store. Empty: the old store is not told anything.",
+        None,
+    )
+    rehearse_off_s: int = param(
+        "Old store",
+        "Rehearse switching off (s)",
+        "For so long the old store denies the old key reads and writes; it is undone at the first request of a client "
+        "that fails. `0`: not at all. See [the rehearsal](finish.md#rehearse-switching-off).",
+        0,
+        ge=0,
+        le=3600,
+    )
     watch: bool = param(
         "Watch",
         "Watch",
@@ -95,6 +119,12 @@ class FinishParams(Params):
         None,
     )
     juicefs_runner: Runner = _as_in_switch("juicefs_runner")
+
+    @model_validator(mode="after")
+    def _administrator(self) -> FinishParams:
+        if self.rehearse_off_s and not self.fence_conn_id:
+            raise ValueError("`rehearse_off_s` takes `fence_conn_id`: nobody else can deny the old key, and allow it")
+        return self
 
 
 #: What an entry of the registry may fill in here.

@@ -14,7 +14,7 @@ from include.juicefs_storage.volume.mount_pods import MountPod
 #: What this DAG leaves to a person, in its plan and in every report.
 BY_HAND = (
     "Secrets, workloads and options that are named above: correct them where they are made (Helm, GitOps).",
-    "Withdraw the old key on the old store, then run this again: `old key` says whether the store still takes it.",
+    "Withdraw the old key on the old store, or run this with `close_door`: `old key` says whether it is still taken.",
     "Then run this with `watch` and `certify`: it looks for a day at what still comes to the old store.",
     "This DAG deletes nothing, on no store and in no cluster.",
 )
@@ -96,11 +96,13 @@ class FinishReport(Record):
 
     Attributes:
         outcome: `planned`, `nothing to do`, `named` (mount pods carry other values and were left), `refreshed`,
-            `watched`, `certified`, or `failed`.
+            `closed`, `rehearsed`, `watched`, `certified`, or `failed`.
         problem: Why it failed; empty where it did not.
         replaced: The mount pods that were replaced.
         carriers: What still carries other values, one line each.
         door: What that means.
+        closed: What was proven of the closed door; empty where it was not asked for.
+        rehearsed: How the rehearsal of switching off went; likewise.
         watched: How the watch went; empty where there was none.
         found: What it has found, one line each.
         public_key: Verifies the certificate, where the run has made one.
@@ -113,6 +115,8 @@ class FinishReport(Record):
     replaced: tuple[Refreshed, ...] = ()
     carriers: tuple[str, ...] = ()
     door: tuple[Finding, ...] = ()
+    closed: str = ""
+    rehearsed: str = ""
     watched: str = ""
     found: tuple[str, ...] = ()
     public_key: str = ""
@@ -130,6 +134,8 @@ class FinishReport(Record):
         lines += ["### Mount pods that were replaced", *bullets([_replaced(row) for row in self.replaced]), ""]
         lines += ["### What still carries other values", *bullets(list(self.carriers)), ""]
         lines += ["### The door", *findings_markdown(self.door), ""]
+        lines += [self.closed, ""] if self.closed else []
+        lines += ["### The rehearsal of switching off", self.rehearsed, ""] if self.rehearsed else []
         if self.watched:
             lines += ["### The watch", self.watched, "", *bullets(list(self.found)), ""]
         if self.public_key:
@@ -149,8 +155,20 @@ def later_steps(params: FinishParams) -> tuple[str, ...]:
         f"watch: what comes to the old store, who has a session, what fails; until nothing was found for "
         f"{params.idle_s:,} s, a look every {params.watch_every_s:,} s. Missing blocks are copied to the volume's store"
     )
+    by = "the fence is put up, and stays up" if params.fence_conn_id else "you have closed it; this proves it"
+    door = f"close the door: the old store refuses the old key's writes; {by}"
+    off = (
+        f"rehearse switching off: the old store denies the old key everything for {params.rehearse_off_s:,} s; undone "
+        "at the first request of a client that fails"
+    )
     certify = "certify: prove that the move is finished, and sign what was proven"
-    return tuple(line for line, asked in ((watch, params.watch), (certify, params.certify)) if asked)
+    asked = (
+        (door, params.close_door),
+        (off, params.rehearse_off_s),
+        (watch, params.watch),
+        (certify, params.certify),
+    )
+    return tuple(line for line, wanted in asked if wanted)
 
 
 def in_order(mounts: Sequence[MountPod]) -> tuple[MountPod, ...]:

@@ -13,7 +13,12 @@ CHECK = "setting"
 
 
 def last_move(vault: Vault, setting: Setting) -> tuple[Mark, str] | None:
-    """Find the last run that is marked as having moved a volume, and the id of its backup; None where there is none.
+    """Find the last run that is marked as having moved a volume; None where there is none. See `moves`."""
+    return next(iter(moves(vault, setting)), None)
+
+
+def moves(vault: Vault, setting: Setting) -> list[tuple[Mark, str]]:
+    """List the runs that are marked as having moved a volume, with the ids of their backups, the latest first.
 
     A mark that cannot be read is passed over: it may be another volume's of the same name.
 
@@ -32,10 +37,7 @@ def last_move(vault: Vault, setting: Setting) -> tuple[Mark, str] | None:
             continue
         if mark and mark.uuid == setting.uuid:
             found.append((mark.at, backup_id, mark))
-    if not found:
-        return None
-    _, backup_id, mark = max(found, key=lambda row: row[:2])
-    return mark, backup_id
+    return [(mark, backup_id) for _, backup_id, mark in sorted(found, key=lambda row: row[:2], reverse=True)]
 
 
 def check_setting(vault: Vault, setting: Setting) -> list[Finding]:

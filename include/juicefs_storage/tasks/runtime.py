@@ -16,6 +16,8 @@ from include.juicefs_storage.tasks.context import METADATA, is_away, mask, mask_
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from include.juicefs_storage.adapters.juicefs_command import JuiceFSCommand
     from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
     from include.juicefs_storage.adapters.mysql import MySqlMetadata
@@ -149,6 +151,21 @@ class VolumeRuntime:
         if conn_id:
             return S3Bucket.from_connection(conn_id, config.endpoint_and_bucket[1])
         return self._by_setting(config)
+
+    def fence_on(self, setting: Setting, conn_id: str, off_until: datetime | None = None) -> WriteFence:
+        """Return what refuses the clients' key on the store that a setting names.
+
+        Args:
+            setting: Names the store and the key.
+            conn_id: The store's administrator.
+            off_until: Refuse the reads as well, until then (UTC); None: the writes alone.
+        """
+        from include.juicefs_storage.adapters.minio_fence import MinioFence
+        from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
+
+        config = self.source(setting)
+        admin = S3Store.from_connection(conn_id, config.endpoint_and_bucket[1], limits=PROMPT)
+        return MinioFence(admin, config.access_key, setting.name, off_until)
 
     def try_storage(self, config: StorageConfig) -> str | None:
         """Try whether a store takes a storage's keys: from Airflow, which takes a moment; else as the clients reach it.
@@ -284,14 +301,7 @@ class Runtime(VolumeRuntime):
 
     def fence(self, setting: Setting) -> WriteFence | None:
         """Return the write fence on the store that a setting names; None where none is wanted."""
-        from include.juicefs_storage.adapters.minio_fence import MinioFence
-        from include.juicefs_storage.adapters.s3.store import PROMPT, S3Store
-
-        if not self.params.fence_conn_id:
-            return None
-        config = self.source(setting)
-        admin = S3Store.from_connection(self.params.fence_conn_id, config.endpoint_and_bucket[1], limits=PROMPT)
-        return MinioFence(admin, config.access_key, setting.name)
+        return self.fence_on(setting, self.params.fence_conn_id) if self.params.fence_conn_id else None
 
 
 class _Unusable:

@@ -196,6 +196,32 @@ class S3Bucket(Bucket):
         finally:
             self._change("DELETE", key)
 
+    def takes_writes(self, key: str) -> bool | None:
+        """Ask whether the keys may write an object, and write nothing: copy to it an object that does not exist.
+
+        S3 looks at the right to write before it looks for what is to be copied.
+
+        Args:
+            key: Of our own; nothing may be there, nor under it with `-absent` at its end.
+
+        Returns:
+            None where that cannot be told: the keys may not read either, or the store does not copy objects.
+        """
+        absent = f"{key}-absent"
+        if not self.knows_keys():
+            return False
+        try:
+            if self.exists(absent):
+                return None
+        except PermanentError:
+            return None  # a copy could be refused for what it reads
+        with self._client() as client:
+            source = ("x-amz-copy-source", client.copy_source(absent))
+            answer = client.call("PUT", client.path(key), headers=(source,), length=0)
+        if answer.status == 404 and error_code(answer) == "NoSuchKey":
+            return True
+        return False if answer.status == 403 else None
+
     def _change(self, method: str, key: str, body: bytes = b"") -> None:
         with self._client() as client:
             length, headers = None, client.new_headers if method == "PUT" else ()

@@ -33,13 +33,13 @@ def check_door(
         carriers: What will carry other values, see `find_carriers`.
         old: The storage that the volume leaves.
         try_storage: Opens a storage with its keys, from where the clients are.
-        fenced: A write fence stays up on the old store for as long as a mount pod carries its values.
+        fenced: The old store refuses the old key's writes, for as long as a mount pod carries its values.
         required: An open way back is refused, not warned of.
     """
     if not carriers:
         return [ok(CHECK, "nothing carries the values of the old store")]
     if fenced:
-        return [ok(CHECK, f"the write fence refuses what {name_some(carriers)} would bring back")]
+        return [ok(CHECK, f"the old store refuses what {name_some(carriers)} would bring back")]
     found = refusal if required else warning
     writing = restarts_that_write(carriers)
     # Hundreds of pods may have the same values.
@@ -62,13 +62,16 @@ def check_door(
     return [ok(CHECK, f"the old store takes neither the old key nor what {name_some(carriers)} would write")]
 
 
-def check_old_key(old: StorageConfig, try_storage: Try) -> Finding:
+def check_old_key(old: StorageConfig, try_storage: Try, *, closed: bool = False) -> Finding:
     """Check that the store that a volume has left takes its old key no more.
 
     Args:
         old: The storage that the volume has left.
         try_storage: See `check_door`.
+        closed: The store was seen to refuse that key's writes.
     """
+    if closed:
+        return ok(OLD_KEY, f"the store behind {old.bucket} refuses its writes")
     if _takes(try_storage, old):
         return warning(
             OLD_KEY,

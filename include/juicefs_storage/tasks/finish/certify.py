@@ -71,7 +71,7 @@ def prove_finished(run: FinishRun, setting: Setting, mark: Mark, backup: Backup)
         StorageSwitchError: The cluster, the metadata or a store cannot be read.
     """
     runtime, params = run.runtime, run.params
-    carriers, door = run.look(setting)
+    carriers, door = run.look(setting, ask_door=True)
     others = unknown_sessions(runtime.metadata.sessions(), map(find_mount_path, running_mount_pods(runtime.cluster)))
     before, now = runtime.source(backup.setting), runtime.source(setting)
     difference = missing_blocks(runtime.metadata, setting, runtime.store_of(now, params.store_conn_id))

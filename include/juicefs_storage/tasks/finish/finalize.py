@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import TriggerRule
@@ -13,18 +14,22 @@ from include.juicefs_storage.finish.watch import Watched, WatchRecord
 from include.juicefs_storage.switch.findings import Finding
 from include.juicefs_storage.tasks.context import log, pull, push, run_id, why_it_failed
 from include.juicefs_storage.tasks.finish.run import FinishRun
-from include.juicefs_storage.tasks.finish.steps import REPLACED
+from include.juicefs_storage.tasks.finish.steps import DENIED, REPLACED
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.volume.carriers import Carrier
 from include.juicefs_storage.volume.setting import Setting
+
+#: What a run is called that ended with one of these tasks; the last of them counts.
+_ENDS = {"certify": "certified", "watch": "watched", "rehearse_off": "rehearsed", "close_door": "closed"}
 
 
 @runbook_task(trigger_rule=TriggerRule.ALL_DONE, retries=0)
 def finalize() -> dict[str, Any]:
     """Write the report: what was replaced, what still carries other values, and what is left to a person.
 
-    The run is green only if every mount pod of the plan carries the setting's values now. Releases the volume's Lease.
-    **Changes** nothing. **Safe to clear**: yes. The report is XCom `report`, as Markdown `markdown`, in a line `note`.
+    The run is green only if every mount pod of the plan carries the setting's values now. Releases the volume's Lease,
+    and takes back what a rehearsal of switching off has denied. **Changes** nothing else. **Safe to clear**: yes.
+    The report is XCom `report`, as Markdown `markdown`, in a line `note`.
     """
     planned = FinishPlan.model_validate(found) if (found := pull("plan")) else None
     problem = "\n".join(why_it_failed())
@@ -36,8 +41,9 @@ def finalize() -> dict[str, Any]:
     if planned and run:
         try:
             setting = run.runtime.setting()
+            _allow_again(run)
             run.lease(setting).release()
-            carriers, door = run.look(setting)
+            carriers, door = run.look(setting, ask_door=not run.params.dry_run)
             outcome, left = _judge(run, planned, setting)
         except StorageSwitchError as error:
             left = f"What is there now is not known: {error.problem}"
@@ -51,6 +57,8 @@ def finalize() -> dict[str, Any]:
         replaced=tuple(replaced),
         carriers=tuple(carrier.line for carrier in carriers),
         door=tuple(door),
+        closed=(pull("close_door") or {}).get("proven", ""),
+        rehearsed=(pull("rehearse_off") or {}).get("line", ""),
         watched=seen.line if seen else "",
         found=seen.found if seen else (),
         public_key=certified.get("public_key", ""),
@@ -63,11 +71,28 @@ def finalize() -> dict[str, Any]:
     return {"outcome": report.outcome}
 
 
+def _allow_again(run: FinishRun) -> None:
+    """Take back what a rehearsal of switching off has denied: its task may have been killed.
+
+    Raises:
+        StorageSwitchError: The store cannot be told. The denial ends by itself.
+    """
+    if not pull("rehearse_off", DENIED):
+        return
+    try:
+        if off := run.fence(run.last_move[1], datetime.now(UTC)):
+            off.down()
+    except StorageSwitchError as error:
+        until = pull("rehearse_off", DENIED)["until"]
+        problem = f"The old key may be denied until {until}: {error.problem}"
+        raise type(error)(problem, next_step=error.next_step) from error
+
+
 def _judge(run: FinishRun, planned: FinishPlan, setting: Setting) -> tuple[str, str]:
     """Return the outcome by the pods as they are now, and what is wrong where it is none."""
     if run.params.dry_run:
         return "planned", ""
-    done = "certified" if pull("certify") else "watched" if pull("watch") else ""
+    done = next((end for task, end in _ENDS.items() if pull(task)), "")
     if not planned.chosen:
         return done or ("named" if planned.mount_pods else "nothing to do"), ""
     step = run.refresh(setting)

@@ -9,12 +9,13 @@ from airflow.sdk import get_current_context
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.finish.params import resolve_finish_params
 from include.juicefs_storage.finish.plan import FinishPlan, in_order, later_steps
-from include.juicefs_storage.switch.findings import findings_markdown
+from include.juicefs_storage.switch.checks import ok, refusal
+from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.lease import check_leases
 from include.juicefs_storage.switch.moved_back import check_setting
 from include.juicefs_storage.tasks.approval import require_second_person
 from include.juicefs_storage.tasks.context import pull, push
-from include.juicefs_storage.tasks.finish.run import FinishRun
+from include.juicefs_storage.tasks.finish.run import FinishRun, two_stores
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import runbook_task
 
@@ -40,7 +41,7 @@ def plan() -> dict[str, Any]:
     setting = run.runtime.setting()
     carriers, door = run.look(setting)
     lease = check_leases(run.lease(setting))
-    findings = [*check_setting(run.runtime.vault, setting), *lease, *door]
+    findings = [*check_setting(run.runtime.vault, setting), *lease, *door, *_old_store(run)]
     if refused := [finding for finding in findings if finding.level == "refusal"]:
         push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
         lines = "\n".join(f"{finding.message} Remedy: {finding.remedy}" for finding in refused)
@@ -63,6 +64,22 @@ def plan() -> dict[str, Any]:
     return planned.model_dump(mode="json")
 
 
+def _old_store(run: FinishRun) -> list[Finding]:
+    """Check that there is an old store to close, and that its administrator can be asked."""
+    check, params = "administrator", run.params
+    if not (params.close_door or params.rehearse_off_s):
+        return []
+    if run.moved is None or not two_stores(run.moved[1]):
+        problem = "No run is known that moved this volume to another store: there is no old store to close."
+        return [refusal(check, problem, "leave close_door and rehearse_off_s off; the old key is withdrawn by you")]
+    try:
+        fence = run.fence(run.moved[1])
+        up = "; the fence is up" if fence and fence.is_up() else ""
+    except PermanentError as error:
+        return [refusal(check, error.problem, error.next_step)]
+    return [ok(check, f"the old store can be told{up}" if fence else "none is given: the old store is only asked")]
+
+
 @runbook_task(kind="branch")
 def choose_path() -> str:
     """End here in a dry run, or where there is nothing to do; else continue, through approval where required.
@@ -72,7 +89,7 @@ def choose_path() -> str:
     params, planned = FinishRun().params, FinishPlan.model_validate(pull("plan"))
     if params.dry_run or not (planned.chosen or planned.then):
         return "finalize"
-    if not planned.chosen and not params.watch:
+    if not planned.chosen and not (params.close_door or params.rehearse_off_s or params.watch):
         return "certify"
     require_second_person(asked=params.require_approval)
     return "approve" if params.require_approval else "refresh_mount_pods"

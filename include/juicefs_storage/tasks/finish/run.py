@@ -8,16 +8,18 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
+from include.juicefs_storage.finish.door import Door
 from include.juicefs_storage.finish.params import FinishParams
 from include.juicefs_storage.finish.plan import FinishPlan
 from include.juicefs_storage.finish.refresh import Refresh
 from include.juicefs_storage.finish.watch import Watch
+from include.juicefs_storage.ports import WriteFence
 from include.juicefs_storage.switch.backup import Backup, read_backup
 from include.juicefs_storage.switch.checks import check_door, check_old_key, ok
 from include.juicefs_storage.switch.findings import Finding, warning
 from include.juicefs_storage.switch.lease import VolumeLeases
 from include.juicefs_storage.switch.marks import Mark
-from include.juicefs_storage.switch.moved_back import check_setting, last_move
+from include.juicefs_storage.switch.moved_back import check_setting, moves
 from include.juicefs_storage.tasks.context import log, pull, run_id
 from include.juicefs_storage.tasks.runtime import VolumeRuntime
 from include.juicefs_storage.tasks.switch.run import volume_leases
@@ -116,17 +118,50 @@ class FinishRun:
 
     @cached_property
     def moved(self) -> tuple[Mark, Backup] | None:
-        """The last run that moved the volume: how it is marked, and its backup; None where no run is known."""
-        setting = self.runtime.setting()
+        """The last run that moved the volume from one store to another: how it is marked, and its backup.
+
+        Where none did, the last one that changed its keys or its address; None where no run is known.
+        """
+        found: tuple[Mark, Backup] | None = None
         try:
-            if found := last_move(self.runtime.vault, setting):
-                return found[0], read_backup(self.runtime.vault, found[1])
+            vault = self.runtime.vault
+            for mark, backup_id in moves(vault, self.runtime.setting()):
+                here = mark, read_backup(vault, backup_id)
+                if two_stores(here[1]):
+                    return here
+                found = found or here
         except StorageSwitchError as error:
             log.warning("Which store the volume has left is not known: %s", error.problem)
-        return None
+        return found
 
-    def look(self, setting: Setting) -> tuple[list[Carrier], list[Finding]]:
-        """Find what carries other values than the setting, and what that means."""
+    def door(self, setting: Setting, backup: Backup) -> Door:
+        """Return what closes the store that the volume has left, and asks it with the old key.
+
+        Args:
+            setting: The volume's.
+            backup: Of the run that moved the volume.
+        """
+        left, own = self.runtime.source(backup.setting), self.runtime.source(setting)
+        key = f"{setting.name}/{canary_name(run_id())}-door"
+        return Door(self.runtime.store_of(left), self.runtime.store_of(own), key, time.monotonic, time.sleep)
+
+    def fence(self, backup: Backup, off_until: datetime | None = None) -> WriteFence | None:
+        """Return what refuses the old key on the store that the volume has left; None where nobody administers it.
+
+        Args:
+            backup: Of the run that moved the volume.
+            off_until: Refuse the reads as well, until then (UTC).
+        """
+        conn_id = self.params.fence_conn_id
+        return self.runtime.fence_on(backup.setting, conn_id, off_until) if conn_id else None
+
+    def look(self, setting: Setting, *, ask_door: bool = False) -> tuple[list[Carrier], list[Finding]]:
+        """Find what carries other values than the setting, and what that means.
+
+        Args:
+            setting: The volume's.
+            ask_door: Ask whether the old store refuses the old key's writes, where `close_door` is on.
+        """
         pods, now = self.runtime.volume_pods(setting), self.runtime.source(setting)
         left = self.runtime.source(self.moved[1].setting) if self.moved else None
         carriers = find_carriers(pods, self.params.secret_name, now, left=[left.bucket] if left else [])
@@ -137,7 +172,9 @@ class FinishRun:
             )
             return carriers, [found]
         try_storage = self.runtime.try_storage
-        return carriers, [*check_door(carriers, left, try_storage), check_old_key(left, try_storage)]
+        closed = ask_door and self.params.close_door and self.door(setting, self.last_move[1]).is_closed()
+        door = check_door(carriers, left, try_storage, fenced=closed)
+        return carriers, [*door, check_old_key(left, try_storage, closed=closed)]
 
 
 def two_stores(backup: Backup) -> bool:
