@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.nav import Navigation
     from mkdocs.structure.pages import Page
+    from mkdocs.utils.templates import TemplateContext
 
 ROOT = Path(__file__).parents[2]
 #: File of the repository -> page of the site.
@@ -36,9 +38,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return site_links(markdown, page.file.src_uri, config.repo_url)
 
 
-def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Say which pages are Chinese: a browser chooses the font by it, a screen reader the voice."""
-    return output.replace('<html lang="en"', '<html lang="zh-CN"', 1) if page.file.src_uri.startswith("zh/") else output
+def on_page_context(context: TemplateContext, page: Page, config: MkDocsConfig, nav: Navigation) -> TemplateContext:
+    """Let the theme speak the page's language: its own words, and `lang`, by which browsers choose fonts."""
+    config.theme["language"] = "zh" if page.file.src_uri.startswith("zh/") else "en"
+    return context
 
 
 def site_links(markdown: str, page: str, repo_url: str | None) -> str:
