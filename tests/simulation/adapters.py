@@ -431,6 +431,7 @@ class SimulatedCluster(BareCluster):
             self._world.scheduler.sleep(timeout_s)
             raise TransientError("A write through the mount did not end.", next_step="look at the store") from None
         keys = _write(self._world, client.used, path)
+        self._world.scheduler.sleep(self._world.random.uniform(0.2, 2.0))  # `juicefs info` and the way back
         return ExecResult(0, "\n".join(f"| objectName {key} |" for key in keys), "")
 
 

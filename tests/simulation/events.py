@@ -171,6 +171,11 @@ def _mark(history: History, event: Event) -> None:
         history.run.schedule()
 
 
+def _mark_success(history: History, event: Event) -> None:
+    history.runs[0].mark(event.task, "success")
+    history.runs[0].schedule()
+
+
 EVENTS: dict[str, Callable[[History, Event], None]] = {
     "kill": _kill,
     "pause": _pause,
@@ -193,6 +198,9 @@ EVENTS: dict[str, Callable[[History, Event], None]] = {
     "clear": _clear,
     "mark": _mark,
 }
+#: What is drawn; `mark success` concerns the task at whose turn it happens.
+_DRAWN = tuple(EVENTS)
+EVENTS["mark success"] = _mark_success
 #: What may happen after the end of a run.
 _LATER = ("clear", "clear", "mark", "revert", "run deleted")
 
@@ -219,7 +227,7 @@ def draw_setup(random: Random) -> Setup:
 
 def draw_event(random: Random) -> Event:
     """Draw what happens, and when."""
-    kind, number = random.choice(list(EVENTS)), random.randrange(100)
+    kind, number = random.choice(_DRAWN), random.randrange(100)
     for_s = random.choice((2, 20, 90, 700, 4000))
     if random.random() < _AFTERWARDS:
         return Event(random.choice(_LATER), END, 0, 0.0, number, for_s)

@@ -64,7 +64,7 @@ class History:
         for event in self.events:
             self.world.scheduler.strikes.setdefault((event.task, event.turn), []).append(partial(self._strike, event))
         for client in self.world.clients:
-            write_on(self.world, client, random, until=self.world.scheduler.now + 90, every_s=3)
+            write_on(self.world, client, random, until=self.world.scheduler.now + self.setup.busy_s, every_s=3)
 
     def _strike(self, event: Event) -> None:
         if event.after_s:
@@ -242,7 +242,8 @@ class History:
         }
         for store in self.world.stores.values():
             store.denied.clear()  # see docs/fine-print.md
-        if self._half and (run is not self._half or self.seed % 2):
+        # Where one of the two refuses, since there is nothing to switch, the other is the way.
+        if self._half and (self._begun + self.seed) % 2:
             self.world.note(f"+ a person goes back to the backup of {self._half.run_id}")
             self.start_revert(self._half.run_id)
         else:

@@ -38,6 +38,7 @@ class Setup:
         fenced: The old store can refuse the clients' key, and the runs may have it do so.
         lost: How many files have lost their blocks, on both stores.
         skew_s: How far the clock of a worker may be off, in seconds.
+        busy_s: How long the clients write files, in seconds.
     """
 
     clients: int = 2
@@ -47,6 +48,7 @@ class Setup:
     fenced: bool = False
     lost: int = 0
     skew_s: float = 0.0
+    busy_s: float = 90.0
 
 
 @dataclass
