@@ -168,25 +168,36 @@ class Store:
 
         A server knows one secret key of an access key.
         """
+        before = self._identities()
         self._write_identity(_READ_AND_WRITE, *others)
         self._read_identity_again()
         taken = {(other.access_key, other.secret_key) for other in others}
-        for store in (self, *others):
+        for store in (self, *others, *(self.with_keys(*keys) for keys in before)):
             wait_for(
                 f"{self.name} knows its keys",
                 lambda store=store: store._writable() == ((store.access_key, store.secret_key) in taken),  # type: ignore[misc]
                 deadline_s=10,
             )
 
+    def _identities(self) -> list[tuple[str, str]]:
+        """Read the keys that the server takes."""
+        found = json.loads(self._identity.read_text())["identities"] if self._identity.exists() else []
+        return [(keys["accessKey"], keys["secretKey"]) for identity in found for keys in identity["credentials"]]
+
     def _write_identity(self, actions: list[str], *others: "Store") -> None:
+        had = len(self._identities())
         self._identity.touch(mode=0o600)
-        identities = [
+        identities: list[dict[str, object]] = [
             {
                 "name": f"lab-{number}",
                 "credentials": [{"accessKey": store.access_key, "secretKey": store.secret_key}],
                 "actions": actions,
             }
             for number, store in enumerate(others or (self,))
+        ]
+        # A server that reads this again keeps an identity whose name is gone: it is left without keys.
+        identities += [
+            {"name": f"lab-{number}", "credentials": [], "actions": []} for number in range(len(identities), had)
         ]
         self._identity.write_text(json.dumps({"identities": identities}))
 

@@ -99,6 +99,16 @@ def test_a_store_refuses_and_allows_writes_while_it_runs(lab: Lab) -> None:
     assert store.server() == pid, "it was not restarted"
 
 
+def test_a_key_that_is_taken_back_is_refused(lab: Lab) -> None:
+    """A server that reads its identities again keeps one whose name is gone."""
+    other = lab.old_store.with_keys("ANOTHERKEYANOTHER001", "another-secret")
+    lab.old_store.take_only(lab.old_store, other)
+    assert other.objects("none/") == {}
+    lab.old_store.take_only(lab.old_store)
+    with pytest.raises(other.client().exceptions.ClientError, match="InvalidAccessKeyId"):
+        other.objects("none/")
+
+
 def test_changes_are_counted_at_the_stores_and_at_the_database(lab: Lab) -> None:
     store, mariadb = lab.new_store, lab.mariadb
     before = store.mutating_requests()
