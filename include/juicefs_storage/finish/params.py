@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.params import Params, param, without_empty
-from include.juicefs_storage.switch.params import Runner, SwitchParams
+from include.juicefs_storage.switch.params import Runner, SwitchParams, require_each_once
 
 
 def _as_in_switch(name: str) -> Any:
@@ -23,6 +23,7 @@ class FinishParams(Params):
         "Volume", "Registered volume", "A name in `include/volumes.yaml`. Its entry fills in what is left empty.", None
     )
     kubernetes_conn_id: str = _as_in_switch("kubernetes_conn_id")
+    more_kubernetes_conn_ids: tuple[str, ...] = _as_in_switch("more_kubernetes_conn_ids")
     namespace: str = _as_in_switch("namespace")
     secret_name: str = _as_in_switch("secret_name")
     meta_conn_id: str | None = _as_in_switch("meta_conn_id")
@@ -120,6 +121,16 @@ class FinishParams(Params):
     )
     juicefs_runner: Runner = _as_in_switch("juicefs_runner")
 
+    @field_validator("more_kubernetes_conn_ids")
+    @classmethod
+    def _without_blanks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(filter(None, value))
+
+    @model_validator(mode="after")
+    def _each_cluster_once(self) -> FinishParams:
+        require_each_once([self.kubernetes_conn_id, *self.more_kubernetes_conn_ids])
+        return self
+
     @model_validator(mode="after")
     def _administrator(self) -> FinishParams:
         if self.rehearse_off_s and not self.fence_conn_id:
@@ -128,7 +139,9 @@ class FinishParams(Params):
 
 
 #: What an entry of the registry may fill in here.
-_BY_REGISTRY = frozenset({"kubernetes_conn_id", "namespace", "secret_name", "meta_conn_id", "juicefs_runner"})
+_BY_REGISTRY = frozenset(
+    {"kubernetes_conn_id", "more_kubernetes_conn_ids", "namespace", "secret_name", "meta_conn_id", "juicefs_runner"}
+)
 
 
 def resolve_finish_params(given: dict[str, Any], registry: dict[str, dict[str, Any]]) -> FinishParams:
@@ -153,5 +166,5 @@ def resolve_finish_params(given: dict[str, Any], registry: dict[str, dict[str, A
         )
     entry = {key: value for key, value in without_empty(registry[name]).items() if key in _BY_REGISTRY}
     defaults = {field: info.default for field, info in FinishParams.model_fields.items()}
-    chosen = {key: value for key, value in given.items() if value != defaults.get(key)}
+    chosen = {key: value for key, value in given.items() if value not in (defaults.get(key), [])}
     return FinishParams.validated({**entry, **chosen})

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from include.juicefs_storage.errors import NeedsHumanError, StorageSwitchError, TransientError
 from include.juicefs_storage.objects.bucket import Bucket
-from include.juicefs_storage.ports import Cluster, Pod
+from include.juicefs_storage.ports import Pod
 from include.juicefs_storage.records import Record
 from include.juicefs_storage.switch.step import LeaseCheck, no_lease
 from include.juicefs_storage.volume.canary import Move, prove_client
+from include.juicefs_storage.volume.clusters import Clusters, cluster_of, kubectl, name_in
 from include.juicefs_storage.volume.csi import CSI_CONTAINER, CSI_NODE_SELECTOR
 from include.juicefs_storage.volume.format_command import find_format
 from include.juicefs_storage.volume.mount_pods import (
@@ -75,13 +76,13 @@ class Refresh:
     confirm_lease: LeaseCheck = no_lease
 
     @property
-    def cluster(self) -> Cluster:
-        """Where the pods are: the first cluster alone is looked at."""
-        return self.pods.clusters.first
+    def clusters(self) -> Clusters:
+        """Where the pods are."""
+        return self.pods.clusters
 
     def observe(self, mount: MountPod) -> Pod | None:
         """Find the pod that serves a mount now, by node and path; None where none is ready."""
-        found = [pod for pod in running_mount_pods(self.cluster) if self._serves(pod, mount) and not pod.terminating]
+        found = [pod for pod in running_mount_pods(self.clusters) if self._serves(pod, mount) and not pod.terminating]
         return next((pod for pod in found if pod.ready), None)
 
     def apply(self, mount: MountPod, *, pause_s: float = 0) -> Refreshed | None:
@@ -106,7 +107,7 @@ class Refresh:
             raise NeedsHumanError(
                 f"Mount pod {mount.name} on {mount.node} is not ready, or no pod serves {mount.mount_path} any more.",
                 state="it was not touched",
-                next_step=f"kubectl -n {self.cluster.namespace} describe pod {mount.name}; then trigger the DAG again",
+                next_step=f"{kubectl(self.clusters.namespace, 'describe pod', mount.name)}; then trigger the DAG again",
             )
         self.confirm_lease()
         said = self._upgrade(now)
@@ -126,20 +127,26 @@ class Refresh:
         return (found.bucket, found.access_key) != (self.target.bucket, self.target.access_key.get_secret_value())
 
     def _serves(self, pod: Pod, mount: MountPod) -> bool:
-        return pod.node == mount.node and find_mount_path(pod) == mount.mount_path
+        here = cluster_of(pod.name) == cluster_of(mount.name) and pod.node == mount.node
+        return here and find_mount_path(pod) == mount.mount_path
 
     def _upgrade(self, pod: Pod) -> str:
         """Ask the csi-node of the pod's node; return what it said. Its exit code is 0 whatever becomes of the pod."""
-        nodes = [node for node in self.cluster.pods(CSI_NODE_SELECTOR) if node.node == pod.node and node.ready]
+        cluster, _, name = pod.name.rpartition("/")
+        nodes = [
+            node
+            for node in self.clusters.pods(CSI_NODE_SELECTOR)
+            if (cluster_of(node.name), node.node) == (cluster, pod.node) and node.ready
+        ]
         if not nodes:
             raise NeedsHumanError(
                 f"No csi-node pod is ready on {pod.node}: it alone can replace {pod.name}.",
                 state="that pod was not touched",
-                next_step=f"kubectl -n {self.cluster.namespace} get pods -l {CSI_NODE_SELECTOR} -o wide",
+                next_step=self._list_pods(CSI_NODE_SELECTOR, cluster),
             )
-        command = ["juicefs-csi-driver", "upgrade", pod.name, "--recreate"]
+        command = ["juicefs-csi-driver", "upgrade", name, "--recreate"]
         try:
-            result = self.cluster.exec(nodes[0].name, CSI_CONTAINER, command, timeout_s=UPGRADE_TIMEOUT_S)
+            result = self.clusters.exec(nodes[0].name, CSI_CONTAINER, command, timeout_s=UPGRADE_TIMEOUT_S)
         except TransientError as error:
             # The driver goes on by itself: what became of the pod is looked at.
             log.warning("The answer of the smooth upgrade of %s was lost: %s", pod.name, error.problem)
@@ -152,7 +159,7 @@ class Refresh:
             raise NeedsHumanError(
                 f"The driver did not replace mount pod {pod.name}: {why[-300:]}",
                 state="a pod that cannot be upgraded is left as it is; see below which pods were replaced before",
-                next_step=f"kubectl -n {self.cluster.namespace} delete pod {pod.name} at a quiet time (its users wait "
+                next_step=f"{kubectl(self.clusters.namespace, 'delete pod', pod.name)} at a quiet time (its users wait "
                 "about 12 s); it takes driver 0.25 and client 1.2.1 to do without",
             )
         return said
@@ -173,7 +180,7 @@ class Refresh:
                     f"No other mount pod serves {mount.mount_path} on {mount.node} {READY_TIMEOUT_S} s after the "
                     f"smooth upgrade of {old.name}.",
                     state="its users may wait; no other pod was touched",
-                    next_step=f"kubectl -n {self.cluster.namespace} get pods -l volume-id={mount.volume_id} -o wide; "
+                    next_step=f"{self._list_pods(f'volume-id={mount.volume_id}', cluster_of(mount.name))}; "
                     f"the driver said: {said[-300:] or 'nothing, its answer was lost'}",
                 )
             self.sleep(1)
@@ -191,13 +198,13 @@ class Refresh:
         Raises:
             NeedsHumanError: It is not proven.
         """
-        config = read_config(self.cluster, pod)
+        config = read_config(self.clusters, pod)
         if config["Format"].get("UUID") != self.pods.setting.uuid:
             raise self._not_as_before(pod, "its mount shows another volume")
         if (config.get("Meta") or {}).get("ReadOnly"):
             return "it is mounted read-only, and its `.config` shows the setting's bucket"
         name = f"{self.canary}-{pod.uid[:8]}"
-        state = prove_client(self.cluster, pod, Move(self.target, self.store), name, timeout_s=_PROOF_TIMEOUT_S)
+        state = prove_client(self.clusters, pod, Move(self.target, self.store), name, timeout_s=_PROOF_TIMEOUT_S)
         if state.problem:
             raise self._not_as_before(pod, state.problem)
         return "it wrote a block, which the store has"
@@ -225,9 +232,12 @@ class Refresh:
                 next_step="kubectl describe these pods before you go on",
             )
 
+    def _list_pods(self, selector: str, cluster: str) -> str:
+        return kubectl(self.clusters.namespace, f"get pods -l {selector} -o wide", name_in(cluster, ""))
+
     def _not_as_before(self, pod: Pod, problem: str) -> StorageSwitchError:
         return NeedsHumanError(
             f"Mount pod {pod.name} is not as before: {problem}.",
             state="no other pod was touched",
-            next_step=f"kubectl -n {self.cluster.namespace} logs {pod.name}",
+            next_step=kubectl(self.clusters.namespace, "logs", pod.name),
         )

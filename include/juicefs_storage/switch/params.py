@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -197,12 +198,7 @@ class SwitchParams(MoveParams):
 
     @model_validator(mode="after")
     def _each_cluster_once(self) -> SwitchParams:
-        given = Counter([self.kubernetes_conn_id, *self.more_kubernetes_conn_ids])
-        if twice := sorted(name for name, count in given.items() if count > 1):
-            raise ValueError(
-                "`kubernetes_conn_id`, `more_kubernetes_conn_ids`: expected each connection once, found "
-                f"{', '.join(twice)} more often"
-            )
+        require_each_once([self.kubernetes_conn_id, *self.more_kubernetes_conn_ids])
         return self
 
     @field_validator("more_kubernetes_conn_ids")
@@ -242,6 +238,19 @@ class SwitchParams(MoveParams):
         if value is not None and not ENDPOINT.match(value):
             raise ValueError("expected http(s)://host[:port] without bucket, path or keys")
         return value.rstrip("/") if value else value
+
+
+def require_each_once(conn_ids: Sequence[str]) -> None:
+    """Require that the clusters of a volume are all different, as far as their connections tell.
+
+    Raises:
+        ValueError: A connection is given twice.
+    """
+    if twice := sorted(name for name, count in Counter(conn_ids).items() if count > 1):
+        raise ValueError(
+            "`kubernetes_conn_id`, `more_kubernetes_conn_ids`: expected each connection once, found "
+            f"{', '.join(twice)} more often"
+        )
 
 
 #: What an entry of the registry may fill in: where a volume lives and where it may move. Never the safety params.

@@ -40,6 +40,10 @@ class VolumeParams(Protocol):
         """The cluster of the CSI driver."""
 
     @property
+    def more_kubernetes_conn_ids(self) -> tuple[str, ...]:
+        """Other clusters that have the volume mounted."""
+
+    @property
     def namespace(self) -> str:
         """Where the CSI driver and its Secret are."""
 
@@ -72,10 +76,30 @@ class VolumeRuntime:
 
     @cached_property
     def clusters(self) -> Clusters:
-        """The clusters that are looked at: the first alone."""
+        """Every cluster that has the volume mounted. A connection that leads to none counts as one that is away."""
+        from include.juicefs_storage.adapters.connections import missing_connections_explained
+        from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
         from include.juicefs_storage.volume.clusters import Clusters
 
-        return Clusters(self.cluster)
+        more: dict[str, Cluster] = {}
+        for conn_id in self._where.more_kubernetes_conn_ids:
+            try:
+                with missing_connections_explained():
+                    more[conn_id] = KubernetesCluster.from_connection(
+                        conn_id, self._where.namespace, partial(is_away, conn_id)
+                    )
+            except StorageSwitchError as error:
+                more[conn_id] = cast("Cluster", _Unusable(error))
+        return Clusters(self.cluster, more)
+
+    def juicefs_in(self, cluster: Cluster) -> JuiceFSCommand:
+        """Return the juicefs command line in a cluster, with the metaurl of the Secret there."""
+        from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
+        from include.juicefs_storage.volume.secret import addressing, metaurl_of, metaurl_secrets
+
+        secret = cluster.secret(self._where.secret_name)
+        mask(*metaurl_secrets(secret))
+        return in_controller_pod(cluster, metaurl_of(secret), addressing(secret))
 
     @cached_property
     def metaurl(self) -> Metaurl:
@@ -216,33 +240,6 @@ class Runtime(VolumeRuntime):
     def of_params(cls, params: dict[str, Any]) -> Runtime:
         """Build the runtime of a run with these params, as its first task resolved them."""
         return cls((RevertParams if "backup_id" in params else SwitchParams).model_validate(params))
-
-    @cached_property
-    def clusters(self) -> Clusters:
-        """Every cluster that has the volume mounted. A connection that leads to none counts as one that is away."""
-        from include.juicefs_storage.adapters.connections import missing_connections_explained
-        from include.juicefs_storage.adapters.kubernetes import KubernetesCluster
-        from include.juicefs_storage.volume.clusters import Clusters
-
-        more: dict[str, Cluster] = {}
-        for conn_id in self.params.more_kubernetes_conn_ids:
-            try:
-                with missing_connections_explained():
-                    more[conn_id] = KubernetesCluster.from_connection(
-                        conn_id, self.params.namespace, partial(is_away, conn_id)
-                    )
-            except StorageSwitchError as error:
-                more[conn_id] = cast("Cluster", _Unusable(error))
-        return Clusters(self.cluster, more)
-
-    def juicefs_in(self, cluster: Cluster) -> JuiceFSCommand:
-        """Return the juicefs command line in a cluster, with the metaurl of the Secret there."""
-        from include.juicefs_storage.adapters.juicefs_command import in_controller_pod
-        from include.juicefs_storage.volume.secret import addressing, metaurl_of, metaurl_secrets
-
-        secret = cluster.secret(self.params.secret_name)
-        mask(*metaurl_secrets(secret))
-        return in_controller_pod(cluster, metaurl_of(secret), addressing(secret))
 
     @cached_property
     def recorded(self) -> Backup | None:

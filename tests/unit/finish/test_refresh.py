@@ -80,14 +80,15 @@ class Cluster(FakeCluster):
         return ExecResult(0, KEY, "")
 
 
-def refresh(cluster: Cluster, *, on_store: bool = True) -> Refresh:
-    cluster.add("main", name="myjfs", metaurl=METAURL)
+def refresh(cluster: Cluster, *, on_store: bool = True, east: Cluster | None = None) -> Refresh:
+    for each in filter(None, (cluster, east)):
+        each.add("main", name="myjfs", metaurl=METAURL)
     store, time = FakeStore({KEY: 4096} if on_store else {}), [0.0]
 
     def sleep(seconds: float) -> None:
         time[0] += seconds
 
-    pods = VolumePods(Clusters(cluster), setting(NEW), "main")
+    pods = VolumePods(Clusters(cluster, {"east": east} if east else {}), setting(NEW), "main")
     return Refresh(pods, NEW, store, ".storage-switch-x", lambda: time[0], sleep)
 
 
@@ -99,6 +100,38 @@ def test_a_mount_pod_is_replaced_and_proven() -> None:
     assert cluster.asked == [[NODE.name, "juicefs-csi-driver", "upgrade", STALE.name, "--recreate"]]
     assert refresh(cluster).apply(MOUNT) is None, "done already"
     assert len(cluster.asked) == 1
+
+
+IN_EAST = MOUNT.model_copy(update={"name": f"east/{MOUNT.name}"})
+
+
+def test_a_mount_pod_of_another_cluster_is_replaced_by_the_csi_node_there() -> None:
+    first, east = Cluster(), Cluster()  # with the same names, on nodes of the same names
+    done = refresh(first, east=east).apply(IN_EAST)
+    assert done
+    assert (done.old, done.new) == (f"east/{STALE.name}", f"east/{FRESH.name}")
+    assert (len(first.asked), east.asked) == (
+        0,
+        [[NODE.name, "juicefs-csi-driver", "upgrade", STALE.name, "--recreate"]],
+    )
+    assert first.mounts == [STALE]
+
+
+@pytest.mark.parametrize(
+    ("world", "command"),
+    [
+        ({"nodes": []}, f"kubectl -n juicefs get pods -l {CSI_NODE_SELECTOR} -o wide (in cluster east)"),
+        (
+            {"says": "POD-FAIL [x] can not upgrade", "becomes": [STALE]},
+            f"kubectl -n juicefs delete pod {STALE.name} (in cluster east)",
+        ),
+    ],
+    ids=["no csi-node", "refused"],
+)
+def test_the_next_command_names_the_cluster(world: dict[str, Any], command: str) -> None:
+    with pytest.raises(NeedsHumanError) as error:
+        refresh(Cluster(), east=Cluster(**world)).apply(IN_EAST)
+    assert command in error.value.next_step
 
 
 def test_a_lost_answer_is_looked_up() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
-from include.juicefs_storage.errors import NeedsHumanError
+from include.juicefs_storage.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.finish.certificate import public_key_of, read_private_key, verify
 from include.juicefs_storage.finish.params import FinishParams, resolve_finish_params
 from include.juicefs_storage.finish.plan import FinishPlan, later_steps
@@ -104,6 +104,22 @@ def test_nothing_is_certified_while_a_point_is_open(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_registry_fills_in_where_the_volume_is() -> None:
-    entry = {"namespace": "storage", "secret_name": "home", "target_bucket": "elsewhere"}
+    entry = {
+        "namespace": "storage", "secret_name": "home", "target_bucket": "elsewhere",
+        "more_kubernetes_conn_ids": ["east"],
+    }  # fmt: skip
     found = resolve_finish_params({"volume": "home", "certify": True}, {"home": entry})
+    assert found.more_kubernetes_conn_ids == ("east",)
     assert (found.namespace, found.secret_name, found.certify, found.dry_run) == ("storage", "home", True, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"more_kubernetes_conn_ids": ["kubernetes_default"]}, "expected each connection once"),
+        ({"rehearse_off_s": 60}, "takes `fence_conn_id`"),
+    ],
+)
+def test_params_that_do_not_go_together_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(PermanentError, match=words):
+        FinishParams.validated(given)

@@ -7,7 +7,14 @@ from include.juicefs_storage.switch.checks.clients import (
     check_runner,
     check_volume,
 )
-from include.juicefs_storage.switch.checks.cluster import check_csi, check_distinct, check_rights, needed_rights
+from include.juicefs_storage.switch.checks.cluster import (
+    check_csi,
+    check_distinct,
+    check_each,
+    check_rights,
+    needed_rights,
+    rights_to_finish,
+)
 from include.juicefs_storage.switch.checks.consistency import check_consistency
 from include.juicefs_storage.switch.checks.door import check_door, check_old_key
 from include.juicefs_storage.switch.checks.places import check_places
@@ -37,6 +44,7 @@ __all__ = [
     "check_csi",
     "check_distinct",
     "check_door",
+    "check_each",
     "check_expired_sessions",
     "check_fence",
     "check_late_commits",
@@ -60,5 +68,6 @@ __all__ = [
     "ok",
     "only_pods_reach",
     "refusal",
+    "rights_to_finish",
     "warning",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import combinations
 
 from include.juicefs_storage.ports import Cluster, Right, Workload
 from include.juicefs_storage.switch.findings import Finding, ok, refusal
-from include.juicefs_storage.volume.clusters import Clusters
+from include.juicefs_storage.volume.clusters import FIRST, Clusters
 from include.juicefs_storage.volume.csi import CSI_CONFIG_MAP, CSI_CONTROLLER_SELECTOR, CSI_WORKLOADS
 
 #: Why a container of a pod that is getting on waits; any other reason is trouble.
@@ -45,9 +46,44 @@ def needed_rights(namespace: str) -> list[Right]:
     return rights
 
 
-def check_rights(cluster: Cluster) -> list[Finding]:
-    """Check every right before the first of them is needed."""
-    rights = needed_rights(cluster.namespace)
+def rights_to_finish(namespace: str) -> list[Right]:
+    """Return those that finishing a move uses: it patches nothing, and collects no diagnostics."""
+    diagnostics = {"events", "persistentvolumeclaims", "csidrivers", "csinodes"}
+    return [right for right in needed_rights(namespace) if right.verb != "patch" and right.resource not in diagnostics]
+
+
+def check_each(clusters: Clusters, check: str, look: Callable[[str, Cluster], list[Finding]]) -> list[Finding]:
+    """Make a check in every cluster. What it finds begins with the cluster's name, but for the first one's.
+
+    Args:
+        clusters: Which.
+        check: The check's name. A further cluster that does not answer is a refusal.
+        look: Makes it in one, given its name.
+
+    Raises:
+        StorageSwitchError: The first cluster does not answer.
+    """
+
+    def found_in(name: str, cluster: Cluster) -> list[Finding]:
+        found = look(name, cluster)
+        if not name:
+            return found
+        return [finding.model_copy(update={"message": f"Cluster {name}: {finding.message}"}) for finding in found]
+
+    findings, silent = clusters.ask_each(found_in)
+    if error := silent.get(FIRST):
+        raise error
+    return [*findings, *(refusal(check, error.problem, error.next_step) for error in silent.values())]
+
+
+def check_rights(cluster: Cluster, rights: Sequence[Right] | None = None) -> list[Finding]:
+    """Check every right before the first of them is needed.
+
+    Args:
+        cluster: Where.
+        rights: Which; None: all that a switch uses.
+    """
+    rights = needed_rights(cluster.namespace) if rights is None else rights
     missing = [right for right in rights if not cluster.allows(right)]
     return [
         refusal("rights", f"The connection's user may not {right}.", "apply deploy/rbac.yaml") for right in missing

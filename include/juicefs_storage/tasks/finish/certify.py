@@ -19,6 +19,7 @@ from include.juicefs_storage.switch.moved_back import check_setting
 from include.juicefs_storage.tasks.context import mask, push, run_id
 from include.juicefs_storage.tasks.finish.run import FinishRun, two_stores
 from include.juicefs_storage.tasks.runbook import runbook_task
+from include.juicefs_storage.volume.clusters import Clusters
 from include.juicefs_storage.volume.difference import missing_blocks
 from include.juicefs_storage.volume.mount_pods import find_mount_path, running_mount_pods
 from include.juicefs_storage.volume.setting import Setting
@@ -72,7 +73,7 @@ def prove_finished(run: FinishRun, setting: Setting, mark: Mark, backup: Backup)
     """
     runtime, params = run.runtime, run.params
     carriers, door = run.look(setting, ask_door=True)
-    others = unknown_sessions(runtime.metadata.sessions(), map(find_mount_path, running_mount_pods(runtime.cluster)))
+    others = unknown_sessions(runtime.metadata.sessions(), map(find_mount_path, running_mount_pods(runtime.clusters)))
     before, now = runtime.source(backup.setting), runtime.source(setting)
     difference = missing_blocks(runtime.metadata, setting, runtime.store_of(now, params.store_conn_id))
     lacking = difference.missing + difference.different
@@ -84,7 +85,7 @@ def prove_finished(run: FinishRun, setting: Setting, mark: Mark, backup: Backup)
         ),
         _claim(
             "clients",
-            "every client with a session is a mount pod of this cluster",
+            f"every client with a session is a mount pod of {_which(runtime.clusters)}",
             [session_name(session) for session in others],
             "unmount them: what they were made with is not known here",
         ),
@@ -104,6 +105,10 @@ def prove_finished(run: FinishRun, setting: Setting, mark: Mark, backup: Backup)
 def _claim(check: str, seen: str, against: list[str], remedy: str) -> Finding:
     """Make a finding of what was seen, or of what speaks against it."""
     return warning(check, "; ".join(against), remedy) if against else ok(check, seen)
+
+
+def _which(clusters: Clusters) -> str:
+    return f"these clusters: the first, {', '.join(clusters.more)}" if clusters.more else "this cluster"
 
 
 def signing_key() -> str:

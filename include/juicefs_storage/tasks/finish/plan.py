@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from airflow.sdk import get_current_context
@@ -9,7 +10,16 @@ from airflow.sdk import get_current_context
 from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.finish.params import resolve_finish_params
 from include.juicefs_storage.finish.plan import FinishPlan, in_order, later_steps
-from include.juicefs_storage.switch.checks import ok, refusal
+from include.juicefs_storage.ports import Cluster
+from include.juicefs_storage.switch.checks import (
+    check_distinct,
+    check_each,
+    check_rights,
+    check_secret_leads_to,
+    ok,
+    refusal,
+    rights_to_finish,
+)
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.lease import check_leases
 from include.juicefs_storage.switch.moved_back import check_setting
@@ -18,6 +28,8 @@ from include.juicefs_storage.tasks.context import pull, push
 from include.juicefs_storage.tasks.finish.run import FinishRun, two_stores
 from include.juicefs_storage.tasks.registry import read_registry
 from include.juicefs_storage.tasks.runbook import runbook_task
+from include.juicefs_storage.volume.clusters import name_in
+from include.juicefs_storage.volume.setting import Setting
 
 
 @runbook_task
@@ -39,14 +51,12 @@ def plan() -> dict[str, Any]:
     """
     run = FinishRun()
     setting = run.runtime.setting()
+    findings = [*check_setting(run.runtime.vault, setting), *_clusters(run, setting)]
+    _require_none_refused(findings)  # a cluster that cannot be read cannot be looked through
     carriers, door = run.look(setting)
-    lease = check_leases(run.lease(setting))
-    findings = [*check_setting(run.runtime.vault, setting), *lease, *door, *_old_store(run)]
-    if refused := [finding for finding in findings if finding.level == "refusal"]:
-        push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
-        lines = "\n".join(f"{finding.message} Remedy: {finding.remedy}" for finding in refused)
-        raise PermanentError(lines, state="nothing was changed")
-    stale = {carrier.name for carrier in carriers if carrier.kind == "mount pod"}
+    findings += [*check_leases(run.lease(setting)), *door, *_old_store(run)]
+    _require_none_refused(findings)
+    stale = {name_in(carrier.cluster, carrier.name) for carrier in carriers if carrier.kind == "mount pod"}
     mounts = [mount for mount in run.runtime.volume_pods(setting).mounts() if mount.name in stale]
     planned = FinishPlan(
         volume=setting.name,
@@ -62,6 +72,27 @@ def plan() -> dict[str, Any]:
     push("markdown", planned.to_markdown())
     push("subject", f"{planned.title}?")
     return planned.model_dump(mode="json")
+
+
+def _require_none_refused(findings: Sequence[Finding]) -> None:
+    """Raise PermanentError where one is a refusal."""
+    if refused := [finding for finding in findings if finding.level == "refusal"]:
+        push("markdown", "\n".join(["## Refused", *findings_markdown(findings)]))
+        lines = "\n".join(f"{finding.message} Remedy: {finding.remedy}" for finding in refused)
+        raise PermanentError(lines, state="nothing was changed")
+
+
+def _clusters(run: FinishRun, setting: Setting) -> list[Finding]:
+    """Check the rights in every cluster, and that each further one is another one that has this volume."""
+    clusters, runtime = run.runtime.clusters, run.runtime
+
+    def leads_here(name: str, cluster: Cluster) -> list[Finding]:
+        return check_secret_leads_to(runtime.juicefs_in(cluster), setting) if name else []
+
+    rights = check_each(clusters, "rights", lambda _, here: check_rights(here, rights_to_finish(here.namespace)))
+    if any(finding.level == "refusal" for finding in rights) or not clusters.more:
+        return rights
+    return [*rights, *check_distinct(clusters), *check_each(clusters, "metadata", leads_here)]
 
 
 def _old_store(run: FinishRun) -> list[Finding]:

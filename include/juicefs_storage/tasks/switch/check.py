@@ -32,7 +32,6 @@ from include.juicefs_storage.tasks.runtime import Runtime
 from include.juicefs_storage.tasks.switch.door import planned_door
 from include.juicefs_storage.tasks.switch.run import volume_leases
 from include.juicefs_storage.volume.canary import canary_name
-from include.juicefs_storage.volume.clusters import FIRST
 from include.juicefs_storage.volume.mount_pods import MountPod, VolumePods, mounts_in
 from include.juicefs_storage.volume.secret import volume_secrets
 from include.juicefs_storage.volume.setting import Setting, StorageConfig, normal_endpoint
@@ -88,7 +87,7 @@ def check_rights(runtime: Runtime) -> list[Finding]:
 
     **Changes** nothing. **Safe to clear**: yes, with Downstream. Remedy for a refusal: `deploy/rbac.yaml`.
     """
-    return _in_each(runtime, "rights", lambda _, cluster: checks.check_rights(cluster))
+    return checks.check_each(runtime.clusters, "rights", lambda _, cluster: checks.check_rights(cluster))
 
 
 @check_task
@@ -102,33 +101,12 @@ def check_csi(runtime: Runtime) -> list[Finding]:
     uuid = runtime.setting().uuid
     return checks.gather(
         "csi",
-        lambda: _in_each(
-            runtime, "csi", lambda _, cluster: checks.check_csi(cluster, rollout_timeout_s=timeout_s, now=now)
+        lambda: checks.check_each(
+            runtime.clusters, "csi", lambda _, cluster: checks.check_csi(cluster, rollout_timeout_s=timeout_s, now=now)
         ),
         lambda: checks.check_distinct(runtime.clusters),
         lambda: check_leases(volume_leases(runtime, uuid, needs_all=True)),
     )
-
-
-def _in_each(runtime: Runtime, check: str, look: Callable[[str, Cluster], list[Finding]]) -> list[Finding]:
-    """Make a check in every cluster. What it finds begins with the cluster's name, but for the first one's.
-
-    Args:
-        runtime: Of the run.
-        check: The check's name.
-        look: Makes it in one, given its name.
-    """
-
-    def found_in(name: str, cluster: Cluster) -> list[Finding]:
-        found = look(name, cluster)
-        if not name:
-            return found
-        return [finding.model_copy(update={"message": f"Cluster {name}: {finding.message}"}) for finding in found]
-
-    findings, silent = runtime.clusters.ask_each(found_in)
-    if error := silent.get(FIRST):
-        raise error
-    return [*findings, *(checks.refusal(check, error.problem, error.next_step) for error in silent.values())]
 
 
 @check_task
@@ -173,7 +151,7 @@ def _other_clusters(runtime: Runtime, setting: Setting) -> list[Finding]:
         # The first one is looked at by `check_metadata`.
         return checks.check_secret_leads_to(runtime.juicefs_in(cluster), setting) if name else []
 
-    return _in_each(runtime, "metadata", look)
+    return checks.check_each(runtime.clusters, "metadata", look)
 
 
 def _fence(runtime: Runtime, setting: Setting) -> list[Finding]:
@@ -220,7 +198,9 @@ def check_secrets(runtime: Runtime) -> list[Finding]:
         secrets = volume_secrets(cluster, runtime.params.secret_name, setting.name)
         return checks.check_secrets(cluster, setting, secrets, mounts_in(name, mounts))
 
-    return checks.gather("secrets", lambda: _in_each(runtime, "secrets", look), lambda: planned_door(runtime, setting))
+    return checks.gather(
+        "secrets", lambda: checks.check_each(runtime.clusters, "secrets", look), lambda: planned_door(runtime, setting)
+    )
 
 
 @check_task
