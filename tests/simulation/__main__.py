@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from tests.simulation.history import History, draw, shrink
+from tests.simulation.kills import Explored, explore
 from tests.simulation.patches import simulated
 
 _CHUNK = 50
@@ -56,7 +57,10 @@ def main() -> int:
     parser.add_argument("--histories", type=int, default=10_000, help="how many")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**9), help="of the first one")
     parser.add_argument("--replay", type=int, help="tell the history of this seed, and play no other")
+    parser.add_argument("--kills", action="store_true", help="every pair of kills in the cut-over instead")
     given = parser.parse_args()
+    if given.kills:
+        return _every_pair_of_kills()
     if given.replay is not None:
         print(explain(given.replay))
         return 0
@@ -75,6 +79,18 @@ def main() -> int:
     if wrong:
         print(explain(wrong[0].seed))
     return bool(wrong)
+
+
+def _every_pair_of_kills() -> int:
+    logging.disable(logging.CRITICAL)
+    explored = Explored()
+    with simulated():
+        for explored in explore():
+            print(f"{explored.histories} histories, {len(explored.states)} states", flush=True)
+    print(explored.outcomes)
+    for kills, wrong in explored.wrong:
+        print(f"WRONG: {'; '.join(map(str, kills))}: {'; '.join(wrong)}")
+    return bool(explored.wrong)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 from include.juicefs_storage.tasks.switch import apply, copies, proofs
 from tests.simulation.history import History, draw
+from tests.simulation.kills import explore
 from tests.simulation.patches import simulated
 from tests.simulation.world import Setup
 
@@ -83,3 +84,12 @@ def test_workers_whose_clocks_differ_move_a_healthy_volume() -> None:
     history = History(3, [], Setup(skew_s=60))
     history.go()
     assert history.outcomes == ["switched"], _tell(history, history.wrong)
+
+
+@pytest.mark.slow
+def test_no_pair_of_kills_in_the_cut_over_leaves_what_is_not_so(record_property: Callable[[str, object], None]) -> None:
+    """Every turn of its tasks for the first kill, each fifth one for the second: all of them take five minutes."""
+    for explored in explore(every=5):
+        assert not explored.wrong
+    record_property("states", len(explored.states))
+    assert explored.histories > 200
