@@ -216,7 +216,7 @@ class Watch:
             return []
         named = ", ".join(writes.examples)
         came = f"{counted(writes.found, 'block')} came to {writes.left.name}"
-        return [f"{came} that {self.target.name} lacked, such as {named}; copied"]
+        return [f"{came} that {self.target.name} lacked, such as {named}; copied, and looked at once more"]
 
     def _strangers(self, mounts: Sequence[MountPod]) -> list[str]:
         """Name the clients that live and are no mount pods. A session that is not renewed is left from a killed one."""

@@ -116,7 +116,7 @@ def test_a_block_that_came_to_the_left_store_is_copied_and_begins_the_time_again
     assert world.target.objects == {BLOCK: 4096}
     assert seen.quiet_since == world.at
     assert (seen.copied, len(seen.found)) == (1, 1)
-    assert f"1 block came to left that target lacked, such as {BLOCK}; copied" in seen.found[0]
+    assert f"1 block came to left that target lacked, such as {BLOCK}; copied, and looked at once more" in seen.found[0]
     quiet = world.look()
     assert (quiet.quiet_since, quiet.copied) == (seen.quiet_since, 1)
 

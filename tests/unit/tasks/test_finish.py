@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
+from pydantic import SecretStr
 
 from include.juicefs_storage.errors import NeedsHumanError, PermanentError
 from include.juicefs_storage.finish.certificate import public_key_of, read_private_key, verify
 from include.juicefs_storage.finish.params import FinishParams, resolve_finish_params
 from include.juicefs_storage.finish.plan import FinishPlan, later_steps
+from include.juicefs_storage.switch.change import Change
 from include.juicefs_storage.switch.checks import ok, warning
 from include.juicefs_storage.switch.findings import Finding
-from include.juicefs_storage.switch.marks import Mark
+from include.juicefs_storage.switch.marks import Mark, mark_id
 from include.juicefs_storage.tasks.finish import certify as certifying
 from include.juicefs_storage.tasks.finish import plan as planning
-from tests.support.fakes import MOUNT, NEW, UUID, backup, setting
+from include.juicefs_storage.tasks.finish.run import FinishRun
+from tests.support.fakes import MOUNT, NEW, OLD, UUID, FakeVault, backup, plan, setting
 
 AT = datetime(2026, 11, 29, 3, 0, tzinfo=UTC)
 PRIVATE = base64.b64encode(bytes(range(32))).decode()
@@ -123,3 +127,20 @@ def test_the_registry_fills_in_where_the_volume_is() -> None:
 def test_params_that_do_not_go_together_are_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(PermanentError, match=words):
         FinishParams.validated(given)
+
+
+def test_the_store_that_was_left_is_known_after_its_keys_were_changed_as_well() -> None:
+    """As is told where both stores have the same keys: first a key of its own for the new store, then finishing."""
+    vault, later = FakeVault(), AT + timedelta(days=1)
+    other_key = replace(NEW, access_key=SecretStr("OTHER"))
+    rotated = backup(
+        "myjfs.manual__2", later, setting_hex=setting(NEW).raw.hex(), plan=plan(change=Change(kind="keys"))
+    )
+    for at, made in ((AT, backup("myjfs.manual__1", AT)), (later, rotated)):
+        vault.save(made.backup_id, made.to_bytes())
+        vault.save(mark_id(made.backup_id, "switched"), Mark(UUID, at).to_bytes())
+    run = object.__new__(FinishRun)
+    run.__dict__["runtime"] = SimpleNamespace(vault=vault, setting=lambda: setting(other_key))
+    mark, found = run.last_move
+    assert (found.backup_id, mark.at) == ("myjfs.manual__1", AT)
+    assert found.setting.bucket == OLD.bucket

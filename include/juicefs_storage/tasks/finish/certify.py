@@ -16,7 +16,7 @@ from include.juicefs_storage.switch.checks import ok
 from include.juicefs_storage.switch.findings import Finding, warning
 from include.juicefs_storage.switch.marks import Mark
 from include.juicefs_storage.switch.moved_back import check_setting
-from include.juicefs_storage.tasks.context import mask, push, run_id
+from include.juicefs_storage.tasks.context import mask, pull, push, run_id
 from include.juicefs_storage.tasks.finish.run import FinishRun, two_stores
 from include.juicefs_storage.tasks.runbook import runbook_task
 from include.juicefs_storage.volume.clusters import Clusters
@@ -98,6 +98,7 @@ def prove_finished(run: FinishRun, setting: Setting, mark: Mark, backup: Backup)
             [f"{lacking} blocks are missing or cut: {'; '.join(difference.examples)}"] if lacking else [],
             "copy them from the old store (juicefs_storage_sync, plan=metadata)",
         ),
+        *([ok("watch", seen["seen"])] if (seen := pull("watch")) else []),
         ok("backup", f"{backup.backup_id} of {backup.created_at:%Y-%m-%d %H:%M} UTC can be opened"),
     ]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from include.juicefs_storage.errors import TransientError
-from include.juicefs_storage.switch.checks import check_door
+from include.juicefs_storage.switch.checks import check_door, check_old_key
 from include.juicefs_storage.volume.carriers import Carrier
 from include.juicefs_storage.volume.setting import StorageConfig
 from tests.support.fakes import NEW, OLD
@@ -64,3 +64,9 @@ def test_what_many_pods_would_write_is_tried_once() -> None:
 
     check_door([POD, replace(POD, name="another"), HARMLESS], OLD, refuses)
     assert asked == [AT_RESTART, OLD]
+
+
+def test_a_key_whose_writes_the_old_store_refuses_is_as_good_as_withdrawn() -> None:
+    assert check_old_key(OLD, takes(OLD)).level == "warning"
+    found = check_old_key(OLD, takes(OLD), closed=True)
+    assert (found.level, found.message) == ("ok", f"the store behind {OLD.bucket} refuses its writes")
