@@ -58,7 +58,7 @@ test-e2e:
 
 slow: fuse setup ## the tests that `make test` leaves out for their time, but those of `make faults`; half an hour
 	@./setup.sh celery
-	$(BIN)/python -m pytest -m slow tests/project tests/integration tests/e2e tests/soak
+	$(BIN)/python -m pytest -m slow tests/project tests/simulation tests/integration tests/e2e tests/soak
 
 demo: fuse setup ## a whole environment on this machine, and a live volume switched in it; CASE=copy, rotation, move
 	$(BIN)/python -m lab.demo --case $(CASE)
