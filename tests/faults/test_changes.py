@@ -157,6 +157,18 @@ def test_a_revoked_key_is_replaced_with_the_new_one(
     assert_nothing_lost(lab)
 
 
+@pytest.mark.slow
+def test_a_new_key_that_is_withdrawn_meanwhile_leads_back_to_the_old_one(
+    lab: Lab, start: Callable[..., Run], rotated: Store
+) -> None:
+    """Every look of the way back is then taken with the key that the clients have again."""
+    run = start(rotated, client_timeout_s=60)
+    run.before = {"prove_clients": lambda: lab.old_store.take_only(lab.old_store)}
+    assert run.go() == "rolled back", {k: v for k, v in run.errors.items() if v}
+    assert _access_keys(lab) == {lab.old_store.access_key}
+    assert_nothing_lost(lab)
+
+
 @pytest.fixture
 def minio(lab: Lab, start: Callable[..., Run], rotated: Store) -> Iterator[S3Proxy]:
     """The volume reaches its store at an address that has MinIO's admin API."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk import get_current_context
 
-from include.juicefs_storage.errors import NeedsHumanError, PermanentError
+from include.juicefs_storage.errors import NeedsHumanError, PermanentError, StorageSwitchError
 from include.juicefs_storage.ports import WriteFence
 from include.juicefs_storage.switch.backup import Backup
 from include.juicefs_storage.switch.change import Change
@@ -142,9 +142,16 @@ class SwitchRun:
     def old(self) -> Location:
         """The location in the backup."""
         config = self.runtime.source(self.before)
-        # Where only the keys change, the old one may be revoked: every look is taken with the new one.
-        store = self.runtime.target_store if self.change.kind == "keys" else self.runtime.source_store(config)
-        return Location(config, store)
+        # Where only the keys change, the old one may be revoked: looks are taken with the new one, as long as it works.
+        by_new_keys = self.change.kind == "keys" and self._new_keys_work()
+        return Location(config, self.runtime.target_store if by_new_keys else self.runtime.source_store(config))
+
+    def _new_keys_work(self) -> bool:
+        """Whether the store knows the new keys; one that does not answer is asked again by whoever needs it."""
+        try:
+            return self.runtime.target_store.knows_keys()
+        except StorageSwitchError:
+            return True
 
     @cached_property
     def new(self) -> Location:
