@@ -20,6 +20,7 @@ from tests.support.fenced import fenced, old_store_behind_proxy, switch
 from tests.support.harness import FINISH_ID, Run, vault
 from tests.support.labs import up
 from tests.support.s3_proxy import S3Proxy
+from tests.support.second_cluster import EAST, second_cluster
 from tests.support.worker import Fault
 from tests.support.world import assert_nothing_lost, row, writing
 
@@ -112,13 +113,19 @@ def test_a_container_that_restarts_is_warned_of_detected_and_after_finishing_har
         lab.old_store.take_only(lab.old_store)
 
 
+def go_back(lab: Lab) -> None:
+    """Have the volume on the old store."""
+    if bucket(lab) == lab.old_store.bucket_url:
+        return
+    back = switch(lab, lab.state / f"back-{time.monotonic_ns()}")
+    back.params |= {"target_conn_id": "minio_old", "target_bucket": lab.old_store.bucket}
+    assert back.go() == "switched", back.errors
+
+
 @pytest.fixture
 def proxied(lab: Lab) -> Iterator[S3Proxy]:
     """The volume was moved away from a store with an administrator."""
-    back = switch(lab, lab.state / f"back-{time.monotonic_ns()}")
-    back.params |= {"target_conn_id": "minio_old", "target_bucket": lab.old_store.bucket}
-    if bucket(lab) != lab.old_store.bucket_url:
-        assert back.go() == "switched", back.errors
+    go_back(lab)
     with old_store_behind_proxy(lab) as proxy:
         moved = switch(lab, lab.state / f"moved-{time.monotonic_ns()}")
         assert moved.go() == "switched", moved.errors
@@ -160,6 +167,7 @@ def test_a_move_is_finished_while_an_application_goes_on(lab: Lab, proxied: S3Pr
     assert "refuses the old key's writes: the fence is up, and stays up" in report
     said = [claim.seen for claim in verify(made.xcom("certify", "certificate"), public_key(made)).claims]
     assert any("refuses its writes" in line for line in said)
+    assert any(line.startswith("quiet since") for line in said)
     assert writer.summary().write_errors == []
     assert_nothing_lost(lab, writer)
 
@@ -192,4 +200,26 @@ def test_a_rehearsal_of_switching_off_is_undone_at_the_first_error_and_after_a_k
     assert made.struck == {killed: 1}
     assert seen == [True], "it was denied when the worker was killed"
     assert proxied.groups == set()
+    assert_nothing_lost(lab, writer)
+
+
+def test_mount_pods_of_another_cluster_are_replaced_there(
+    lab: Lab, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    go_back(lab)
+    both = {"more_kubernetes_conn_ids": [EAST]}
+    with second_cluster(lab, lab.old_store, tmp_path_factory.mktemp("east"), keeps_fuse=True) as east:
+        moved = switch(lab, tmp_path / "moved")
+        moved.params |= both
+        moved.environment |= east.connection
+        assert moved.go() == "switched", moved.errors
+        made = finish(lab, tmp_path / "both", refresh_mount_pods=True, most_pods=0, **both)
+        made.environment |= east.connection
+        with writing(lab, "both") as writer:
+            assert made.go() == "refreshed", made.errors
+        replaced = {row["old"]: row["new"] for row in made.xcom("refresh_mount_pods")}
+        assert [old.startswith(f"{EAST}/") and new.startswith(f"{EAST}/") for old, new in replaced.items()].count(True)
+        assert made.xcom("finalize", "report")["carriers"] == []
+        assert "Cluster kubernetes_east: all" in made.xcom("plan", "markdown")
+        assert writer.summary().write_errors == []
     assert_nothing_lost(lab, writer)
