@@ -139,13 +139,18 @@ class Client:
             self.world.slices[slice_id] = (size, path)
             self.world.acknowledge(path, slice_id, size)
 
-    def restart(self, delay_s: float) -> None:
-        """Have the container restarted: its command writes the values that it was made with into the setting first."""
+    def restart(self, delay_s: float, writes: Callable[[], bool]) -> None:
+        """Have the container restarted: its command writes the values that it was made with into the setting first.
+
+        Args:
+            delay_s: Until it starts, in seconds.
+            writes: Whether it does so, asked when it starts.
+        """
         self.restarts += 1
         self.asleep = True
 
         def start() -> None:
-            if self.format_values:
+            if self.format_values and writes():
                 self.world.format(self.format_values)
             self.asleep, self.started_at = False, self.world.scheduler.now
             self.shown = self.world.row

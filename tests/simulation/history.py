@@ -73,7 +73,7 @@ class History:
             self._happen(event)
 
     def _happen(self, event: Event) -> None:
-        if self._over and event.task != END:
+        if self.over and event.task != END:
             return  # what comes after is no part of the run
         self.world.note(f"* {event}")
         EVENTS[event.kind](self, event)
@@ -98,7 +98,8 @@ class History:
         return found or ([self.run] if self._half else [])
 
     @property
-    def _over(self) -> bool:
+    def over(self) -> bool:
+        """Whether all runs have ended."""
         for run in self.runs:  # noqa: SIM110  asked at every turn: faster than `all`
             if not run.ended:
                 return False
@@ -149,7 +150,7 @@ class History:
     def _let_end(self) -> None:
         """Let all runs end, and the writes that are in flight then."""
         world = self.world
-        world.scheduler.run(lambda: self._over)
+        world.scheduler.run(lambda: self.over)
         # No client is killed any more: a started container writes its old values, whatever the run has proven.
         world.scheduler.strikes.clear()
         end = world.scheduler.now + _IN_FLIGHT_S
