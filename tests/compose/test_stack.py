@@ -120,7 +120,7 @@ def test_the_dags_are_there_and_not_paused(airflow: Airflow) -> None:
 def test_initialising_again_changes_nothing(stack: Stack, airflow: Airflow) -> None:
     by_hand = {"name": "juicefs_storage", "slots": 5, "include_deferred": False}
     airflow.api("PATCH", "/pools/juicefs_storage", params={"update_mask": ["slots"]}, json=by_hand)
-    stack.compose("run", "--rm", "--no-deps", "airflow-init", deadline_s=300)
+    stack.compose("run", "--rm", "--no-deps", "airflow-init", deadline_s=600)
     assert airflow.api("GET", "/pools/juicefs_storage")["slots"] == 5
     assert log_in(airflow, stack.user, stack.password).get("/api/v2/dags").status_code == 200
 
