@@ -48,13 +48,13 @@ test: fuse lint ## lint, then the unit, integration and e2e tests, and a few of 
 	@$(MAKE) --no-print-directory -j3 -O test-integration test-faults test-e2e
 
 test-integration:
-	$(BIN)/python -m pytest -m "not slow" tests/integration
+	$(BIN)/python -m pytest -m "not slow" tests/integration --ignore=tests/integration/refusals
 
 test-faults:
 	$(BIN)/python -m pytest -m "not slow" tests/unit tests/faults
 
 test-e2e:
-	$(BIN)/python -m pytest -m "not slow" tests/project tests/simulation tests/e2e
+	$(BIN)/python -m pytest -m "not slow" tests/project tests/simulation tests/integration/refusals tests/e2e
 
 slow: fuse setup ## the tests that `make test` leaves out for their time, but those of `make faults`; half an hour
 	@./setup.sh celery

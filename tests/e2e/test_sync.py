@@ -74,7 +74,7 @@ def kill(lab: Lab, airflow: Airflow, path: str) -> None:
 
 
 def kill_planner(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
-    """Kill a task that lists the source, which does not answer meanwhile."""
+    """Kill a task that lists the source, which does not answer; return when all have listed, and none copies."""
     path, source = task_path(run_id, "list_source", index), lab.old_store.server()
     assert source
     try:
@@ -94,7 +94,15 @@ def kill_planner(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
         kill(lab, airflow, path)
     finally:
         os.kill(source.pid, signal.SIGCONT)
-        slots(airflow, POOL_SLOTS)
+
+    def listed() -> bool:
+        tasks = [t for t in airflow.task_states(DAG_ID, run_id) if t.task_id == "list_source"]
+        if any(t.state == "running" and t.try_number > 1 for t in tasks):
+            slots(airflow, 0)  # what runs goes on, and no copy begins
+        return {t.state for t in tasks} == {"success"}
+
+    wait_for("the source is listed", listed, deadline_s=RUN_S, poll_s=0.2)
+    slots(airflow, 0)
 
 
 def slots(airflow: Airflow, count: int) -> None:
@@ -118,9 +126,9 @@ def kill_copy(lab: Lab, airflow: Airflow, run_id: str, index: int) -> None:
 
 
 def states(airflow: Airflow, run_id: str) -> list[str]:
-    """Of the tasks that say how far they are, as the pages read them."""
+    """Of the tasks that copy or compare, in which each says how far it is, as the pages read it."""
     answer = airflow.page(f"runs/{DAG_ID}/{quote(run_id, safe='')}/progress")
-    return [task["state"] for task in answer.json()["tasks"]]
+    return [task["state"] for task in answer.json()["tasks"] if task["task_id"] in {"copy", "verify"}]
 
 
 @contextmanager
@@ -139,10 +147,11 @@ def puts(requests: dict[tuple[str, str], int]) -> int:
 
 def test_a_killed_planner_and_partition_run_again_alone_and_nothing_is_copied_twice(lab: Lab, airflow: Airflow) -> None:
     written, before = lab.old_store.mutating_requests(), puts(lab.new_store.requests())
+    slots(airflow, 0)
+    run_id = start(lab, airflow, dry_run=False, bandwidth_mib_s=4, planners=2)
+    kill_planner(lab, airflow, run_id, 1)
     with paused(airflow):
-        slots(airflow, 0)
-        run_id = start(lab, airflow, dry_run=False, bandwidth_mib_s=4, planners=2)
-        kill_planner(lab, airflow, run_id, 1)
+        slots(airflow, POOL_SLOTS)
         wait_for("all are paused", lambda: states(airflow, run_id) == ["paused"] * 3, deadline_s=120, poll_s=0.5)
         assert lab.new_store.objects(PREFIX) == {}
     kill_copy(lab, airflow, run_id, 1)

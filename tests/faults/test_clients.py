@@ -46,6 +46,7 @@ def test_the_cut_over_waits_until_no_client_uploads(fault_lab: Lab, start: Start
     assert report.count("within the 30 s that the runbook expects") == len(fault_lab.mounts())
 
 
+@pytest.mark.slow
 def test_the_cut_over_goes_ahead_while_a_client_uploads_when_its_time_is_over(
     fault_lab: Lab, sides: Sides, start: Start
 ) -> None:

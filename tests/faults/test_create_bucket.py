@@ -19,6 +19,7 @@ def _buckets(sides: Sides) -> set[str]:
     return {found["Name"] for found in sides.target.client().list_buckets()["Buckets"]}
 
 
+@pytest.mark.slow
 def test_a_bucket_is_made_after_the_approval_where_that_was_asked_for(
     fault_lab: Lab, sides: Sides, start: Start
 ) -> None:

@@ -117,7 +117,7 @@ REVERT_BACK = [
     Fault("copy_back_again", "during", COPY),
 ]
 #: Those that `make test` runs too: the cut-over itself, and the way back.
-SOME = {("write_setting", "during", 1), ("patch_secret", "after", 1)}
+SOME = {("write_setting", "during", 1)}
 SOME_BACK = {("restore_setting", "during", 1)}
 
 

@@ -58,6 +58,7 @@ def test_a_held_run_whose_check_is_cleared_says_where_the_volume_is(fault_lab: L
     assert run.go() == "switched", run.errors
 
 
+@pytest.mark.slow
 def test_the_report_begins_with_what_failed_first(fault_lab: Lab, start: Start) -> None:
     run = start(fails("prove_fresh_mount", "before"))
     assert run.go() == "rolled back", run.errors

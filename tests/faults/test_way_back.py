@@ -89,6 +89,7 @@ def test_an_old_store_that_dies_during_the_rollback_stops_it_before_a_client_mov
     tell("restore_secret", "the old store dies", "copy_back cleared when it served", f"held, then {outcome}")
 
 
+@pytest.mark.slow
 def test_no_file_of_another_run_stops_a_run_or_its_way_back(
     fault_lab: Lab, sides: Sides, start: Start, tell: Tell
 ) -> None:

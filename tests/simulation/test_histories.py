@@ -15,7 +15,7 @@ from tests.simulation.kills import explore
 from tests.simulation.patches import simulated
 from tests.simulation.world import Setup
 
-_FIXED, _RANDOM = 60, 60
+_FIXED, _RANDOM = 40, 20
 
 
 @pytest.fixture(autouse=True, scope="module")
