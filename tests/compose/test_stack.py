@@ -18,7 +18,7 @@ from lab.environment import Lab
 from lab.process import wait_for
 from tests.support import compose_stack, docker_engine
 from tests.support.compose_stack import Stack
-from tests.support.labs import lab_required
+from tests.support.labs import lab_required, up_with_objects
 from tests.support.live_runs import RUN_S, SWITCH, buckets, finish, start_switch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -39,18 +39,7 @@ VIEWER_PASSWORD = "looks-only"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A volume on the old store, and objects beside it."""
-    with lab_required():
-        lab = Lab.up(tmp_path_factory.mktemp("lab"), heartbeat_s=3)
-    try:
-        lab.seed(30)
-        client = lab.old_store.client()
-        for number in range(OBJECTS):
-            body = number.to_bytes(4, "big") * (BYTES // 4)
-            client.put_object(Bucket=lab.old_store.bucket, Key=f"{PREFIX}{number:04}.bin", Body=body)
-        yield lab
-    finally:
-        lab.down()
+    yield from up_with_objects(tmp_path_factory.mktemp("lab"), PREFIX, OBJECTS, BYTES)
 
 
 @pytest.fixture(scope="module")

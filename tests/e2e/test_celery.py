@@ -14,7 +14,7 @@ from lab.airflow import Airflow
 from lab.celery import PostgreSQL, Redis
 from lab.environment import Lab, tear_down
 from lab.process import Server, wait_for
-from tests.support.labs import lab_required
+from tests.support.labs import lab_required, up_with_objects
 from tests.support.live_runs import SWITCH, buckets, finish, start_switch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -28,18 +28,7 @@ HEARTBEAT_TIMEOUT_S = 20
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A volume on the old store; objects beside it."""
-    with lab_required():
-        lab = Lab.up(tmp_path_factory.mktemp("lab"), heartbeat_s=3)
-    try:
-        lab.seed(30)
-        client = lab.old_store.client()
-        for number in range(OBJECTS):
-            body = number.to_bytes(4, "big") * (BYTES // 4)
-            client.put_object(Bucket=lab.old_store.bucket, Key=f"{PREFIX}{number:04}.bin", Body=body)
-        yield lab
-    finally:
-        lab.down()
+    yield from up_with_objects(tmp_path_factory.mktemp("lab"), PREFIX, OBJECTS, BYTES)
 
 
 @pytest.fixture(scope="module")

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from include.juicefs_storage.tasks.switch import apply, copies, proofs
 from tests.simulation.history import History, draw
 from tests.simulation.kills import explore
-from tests.simulation.patches import simulated
 from tests.simulation.world import Setup
 
 _FIXED, _RANDOM = 40, 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def simulation() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    with simulated():
-        yield
-    logging.disable(logging.NOTSET)
 
 
 def _tell(history: History, wrong: list[str]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +18,6 @@ from include.juicefs_storage.volume.canary import ClientState, Move, Reload
 from tests.simulation.adapters import SimulatedMetadata
 from tests.simulation.events import Event
 from tests.simulation.history import History
-from tests.simulation.patches import simulated
 from tests.simulation.world import Setup
 
 #: For longer than any run takes, in seconds.
@@ -125,14 +122,6 @@ FAULTS = [
         ((_Guard, "_put_right", lambda *_: None),),
     ),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def simulation() -> Iterator[None]:
-    logging.disable(logging.CRITICAL)
-    with simulated():
-        yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)

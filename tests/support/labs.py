@@ -44,3 +44,21 @@ def up(state: Path, *, airflow: bool, heartbeat_s: int = 3, keeps_fuse: bool = F
         yield lab
     finally:
         lab.down()
+
+
+def up_with_objects(state: Path, prefix: str, count: int, size: int) -> Iterator[Lab]:
+    """Run a lab with a volume on the old store, and objects beside it that a copy takes.
+
+    Args:
+        state: The lab's folder.
+        prefix: What their keys begin with.
+        count: How many.
+        size: Of each, in bytes; a multiple of 4.
+    """
+    with contextmanager(up)(state, airflow=False) as lab:
+        lab.seed(30)
+        client = lab.old_store.client()
+        for number in range(count):
+            body = number.to_bytes(4, "big") * (size // 4)
+            client.put_object(Bucket=lab.old_store.bucket, Key=f"{prefix}{number:04}.bin", Body=body)
+        yield lab
