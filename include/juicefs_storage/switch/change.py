@@ -57,6 +57,10 @@ class Change(Record):
         return self.kind in {"keys", "address"}
 
 
+#: Where it is not known how the storage changes, the most is asked.
+TWO_STORES = Change()
+
+
 def find_change(
     before: StorageConfig,
     after: StorageConfig,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from include.juicefs_storage.switch.change import Change
+from include.juicefs_storage.switch.change import TWO_STORES, Change
 
 RunOutcome = Literal[
     "switched",
@@ -53,12 +53,11 @@ _IN_ONE_STORE: Mapping[RunOutcome, str] = {
     "missing.",
     "rolled back": "A step failed; the volume has its old {what} again, and every client is proven.",
 }
-_TWO_STORES = Change()
 #: The outcomes that say of every client that it is proven.
 _ALL_PROVEN: frozenset[RunOutcome] = frozenset({"switched", "reverted", "rolled back"})
 
 
-def meaning_of(outcome: RunOutcome, accepted: Sequence[str], change: Change = _TWO_STORES) -> str:
+def meaning_of(outcome: RunOutcome, accepted: Sequence[str], change: Change = TWO_STORES) -> str:
     """Say what an outcome means.
 
     Args:

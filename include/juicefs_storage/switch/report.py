@@ -9,7 +9,7 @@ from typing import Any
 from include.juicefs_storage.failures import Failure
 from include.juicefs_storage.markdown import bullets, counted
 from include.juicefs_storage.records import Record
-from include.juicefs_storage.switch.change import MEANING, Change
+from include.juicefs_storage.switch.change import MEANING, TWO_STORES, Change
 from include.juicefs_storage.switch.findings import Finding, findings_markdown
 from include.juicefs_storage.switch.outcome import RunOutcome
 from include.juicefs_storage.switch.plan import StorageView
@@ -42,7 +42,6 @@ OLD_KEY = (
 )
 #: The same, where the store refuses it.
 _OLD_KEY_REFUSED = "The store does not take the old key any more: nothing that has kept it can use the store."
-_TWO_STORES = Change()
 
 
 class Report(Record):
@@ -184,7 +183,7 @@ def accepted_lines(accepted: Sequence[str], results: Mapping[str, Mapping[str, A
     return [f"client `{name}` is **not proven**, which was accepted; {seen}" for name in accepted]
 
 
-def proof_lines(results: Mapping[str, Mapping[str, Any]], change: Change = _TWO_STORES) -> list[str]:
+def proof_lines(results: Mapping[str, Mapping[str, Any]], change: Change = TWO_STORES) -> list[str]:
     """Say what the steps proved, a sentence each.
 
     Args:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from airflow.sdk import get_current_context
 
+from include.juicefs_storage.errors import PermanentError
 from include.juicefs_storage.failures import ERROR, Failure, first_failure
 from include.juicefs_storage.volume.setting import StorageConfig
 
@@ -73,6 +74,20 @@ def why_it_failed() -> list[str]:
         failures.append(failure_of(task_id, int(index)))
     first = first_failure(failures, dag.task_ids)
     return [first.to_markdown(), ""] if first else []
+
+
+def validated_params() -> dict[str, Any]:
+    """Return the params of this run as its first task validated them.
+
+    Raises:
+        PermanentError: It has not.
+    """
+    params: dict[str, Any] | None = pull("resolve_params")
+    if not params:
+        raise PermanentError(
+            "The params of this run were not validated.", next_step="clear resolve_params with Downstream"
+        )
+    return params
 
 
 def mask_keys(config: StorageConfig) -> None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
-from include.juicefs_storage.errors import PermanentError, StorageSwitchError, UnreachableError
+from include.juicefs_storage.errors import StorageSwitchError, UnreachableError
 from include.juicefs_storage.names import BACKUP_CONN_ID
 from include.juicefs_storage.ports import NO_ANSWER, Cluster, WriteFence
 from include.juicefs_storage.switch.backup import Backup, read_backup
 from include.juicefs_storage.switch.params import RevertParams, Runner, SwitchParams
-from include.juicefs_storage.tasks.context import METADATA, is_away, mask, mask_keys, pull
+from include.juicefs_storage.tasks.context import METADATA, is_away, mask, mask_keys, validated_params
 from include.juicefs_storage.volume.setting import Setting, StorageConfig
 
 if TYPE_CHECKING:
@@ -229,12 +229,7 @@ class Runtime(VolumeRuntime):
     @classmethod
     def of_run(cls) -> Runtime:
         """Build the runtime of the task that is running, from the params that the run's first task validated."""
-        params = pull("resolve_params")
-        if not params:
-            raise PermanentError(
-                "The params of this run were not validated.", next_step="clear resolve_params with Downstream"
-            )
-        return cls.of_params(params)
+        return cls.of_params(validated_params())
 
     @classmethod
     def of_params(cls, params: dict[str, Any]) -> Runtime:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from include.juicefs_storage.errors import StorageSwitchError
 from include.juicefs_storage.objects.bucket import Bucket
 from include.juicefs_storage.ports import MetadataStore
-from include.juicefs_storage.switch.change import Change
+from include.juicefs_storage.switch.change import TWO_STORES, Change
 from include.juicefs_storage.switch.findings import Finding, ok, refusal, warning
 from include.juicefs_storage.switch.params import Consistency
 from include.juicefs_storage.volume.block_contents import BlockContents, How
@@ -27,7 +27,6 @@ from include.juicefs_storage.volume.setting import Setting
 
 CHECK = "consistency"
 _NOT_COMPARED = warning(CHECK, "The stores were not compared.", "set consistency=listing")
-_TWO_STORES = Change()
 SAMPLE_BLOCKS = 200
 _COPY_AGAIN = "where the old store has them whole, remove these objects from the new one and copy them again; else "
 #: What tells that a block is whole, see `BlockContents`.
@@ -54,7 +53,7 @@ def check_consistency(
     *,
     mode: Consistency,
     catch_up: bool,
-    change: Change = _TWO_STORES,
+    change: Change = TWO_STORES,
     accept_lost: int = 0,
     new_bucket: bool = False,
 ) -> tuple[list[Finding], Difference]:

@@ -20,7 +20,7 @@ from include.juicefs_storage.switch.findings import Finding, warning
 from include.juicefs_storage.switch.lease import VolumeLeases
 from include.juicefs_storage.switch.marks import Mark
 from include.juicefs_storage.switch.moved_back import check_setting, moves
-from include.juicefs_storage.tasks.context import log, pull, run_id
+from include.juicefs_storage.tasks.context import log, pull, run_id, validated_params
 from include.juicefs_storage.tasks.runtime import VolumeRuntime
 from include.juicefs_storage.tasks.switch.run import volume_leases
 from include.juicefs_storage.volume.canary import canary_name
@@ -32,12 +32,7 @@ class FinishRun:
     """What the tasks of a run share."""
 
     def __init__(self) -> None:
-        given = pull("resolve_params")
-        if not given:
-            raise PermanentError(
-                "The params of this run were not validated.", next_step="clear resolve_params with Downstream"
-            )
-        self.params = FinishParams.model_validate(given)
+        self.params = FinishParams.model_validate(validated_params())
         self.runtime = VolumeRuntime(self.params)
 
     def lease(self, setting: Setting) -> VolumeLeases:
